@@ -1,0 +1,1 @@
+//! The CPU: the oracle every other device is checked against.

@@ -1,0 +1,3 @@
+//! Flags to a command; no logic.
+
+fn main() {}

@@ -1,0 +1,133 @@
+//! The layout rules, as tests: imports go one way, files stay small, `unsafe` stays where it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules from top to bottom; a module may import only from later rows.
+const LAYERS: &[&[&str]] = &[
+    &["main"],
+    &["cli"],
+    &["config"],
+    &["http"],
+    &["engine"],
+    &["adapter", "model", "scheduler", "text"],
+    &["backend"],
+    &["delta", "request", "site"],
+    &["dtype", "ids"],
+];
+/// The only files that may say `unsafe`.
+const UNSAFE_FILES: &[&str] = &["backend/cpu/simd.rs"];
+const FILE_LINES_MAX: usize = 500;
+const LINE_COLUMNS_MAX: usize = 100;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "cu" || e == "cuh") {
+            found.push(path);
+        }
+    }
+}
+
+fn layer(module: &str) -> usize {
+    let found = LAYERS.iter().position(|l| l.contains(&module));
+    found.unwrap_or_else(|| panic!("module {module} has no layer in tests/it/tidy.rs"))
+}
+
+/// Code lines of a source file: comments and doc comments left out.
+fn code_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.starts_with("//"))
+}
+
+#[test]
+fn imports_go_one_way() {
+    let src = root().join("src");
+    let mut found = Vec::new();
+    files(&src, &mut found);
+    let mut errors = Vec::new();
+    for path in found {
+        let relative = path.strip_prefix(&src).unwrap();
+        let first = relative.iter().next().unwrap().to_str().unwrap();
+        let module = first.trim_end_matches(".rs");
+        if module == "lib" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for line in code_lines(&text) {
+            for target in line.split("crate::").skip(1) {
+                let end = target.find(|c: char| !c.is_alphanumeric() && c != '_');
+                let target = &target[..end.unwrap_or(target.len())];
+                if target.is_empty() {
+                    errors.push(format!("{}: name the module: {line}", relative.display()));
+                } else if target != module && layer(target) <= layer(module) {
+                    errors.push(format!("{}: imports {target}", relative.display()));
+                }
+            }
+        }
+    }
+    assert!(errors.is_empty(), "{errors:#?}");
+}
+
+#[test]
+fn only_http_and_cli_speak_json_to_clients() {
+    let src = root().join("src");
+    let mut found = Vec::new();
+    for module in ["engine", "scheduler", "backend"] {
+        files(&src.join(module), &mut found);
+    }
+    for path in found {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!code_lines(&text).any(|l| l.contains("serde_json")), "{}", path.display());
+    }
+}
+
+#[test]
+fn the_scheduler_sees_no_tensor_no_clock_and_no_channel() {
+    let mut found = Vec::new();
+    files(&root().join("src/scheduler"), &mut found);
+    for path in found {
+        let text = fs::read_to_string(&path).unwrap();
+        for word in ["backend", "Instant", "SystemTime", "mpsc", "tokio", "thread"] {
+            assert!(!code_lines(&text).any(|l| l.contains(word)), "{}: {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_stays_in_its_files() {
+    let src = root().join("src");
+    let mut found = Vec::new();
+    files(&src, &mut found);
+    for path in found {
+        let relative = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let says = |l: &str| l.split(|c: char| !c.is_alphanumeric()).any(|w| w == "unsafe");
+        if code_lines(&text).any(says) {
+            assert!(UNSAFE_FILES.contains(&relative), "{relative} says unsafe");
+        }
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    let mut found = Vec::new();
+    for dir in ["src", "tests", "benches", "kernels"] {
+        files(&root().join(dir), &mut found);
+    }
+    for path in found {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().count();
+        assert!(lines <= FILE_LINES_MAX, "{}: {lines} lines", path.display());
+        for (i, line) in text.lines().enumerate() {
+            let columns = line.chars().count();
+            assert!(columns <= LINE_COLUMNS_MAX, "{}:{}: {columns}", path.display(), i + 1);
+        }
+    }
+}
