@@ -1,1 +1,169 @@
-//! engine.
+//! The engine's door: what the rest of the server may ask of the one thread that owns the model,
+//! the KV cache and every sequence.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::mpsc;
+
+use crate::adapter::Adapter;
+use crate::ids::TokenId;
+use crate::request::Request;
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FinishReason {
+    /// A stop token was drawn; it is the last [`Event::Token`].
+    Stop,
+    /// `tokens_max` was reached.
+    Length,
+}
+
+/// What a client of the engine receives, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// One more token.
+    Token {
+        /// The token.
+        token: TokenId,
+        /// Its logprob before temperature and filters.
+        logprob: f32,
+        /// The likeliest alternatives, best first, if asked for.
+        top: Vec<(TokenId, f32)>,
+    },
+    /// The last event of a finished sequence.
+    Done {
+        /// Why it ended.
+        reason: FinishReason,
+        /// Prompt tokens whose KV was found in the prefix cache.
+        cached_tokens: u32,
+    },
+    /// The last event of a sequence that the engine could not finish; the server's fault.
+    Failed(String),
+}
+
+/// A request on its way to the engine.
+pub struct Generate {
+    /// What to do.
+    pub request: Request,
+    /// The content to do it with, pinned until the sequence ends.
+    pub adapter: Option<Arc<Adapter>>,
+    /// Where events go. Full or closed cancels the sequence.
+    pub events: mpsc::Sender<Event>,
+    /// Its place in the bounded queue, given back on drop.
+    pub ticket: Ticket,
+}
+
+/// Everything the engine can be asked to do; a closed set.
+pub enum Command {
+    /// Generate, sending events until done or until the receiver is dropped.
+    Generate(Box<Generate>),
+}
+
+/// Numbers the engine publishes after each step; read without stopping it.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Sequences waiting to run.
+    pub waiting: AtomicUsize,
+    /// Sequences running.
+    pub running: AtomicUsize,
+    /// KV pages in use by live sequences.
+    pub blocks_used: AtomicUsize,
+    /// KV pages in all.
+    pub blocks_total: AtomicUsize,
+    /// Tokens of prompts that were computed or found cached.
+    pub prompt_tokens_total: AtomicU64,
+    /// Tokens drawn.
+    pub generation_tokens_total: AtomicU64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_query_tokens_total: AtomicU64,
+    /// Prompt tokens found there.
+    pub prefix_hit_tokens_total: AtomicU64,
+    /// Sequences sent back to the queue because KV pages ran out.
+    pub preemptions_total: AtomicU64,
+    /// Steps run.
+    pub steps_total: AtomicU64,
+    /// Adapters in device slots.
+    pub adapters_resident: AtomicUsize,
+    /// Set when the engine thread has ended.
+    pub stopped: AtomicBool,
+}
+
+/// The queue is full: 429 for the client.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("the server is at its limit of {requests_max} requests in flight; retry later")]
+pub struct Busy {
+    /// Running plus waiting requests that are accepted.
+    pub requests_max: usize,
+}
+
+/// One request's place in the bounded queue.
+#[derive(Debug)]
+pub struct Ticket {
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A cloneable, non-generic door to the engine thread. The thread ends when the last one drops.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    in_flight: Arc<AtomicUsize>,
+    requests_max: usize,
+    stats: Arc<Stats>,
+}
+
+/// Events a slow client may fall behind before its sequence is cancelled.
+const EVENTS_BUFFERED_MAX: usize = 1024;
+
+impl EngineHandle {
+    /// A door and the engine's end of it. Requests in flight are bounded by `requests_max`, which
+    /// is what bounds the channel.
+    pub fn new(requests_max: usize) -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let in_flight = Arc::default();
+        (Self { commands, in_flight, requests_max, stats: Arc::default() }, inbox)
+    }
+
+    /// Takes `count` places at once, all or none.
+    ///
+    /// # Errors
+    /// [`Busy`] when fewer are free.
+    pub fn reserve(&self, count: usize) -> Result<Vec<Ticket>, Busy> {
+        let max = self.requests_max;
+        let take = |n: usize| (n + count <= max).then_some(n + count);
+        let taken = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+        taken.map_err(|_| Busy { requests_max: max })?;
+        Ok((0..count).map(|_| Ticket { in_flight: self.in_flight.clone() }).collect())
+    }
+
+    /// Starts a request; drop the receiver to cancel it. A closed receiver without
+    /// [`Event::Done`] or [`Event::Failed`] means the engine is gone.
+    pub fn generate(
+        &self,
+        ticket: Ticket,
+        request: Request,
+        adapter: Option<Arc<Adapter>>,
+    ) -> mpsc::Receiver<Event> {
+        let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
+        let generate = Box::new(Generate { request, adapter, events, ticket });
+        // A send to an engine that is gone drops the sender: the receiver then reads closed.
+        let _ = self.commands.send(Command::Generate(generate));
+        receiver
+    }
+
+    /// The engine's numbers.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Requests accepted and not yet finished.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+}
