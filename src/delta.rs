@@ -90,6 +90,20 @@ impl Delta {
         self.pool.bytes() + self.sites.iter().map(|(_, s)| s.bytes()).sum::<usize>()
     }
 
+    /// What does not hold finite numbers only, if anything: rounding to f16 can overflow.
+    pub fn not_finite(&self) -> Option<&'static str> {
+        let finite = |v: &Values| (0..v.len()).all(|i| v.get(i).is_finite());
+        let vector = |v: &Option<Vec<f32>>| v.iter().flatten().all(|x| x.is_finite());
+        let each = |test: &dyn Fn(&SiteDelta) -> bool| self.sites.iter().all(|(_, s)| test(s));
+        let checks = [
+            ("low-rank part", finite(&self.pool)),
+            ("scale", each(&|s| vector(&s.scale))),
+            ("shift", each(&|s| vector(&s.shift))),
+            ("whole weight", each(&|s| s.weight.as_ref().is_none_or(&finite))),
+        ];
+        checks.into_iter().find(|(_, fine)| !fine).map(|(part, _)| part)
+    }
+
     /// The largest rank at any site.
     pub fn rank_max(&self) -> usize {
         let rank = |(_, s): &(SiteId, SiteDelta)| s.down.as_ref().map_or(0, |f| f.rank);
@@ -138,9 +152,14 @@ impl DeltaBuilder {
         self.sites.entry(site).or_default()
     }
 
-    /// The pool so far, in f32.
-    pub fn pool(&self) -> &[f32] {
-        &self.pool
+    /// Whether the site's own weight is replaced.
+    pub fn site_has_weight(&self, site: SiteId) -> bool {
+        self.sites.get(&site).is_some_and(|change| change.weight.is_some())
+    }
+
+    /// Whether the site has a low-rank part.
+    pub fn has_factors(&self, site: SiteId) -> bool {
+        self.sites.get(&site).is_some_and(|change| change.down.is_some())
     }
 
     /// Rounds the pool to `dtype`. Scales and shifts stay in f32: they are small and matter.

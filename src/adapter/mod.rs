@@ -2,18 +2,77 @@
 //!
 //! To add a method: write one file with one [`Method`], add one line to [`METHODS`]. No kernel,
 //! model or scheduler changes.
+//!
+//! Fail closed: every tensor of the file and every config field that changes the maths is used,
+//! or the load is refused with an error that names it.
 
+mod config;
+mod dora;
+mod file;
+mod ia3;
+mod lora;
+mod mos;
+mod residency;
+mod saved;
+mod ssf;
 mod store;
+mod target;
+mod tensors;
 
+pub use file::{AdapterFile, FileLimits};
+pub use residency::Residency;
 pub use store::{Adapter, Named, Store, StoreError, check_name};
 
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::delta::DeltaBuilder;
+use crate::dtype::Dtype;
+use crate::ids::SiteId;
+use crate::site::SiteMap;
+use config::Config;
+use tensors::Tensors;
+
+/// Every method this server can read. The first whose [`Method::reads`] says so gets the file.
+pub static METHODS: &[&dyn Method] = &[&mos::Mos, &dora::Dora, &lora::Lora, &ssf::Ssf, &ia3::Ia3];
+
+/// One way of writing an adapter to disk.
+pub trait Method: Sync {
+    /// The name in reports and metrics.
+    fn name(&self) -> &'static str;
+    /// Whether a file with this `peft_type` is this method's.
+    fn reads(&self, peft_type: &str, input: &Input<'_>) -> bool;
+    /// Lowers the file into `delta`. The only code that knows this method's tensor names.
+    ///
+    /// # Errors
+    /// [`AdapterError::Invalid`] naming the tensor or field.
+    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError>;
+}
+
+/// What a method may look at.
+pub struct Input<'a> {
+    config: Config<'a>,
+    tensors: Tensors<'a>,
+    base: &'a dyn Base,
+}
+
+/// The frozen base, as far as a method may see it.
+pub trait Base: Send + Sync {
+    /// The places it may change.
+    fn sites(&self) -> &SiteMap;
+    /// The width adapters are kept in.
+    fn adapter_dtype(&self) -> Dtype;
+    /// A site's weight, `[out, in]` row-major (`[vocabulary, hidden]` for an embedding, `[out]`
+    /// for a norm). Reads the checkpoint: slow.
+    fn weight(&self, site: SiteId) -> Vec<f32>;
+    /// A site's bias, `[out]`.
+    fn bias(&self, site: SiteId) -> Option<Vec<f32>>;
+}
+
 /// What became of each tensor of an adapter file.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// One line a tensor, in file order.
+    /// One line a tensor, by name.
     pub lines: Vec<ReportLine>,
 }
 
@@ -30,15 +89,6 @@ pub struct ReportLine {
     pub bytes: usize,
 }
 
-/// Reads adapters for one base. Runs on loader threads, never on the engine's.
-pub trait Load: Send + Sync {
-    /// Reads and lowers the adapter in `dir`.
-    ///
-    /// # Errors
-    /// [`AdapterError`] with what was expected, what was found and where.
-    fn load(&self, dir: &Path) -> Result<Arc<Adapter>, AdapterError>;
-}
-
 /// Why an adapter was refused. The text names the field or tensor and never a path.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum AdapterError {
@@ -48,4 +98,67 @@ pub enum AdapterError {
     /// There is one and it cannot be served exactly.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// Reads adapters for one base. Runs on loader threads, never on the engine's.
+pub trait Load: Send + Sync {
+    /// Reads and lowers the adapter in `dir`; with `within`, files outside of it are refused.
+    ///
+    /// # Errors
+    /// [`AdapterError`] with what was expected, what was found and where.
+    fn load(&self, dir: &Path, within: Option<&Path>) -> Result<Arc<Adapter>, AdapterError>;
+}
+
+/// The loader of a running server.
+pub struct Loader<B> {
+    /// What adapters are checked against and folded with.
+    pub base: B,
+    /// Caps on the files.
+    pub limits: FileLimits,
+    /// Serve an adapter although its config has fields that are not known here.
+    pub allow_unknown_config_keys: bool,
+}
+
+impl<B: Base> Load for Loader<B> {
+    fn load(&self, dir: &Path, within: Option<&Path>) -> Result<Arc<Adapter>, AdapterError> {
+        let file = AdapterFile::read(dir, &self.limits, within)?;
+        lower(&file, &self.base, self.allow_unknown_config_keys).map(Arc::new)
+    }
+}
+
+/// Reads a file with the method it names.
+///
+/// # Errors
+/// [`AdapterError::Invalid`] with what was expected, what was found and where.
+pub fn lower(
+    file: &AdapterFile,
+    base: &dyn Base,
+    allow_unknown_config_keys: bool,
+) -> Result<Adapter, AdapterError> {
+    let invalid = AdapterError::Invalid;
+    let config = Config::new(&file.config);
+    let Some(peft_type) = config.text("peft_type")? else {
+        let text = "adapter_config.json has no 'peft_type'; it says how to read the tensors";
+        return Err(invalid(text.into()));
+    };
+    let input = Input { config, tensors: Tensors::new(file)?, base };
+    let Some(method) = METHODS.iter().find(|method| method.reads(peft_type, &input)) else {
+        let known: Vec<_> = METHODS.iter().map(|method| method.name()).collect();
+        let known = known.join(", ");
+        return Err(invalid(format!("peft_type '{peft_type}' is not supported; known: {known}")));
+    };
+    let mut delta = DeltaBuilder::default();
+    method.lower(&input, &mut delta)?;
+    saved::lower(&input, &mut delta)?;
+    input.config.finish(allow_unknown_config_keys)?;
+    let report = input.tensors.finish(base.sites())?;
+    let delta = delta.finish(base.adapter_dtype());
+    if let Some(place) = delta.not_finite() {
+        let dtype = base.adapter_dtype().name();
+        return Err(invalid(format!(
+            "after folding its scaling, the adapter's {place} does not fit {dtype}, in which this \
+             server keeps adapters; serve with --dtype bf16 or f32"
+        )));
+    }
+    Ok(Adapter { digest: file.digest, delta: Arc::new(delta), method: method.name(), report })
 }

@@ -1,0 +1,64 @@
+//! (IA)³ (arXiv 2205.05638; peft `tuners/ia3/layer.py`): `y = l ⊙ (W x + b)`, or `W (l ⊙ x) + b`
+//! on feed-forward modules.
+
+use super::target::{FeedForward, targets};
+use super::tensors::named;
+use super::{AdapterError, Input, Method};
+use crate::delta::DeltaBuilder;
+use crate::ids::SiteId;
+use crate::site::{SiteKind, SiteMap};
+
+/// `peft_type = "IA3"`.
+pub struct Ia3;
+
+/// peft's default for the Llama family.
+const TARGETS: &[&str] = &["k_proj", "v_proj", "down_proj"];
+
+impl Method for Ia3 {
+    fn name(&self) -> &'static str {
+        "IA3"
+    }
+
+    fn reads(&self, peft_type: &str, _: &Input<'_>) -> bool {
+        peft_type == "IA3"
+    }
+
+    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
+        let sites = input.base.sites();
+        let feed_forward = FeedForward::read(&input.config)?;
+        for id in targets(&input.config, sites, TARGETS)? {
+            let (name, width_in, width_out) = named(sites, id);
+            if sites.get(id).kind != SiteKind::Linear {
+                return Err(AdapterError::Invalid(format!(
+                    "adapter_config.json: 'target_modules' names {name}; IA3 changes linears only"
+                )));
+            }
+            let key = format!("{name}.ia3_l");
+            let (site, l) = if feed_forward.matches(name) {
+                let l = input.tensors.take(&key, &[1, width_in], name, "input scale l")?;
+                (input_scaled_at(sites, name)?, l)
+            } else {
+                (id, input.tensors.take(&key, &[width_out, 1], name, "output scale l")?)
+            };
+            let scale = &mut delta.site(site).scale;
+            *scale = Some(match scale.take() {
+                None => l,
+                Some(old) => old.iter().zip(&l).map(|(a, b)| a * b).collect(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The site whose *output* scale equals scaling the input of module `name`: in a gated MLP,
+/// `l ⊙ (silu(gate) ⊙ up) = silu(gate) ⊙ (l ⊙ up)`. Elsewhere the input is shared with other
+/// modules (q, k, v; gate, up) or with other heads (o), and there is no such site.
+fn input_scaled_at(sites: &SiteMap, name: &str) -> Result<SiteId, AdapterError> {
+    let up = name.strip_suffix("down_proj").map(|mlp| format!("{mlp}up_proj"));
+    up.and_then(|up| sites.find(&up)).ok_or_else(|| {
+        AdapterError::Invalid(format!(
+            "adapter_config.json: 'feedforward_modules' includes {name}; an input scale is \
+             supported on down_proj only"
+        ))
+    })
+}

@@ -1,0 +1,151 @@
+//! LoRA and rsLoRA (arXiv 2106.09685, 2312.03732; peft `tuners/lora/layer.py`):
+//! `y = W x + b + s·(B A x + lora_bias)`, `s = alpha / r` or `alpha / √r`, folded into B.
+
+use serde_json::Value;
+
+use super::config::bad;
+use super::target::{Pattern, targets};
+use super::tensors::named;
+use super::{AdapterError, Input, Method};
+use crate::delta::DeltaBuilder;
+use crate::ids::SiteId;
+use crate::site::SiteKind;
+
+/// `peft_type = "LORA"`.
+pub struct Lora;
+
+/// peft's default for every supported family.
+const TARGETS: &[&str] = &["q_proj", "v_proj"];
+/// peft's default for `r` and `lora_alpha`.
+const DEFAULT: usize = 8;
+/// Initialisations that subtract their start from the base: the file alone is then not the
+/// adapter. peft's own conversion on save writes `true` instead.
+const RESIDUAL_INITS: &[&str] = &["pissa", "olora", "corda", "lora_ga", "loftq"];
+const PLAIN_INITS: &[&str] = &["eva", "gaussian", "orthogonal", "mica"];
+
+impl Method for Lora {
+    fn name(&self) -> &'static str {
+        "LORA"
+    }
+
+    fn reads(&self, peft_type: &str, _: &Input<'_>) -> bool {
+        peft_type == "LORA"
+    }
+
+    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
+        check_init(input)?;
+        for pair in pairs(input)? {
+            pair.push(delta);
+        }
+        Ok(())
+    }
+}
+
+/// One module's factors, `B` scaled, in f32.
+pub struct Pair {
+    /// Where.
+    pub site: SiteId,
+    /// Rank.
+    pub rank: usize,
+    /// A `[rank, in]`.
+    pub a: Vec<f32>,
+    /// `s·B` transposed, `[rank, out]`.
+    pub bt: Vec<f32>,
+    /// `s·lora_bias`, `[out]`.
+    pub shift: Option<Vec<f32>>,
+}
+
+impl Pair {
+    /// Adds the pair to the adapter.
+    pub fn push(self, delta: &mut DeltaBuilder) {
+        let down = delta.push_dense(&self.a, self.rank);
+        let up = delta.push_dense(&self.bt, self.rank);
+        let change = delta.site(self.site);
+        change.down = Some(down);
+        change.up = Some(up);
+        change.shift = self.shift;
+    }
+}
+
+/// Refuses adapters that are relative to a changed base.
+pub fn check_init(input: &Input<'_>) -> Result<(), AdapterError> {
+    let Some(Value::String(init)) = input.config.get("init_lora_weights") else { return Ok(()) };
+    if RESIDUAL_INITS.iter().any(|prefix| init.starts_with(prefix)) {
+        return Err(AdapterError::Invalid(format!(
+            "adapter_config.json: 'init_lora_weights' is '{init}': the adapter is relative to a \
+             base that this initialisation changed; convert it when saving (peft: \
+             save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+        )));
+    }
+    if !PLAIN_INITS.contains(&init.as_str()) {
+        let value = Value::String(init.clone());
+        return Err(bad("init_lora_weights", "true, false or a known initialisation", &value));
+    }
+    Ok(())
+}
+
+/// Every targeted module's factors. The tensors decide which modules there are; the config must
+/// say the same.
+pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
+    let config = &input.config;
+    let rank = config.count("r", Some(DEFAULT))?;
+    let alpha = config.number("lora_alpha", DEFAULT as f64)?;
+    let root = config.flag("use_rslora")?;
+    let with_bias = config.flag("lora_bias")?;
+    let ranks = Pattern::read(config, "rank_pattern")?;
+    let alphas = Pattern::read(config, "alpha_pattern")?;
+    let sites = input.base.sites();
+    let mut found = Vec::new();
+    for id in targets(config, sites, TARGETS)? {
+        let name = &sites.get(id).name;
+        let rank = match ranks.get(name) {
+            None => rank,
+            Some(r) if r >= 1.0 && r.fract() == 0.0 => r as usize,
+            Some(r) => return Err(bad("rank_pattern", "whole numbers of at least 1", &r.into())),
+        };
+        let alpha = alphas.get(name).unwrap_or(alpha);
+        let divisor = if root { (rank as f64).sqrt() } else { rank as f64 };
+        found.push(pair(input, id, rank, alpha / divisor, with_bias)?);
+    }
+    Ok(found)
+}
+
+fn pair(
+    input: &Input<'_>,
+    id: SiteId,
+    rank: usize,
+    scaling: f64,
+    with_bias: bool,
+) -> Result<Pair, AdapterError> {
+    let sites = input.base.sites();
+    let (name, width_in, width_out) = named(sites, id);
+    let (a_name, b_name) = match sites.get(id).kind {
+        SiteKind::Linear => ("lora_A.weight", "lora_B.weight"),
+        SiteKind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
+        SiteKind::Norm => {
+            return Err(AdapterError::Invalid(format!(
+                "adapter_config.json: 'target_modules' names {name}, a norm; LoRA changes linears \
+                 and embeddings only"
+            )));
+        }
+    };
+    let take = |suffix: &str, shape: &[usize], part: &str| {
+        input.tensors.take(&format!("{name}.{suffix}"), shape, name, part)
+    };
+    let scaled = |v: f32| (f64::from(v) * scaling) as f32;
+    let a = take(a_name, &[rank, width_in], "A")?;
+    let b = take(b_name, &[width_out, rank], "B")?;
+    let bt = transpose(&b, rank).into_iter().map(scaled).collect();
+    let shift = match with_bias {
+        true => {
+            Some(take("lora_B.bias", &[width_out], "bias of B")?.into_iter().map(scaled).collect())
+        }
+        false => None,
+    };
+    Ok(Pair { site: id, rank, a, bt, shift })
+}
+
+/// `[rows, cols]` → `[cols, rows]`.
+pub fn transpose(m: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|c| m.iter().skip(c).step_by(cols).copied()).collect()
+}

@@ -1,0 +1,223 @@
+//! Which modules a config means: peft's matching rules (adapters.md §3.3; peft
+//! `tuners/tuners_utils.py`), on a linear-time regex engine.
+
+use regex::{Regex, RegexBuilder};
+use serde_json::Value;
+
+use super::AdapterError;
+use super::config::{Config, bad};
+use crate::ids::SiteId;
+use crate::site::{Site, SiteKind, SiteMap};
+
+/// Compiled patterns may not take more than this; a hostile config cannot make us spend memory.
+const REGEX_BYTES_MAX: usize = 1 << 20;
+
+/// Either form of `target_modules` and `exclude_modules`.
+enum Names {
+    /// The whole name must match.
+    Pattern(Regex),
+    /// The name is an entry, or ends with a dot and an entry.
+    List(Vec<String>),
+}
+
+impl Names {
+    fn read(config: &Config<'_>, key: &'static str) -> Result<Option<Self>, AdapterError> {
+        match config.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(Value::String(text)) => Ok(Some(Self::Pattern(whole(key, text)?))),
+            Some(_) => Ok(config.texts(key)?.filter(|list| !list.is_empty()).map(Self::List)),
+        }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Pattern(regex) => regex.is_match(name),
+            Self::List(list) => list.iter().any(|entry| is_or_ends_with(name, entry)),
+        }
+    }
+
+    fn lists_exactly(&self, name: &str) -> bool {
+        matches!(self, Self::List(list) if list.iter().any(|entry| entry == name))
+    }
+}
+
+fn is_or_ends_with(name: &str, entry: &str) -> bool {
+    let rest = name.strip_suffix(entry);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Compiles a Python pattern.
+///
+/// # Errors
+/// Look-around and back-references, which need backtracking, are refused.
+fn compile(key: &str, pattern: &str, shown: &str) -> Result<Regex, AdapterError> {
+    let built = RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).build();
+    built.map_err(|e| {
+        let reason = e.to_string();
+        let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
+        AdapterError::Invalid(format!(
+            "adapter_config.json: '{key}' holds the pattern '{shown}', which cannot be used: \
+             {reason}; list the module names instead"
+        ))
+    })
+}
+
+/// `re.fullmatch`.
+fn whole(key: &str, pattern: &str) -> Result<Regex, AdapterError> {
+    compile(key, &format!(r"\A(?:{pattern})\z"), pattern)
+}
+
+/// The modules that the tuner wraps, in the order of the model.
+///
+/// # Errors
+/// When the fields are of the wrong form or match nothing.
+pub fn targets(
+    config: &Config<'_>,
+    sites: &SiteMap,
+    default: &[&str],
+) -> Result<Vec<SiteId>, AdapterError> {
+    let all_linear =
+        |value: &Value| value.as_str().is_some_and(|t| t.eq_ignore_ascii_case("all-linear"));
+    let target = match config.get("target_modules") {
+        None => Some(Names::List(default.iter().map(|name| (*name).to_owned()).collect())),
+        Some(value) if all_linear(value) => None,
+        Some(_) => Some(Names::read(config, "target_modules")?.ok_or_else(|| {
+            AdapterError::Invalid("adapter_config.json: 'target_modules' is empty".into())
+        })?),
+    };
+    let exclude = Names::read(config, "exclude_modules")?;
+    let saved = saved_patterns(config)?;
+    let layers = Layers::read(config)?;
+    if layers.indices.is_some() && matches!(target, Some(Names::Pattern(_))) {
+        return Err(AdapterError::Invalid(
+            "adapter_config.json: 'layers_to_transform' cannot go with a pattern in \
+             'target_modules'"
+                .into(),
+        ));
+    }
+    let wanted = |site: &Site| {
+        let name = site.name.as_str();
+        let left_out = exclude.as_ref().is_some_and(|e| e.matches(name))
+            || saved.iter().any(|regex| regex.is_match(name));
+        !left_out
+            && match &target {
+                None => site.kind == SiteKind::Linear && name != "lm_head" && layers.keep(name),
+                Some(target) => {
+                    target.matches(name) && (target.lists_exactly(name) || layers.keep(name))
+                }
+            }
+    };
+    let found: Vec<SiteId> = sites.iter().filter(|(_, s)| wanted(s)).map(|(id, _)| id).collect();
+    if found.is_empty() {
+        let value = config.get("target_modules").map_or("null".into(), Value::to_string);
+        return Err(AdapterError::Invalid(format!(
+            "adapter_config.json: 'target_modules' {value} matches no module of the base model"
+        )));
+    }
+    Ok(found)
+}
+
+/// Modules in `modules_to_save` are never wrapped as well: peft's `(^|.*\.)m($|\..*)`.
+fn saved_patterns(config: &Config<'_>) -> Result<Vec<Regex>, AdapterError> {
+    let saved = config.texts("modules_to_save")?.unwrap_or_default();
+    let pattern = |m: &String| compile("modules_to_save", &format!(r"\A(?:|.*\.){m}(?:\z|\.)"), m);
+    saved.iter().map(pattern).collect()
+}
+
+/// `layers_to_transform` and `layers_pattern`.
+struct Layers {
+    indices: Option<Vec<usize>>,
+    patterns: Vec<Regex>,
+}
+
+impl Layers {
+    fn read(config: &Config<'_>) -> Result<Self, AdapterError> {
+        let indices = config.indices("layers_to_transform")?.filter(|list| !list.is_empty());
+        let named = config.texts("layers_pattern")?.unwrap_or_default();
+        let named = named.iter().filter(|pattern| !pattern.is_empty());
+        let compile_named = |pattern: &String| {
+            let full = format!(r"\A(?:|.*?\.){pattern}\.(\d+)\.");
+            compile("layers_pattern", &full, pattern)
+        };
+        let mut patterns: Vec<Regex> = named.map(compile_named).collect::<Result<_, _>>()?;
+        if patterns.is_empty() {
+            let first_index = r"\A.*?\.[^.]*\.(\d+)\.";
+            patterns.push(compile("layers_pattern", first_index, first_index)?);
+        }
+        Ok(Self { indices, patterns })
+    }
+
+    fn keep(&self, name: &str) -> bool {
+        let Some(indices) = &self.indices else { return true };
+        let found = self.patterns.iter().find_map(|regex| regex.captures(name));
+        let index =
+            found.and_then(|captures| captures.get(captures.len() - 1)?.as_str().parse().ok());
+        index.is_some_and(|index: usize| indices.contains(&index))
+    }
+}
+
+/// Modules that `modules_to_save` replaces whole. Here peft matches by a plain `endswith`: `norm`
+/// also means `input_layernorm`.
+pub fn saved(config: &Config<'_>, sites: &SiteMap) -> Result<Vec<SiteId>, AdapterError> {
+    let names = config.texts("modules_to_save")?.unwrap_or_default();
+    for name in &names {
+        // peft does not mind, but then nothing would be saved: a typing error worth a word.
+        let found = sites.iter().any(|(_, s)| s.name.ends_with(name.as_str()));
+        if name.is_empty() || !found {
+            return Err(bad(
+                "modules_to_save",
+                "a list of linears, norms, the embedding or the head of the base model",
+                &Value::String(name.clone()),
+            ));
+        }
+    }
+    let wanted = |site: &Site| names.iter().any(|name| site.name.ends_with(name.as_str()));
+    Ok(sites.iter().filter(|(_, s)| wanted(s)).map(|(id, _)| id).collect())
+}
+
+/// `rank_pattern` or `alpha_pattern`: the first key (in the order of the file) that matches the
+/// end of a module's name decides its value.
+pub struct Pattern {
+    entries: Vec<(Regex, f64)>,
+}
+
+impl Pattern {
+    /// Reads the field `key`.
+    ///
+    /// # Errors
+    /// When it is not an object of numbers, or a key is not a usable pattern.
+    pub fn read(config: &Config<'_>, key: &'static str) -> Result<Self, AdapterError> {
+        let entries = config.numbers(key)?.into_iter().map(|(pattern, value)| {
+            Ok((compile(key, &format!(r"\A(?:.*\.)?(?:{pattern})\z"), &pattern)?, value))
+        });
+        Ok(Self { entries: entries.collect::<Result<_, AdapterError>>()? })
+    }
+
+    /// The value for the module of this name, if one is given.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.entries.iter().find(|(regex, _)| regex.is_match(name)).map(|(_, value)| *value)
+    }
+}
+
+/// Whether a name is a feed-forward module of IA³: there peft matches lists by a plain `endswith`.
+pub struct FeedForward(Option<Names>);
+
+impl FeedForward {
+    /// Reads `feedforward_modules`.
+    ///
+    /// # Errors
+    /// When it is of the wrong form.
+    pub fn read(config: &Config<'_>) -> Result<Self, AdapterError> {
+        Ok(Self(Names::read(config, "feedforward_modules")?))
+    }
+
+    /// True where the module's input is scaled instead of its output.
+    pub fn matches(&self, name: &str) -> bool {
+        match &self.0 {
+            None => false,
+            Some(Names::Pattern(regex)) => regex.is_match(name),
+            Some(Names::List(list)) => list.iter().any(|entry| name.ends_with(entry.as_str())),
+        }
+    }
+}

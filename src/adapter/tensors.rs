@@ -1,0 +1,250 @@
+//! An adapter's tensors under their module names, each to be claimed once by the method.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use safetensors::Dtype as FileDtype;
+
+use super::file::{AdapterFile, RawTensor};
+use super::{AdapterError, Report, ReportLine};
+use crate::dtype::{Dtype, Values};
+use crate::ids::SiteId;
+use crate::site::SiteMap;
+
+/// Wrappers that training frameworks leave in names.
+const WRAPPERS: &[&str] =
+    &["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
+
+/// Tensors by name without prefixes, and what became of each.
+pub struct Tensors<'a> {
+    file: &'a AdapterFile,
+    by_name: BTreeMap<String, (&'a str, &'a RawTensor)>,
+    claimed: RefCell<BTreeMap<String, ReportLine>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Strips wrappers and prefixes from the names of `file`.
+    ///
+    /// # Errors
+    /// When two tensors then have the same name.
+    pub fn new(file: &'a AdapterFile) -> Result<Self, AdapterError> {
+        let mut by_name = BTreeMap::new();
+        for (name, tensor) in &file.tensors {
+            let (_, other) = match by_name.insert(normal_name(name), (name.as_str(), tensor)) {
+                None => continue,
+                Some((other, _)) => ((), other),
+            };
+            return Err(AdapterError::Invalid(format!(
+                "the tensors '{other}' and '{name}' name the same parameter"
+            )));
+        }
+        Ok(Self { file, by_name, claimed: RefCell::default() })
+    }
+
+    /// Names without prefixes, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// The extents of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
+        self.by_name.get(name).map(|(_, tensor)| tensor.shape.as_slice())
+    }
+
+    /// Claims the float tensor `name` of exactly `shape` as `part` of the formula at `site`.
+    ///
+    /// # Errors
+    /// When it is absent, of another shape or number type, or not finite throughout.
+    pub fn take(
+        &self,
+        name: &str,
+        shape: &[usize],
+        site: &str,
+        part: &str,
+    ) -> Result<Vec<f32>, AdapterError> {
+        Ok(self.take_values(name, shape, site, part)?.to_f32())
+    }
+
+    /// As [`Tensors::take`], in the width of the file.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn take_values(
+        &self,
+        name: &str,
+        shape: &[usize],
+        site: &str,
+        part: &str,
+    ) -> Result<Values, AdapterError> {
+        let (written, tensor) = self.claim(name, shape, site, part)?;
+        let dtype = match tensor.dtype {
+            FileDtype::F32 => Dtype::F32,
+            FileDtype::F16 => Dtype::F16,
+            FileDtype::BF16 => Dtype::BF16,
+            other => {
+                return Err(AdapterError::Invalid(format!(
+                    "tensor '{written}' holds {other:?} numbers; expected F32, F16 or BF16"
+                )));
+            }
+        };
+        let values = Values::from_le_bytes(self.file.bytes(tensor), dtype);
+        let bad = (0..values.len()).map(|i| values.get(i)).position(|x| !x.is_finite());
+        match bad {
+            None => Ok(values),
+            Some(index) => Err(AdapterError::Invalid(format!(
+                "tensor '{written}' holds {} at element {index}; every number must be finite",
+                values.get(index)
+            ))),
+        }
+    }
+
+    /// Claims the integer tensor `name` of exactly `shape`; every value must be in `0..below`.
+    ///
+    /// # Errors
+    /// When it is absent, of another shape or number type, or a value is out of range.
+    pub fn take_indices(
+        &self,
+        name: &str,
+        shape: &[usize],
+        below: usize,
+        site: &str,
+        part: &str,
+    ) -> Result<Vec<usize>, AdapterError> {
+        let (written, tensor) = self.claim(name, shape, site, part)?;
+        let bytes = self.file.bytes(tensor);
+        let indices: Vec<i64> = match tensor.dtype {
+            FileDtype::I64 => bytes
+                .chunks_exact(8)
+                .map(|c| i64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]))
+                .collect(),
+            FileDtype::I32 => bytes
+                .chunks_exact(4)
+                .map(|c| i64::from(i32::from_le_bytes([c[0], c[1], c[2], c[3]])))
+                .collect(),
+            other => {
+                return Err(AdapterError::Invalid(format!(
+                    "tensor '{written}' holds {other:?} numbers; indices must be I64 or I32"
+                )));
+            }
+        };
+        let checked = indices.iter().map(|&i| usize::try_from(i).ok().filter(|&i| i < below));
+        checked.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            let found = indices.iter().find(|&&i| i < 0 || i as usize >= below);
+            AdapterError::Invalid(format!(
+                "tensor '{written}' holds the index {}; the pool has {below} shards",
+                found.copied().unwrap_or_default()
+            ))
+        })
+    }
+
+    /// Claims a tensor that is known to change nothing, saying why in the report.
+    pub fn ignore(&self, name: &str, site: &str, why: &str) {
+        if let Some(&(written, tensor)) = self.by_name.get(name) {
+            self.record(name, written, tensor, site, why);
+        }
+    }
+
+    fn claim(
+        &self,
+        name: &str,
+        shape: &[usize],
+        site: &str,
+        part: &str,
+    ) -> Result<(&'a str, &'a RawTensor), AdapterError> {
+        let Some(&(written, tensor)) = self.by_name.get(name) else {
+            return Err(AdapterError::Invalid(format!(
+                "tensor '{name}' is missing; expected it with shape {shape:?} ({part})"
+            )));
+        };
+        if tensor.shape != shape {
+            return Err(AdapterError::Invalid(format!(
+                "tensor '{written}' has shape {:?}; expected {shape:?} ({part})",
+                tensor.shape
+            )));
+        }
+        self.record(name, written, tensor, site, &format!("{part} {shape:?}"));
+        Ok((written, tensor))
+    }
+
+    fn record(&self, name: &str, written: &str, tensor: &RawTensor, site: &str, part: &str) {
+        let line = ReportLine {
+            tensor: written.to_owned(),
+            site: site.to_owned(),
+            part: part.to_owned(),
+            bytes: self.file.bytes(tensor).len(),
+        };
+        self.claimed.borrow_mut().insert(name.to_owned(), line);
+    }
+
+    /// The report, once everything is claimed.
+    ///
+    /// # Errors
+    /// Names the first tensor that nothing claimed, and why that may be.
+    pub fn finish(self, sites: &SiteMap) -> Result<Report, AdapterError> {
+        let claimed = self.claimed.into_inner();
+        let left = self.by_name.iter().find(|(name, _)| !claimed.contains_key(*name));
+        match left {
+            None => Ok(Report { lines: claimed.into_values().collect() }),
+            Some((name, (written, _))) => Err(AdapterError::Invalid(format!(
+                "tensor '{written}' is not used: {}",
+                why_unused(name, sites)
+            ))),
+        }
+    }
+}
+
+/// `base_model.model.` and what frameworks wrap around it are not part of a module's name.
+fn normal_name(name: &str) -> String {
+    let mut name = name.to_owned();
+    for wrapper in WRAPPERS {
+        while let Some(at) = segment(&name, wrapper) {
+            name.replace_range(at..at + wrapper.len(), "");
+        }
+    }
+    let name = name.strip_prefix("base_model.model.").unwrap_or(&name);
+    // Written by code that saves the wrapped module's state directly, adapter name included.
+    name.replacen(".default.", ".", 1).trim_end_matches(".default").to_owned()
+}
+
+/// Where `wrapper` stands at the start of a segment of `name`.
+fn segment(name: &str, wrapper: &str) -> Option<usize> {
+    let found = name.match_indices(wrapper).map(|(at, _)| at);
+    found.into_iter().find(|&at| at == 0 || name.as_bytes()[at - 1] == b'.')
+}
+
+fn why_unused(name: &str, sites: &SiteMap) -> String {
+    let layers = layer_count(sites);
+    if let Some(layer) = layer_of(name).filter(|&layer| layer >= layers) {
+        return format!("the base model has {layers} layers and this is for layer {layer}");
+    }
+    let owner = sites.iter().map(|(_, s)| s.name.as_str());
+    let owner = owner.filter(|site| name.starts_with(&format!("{site}."))).max_by_key(|s| s.len());
+    match owner {
+        None => "the base model has no such module".to_owned(),
+        Some(site) => format!(
+            "the adapter's config does not make it part of {site} (wrong peft_type, \
+             target_modules, bias or modules_to_save?)"
+        ),
+    }
+}
+
+/// The layer a module or tensor belongs to.
+pub fn layer_of(name: &str) -> Option<usize> {
+    name.split(".layers.").nth(1)?.split('.').next()?.parse().ok()
+}
+
+/// Decoder layers of the base.
+pub fn layer_count(sites: &SiteMap) -> usize {
+    sites.iter().filter_map(|(_, s)| layer_of(&s.name)).max().map_or(0, |last| last + 1)
+}
+
+/// A site and its name: what most of a method's loops run over.
+pub fn named(sites: &SiteMap, id: SiteId) -> (&str, usize, usize) {
+    let site = sites.get(id);
+    (&site.name, site.in_features, site.out_features)
+}

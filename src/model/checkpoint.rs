@@ -1,0 +1,304 @@
+//! A base model's files: what is in them, by site.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+
+use super::{ModelConfig, ModelError, mmap};
+use crate::backend::HostMatrix;
+use crate::dtype::{Dtype, Values};
+use crate::ids::SiteId;
+use crate::site::{Site, SiteKind, SiteMap};
+
+/// Where the bytes of a weight file are.
+pub enum Source {
+    /// Built into the program.
+    Static(&'static [u8]),
+    /// A mapped file.
+    Mapped(Mmap),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Source::Static(bytes) => bytes,
+            Source::Mapped(map) => map,
+        }
+    }
+}
+
+/// A model's config, its sites, and its weights on disk.
+pub struct Checkpoint {
+    /// The numbers.
+    pub config: ModelConfig,
+    /// Every place an adapter may change.
+    pub sites: SiteMap,
+    /// Width weights are served in.
+    pub dtype: Dtype,
+    sources: Vec<Source>,
+    tensors: HashMap<String, Stored>,
+}
+
+struct Stored {
+    source: usize,
+    start: usize,
+    end: usize,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl Checkpoint {
+    /// Maps the Hugging Face directory `dir`: `config.json` and `model.safetensors`, or the files
+    /// that `model.safetensors.index.json` lists. `dtype` converts; `None` keeps the file's width.
+    ///
+    /// # Errors
+    /// [`ModelError`] with the file's name and what to do.
+    pub fn open(dir: &Path, dtype: Option<Dtype>) -> Result<Self, ModelError> {
+        let config = read(dir, "config.json")?;
+        let single = dir.join("model.safetensors");
+        let files = if single.exists() { vec![single] } else { shards(dir)? };
+        let sources = files.iter().map(|path| {
+            let mapped = mmap::map(path);
+            mapped
+                .map(Source::Mapped)
+                .map_err(|e| ModelError::File(format!("{} cannot be read: {e}", path.display())))
+        });
+        let names = files.iter().map(|path| path.display().to_string()).collect();
+        Self::new(&config, sources.collect::<Result<_, _>>()?, names, dtype)
+    }
+
+    /// Reads a config and weight files that are in memory already.
+    ///
+    /// # Errors
+    /// [`ModelError`]; `names` are the files' names in its text.
+    pub fn new(
+        config: &[u8],
+        sources: Vec<Source>,
+        names: Vec<String>,
+        dtype: Option<Dtype>,
+    ) -> Result<Self, ModelError> {
+        let config = ModelConfig::parse(config)?;
+        let mut tensors = HashMap::new();
+        for (index, source) in sources.iter().enumerate() {
+            read_header(index, source.bytes(), &names[index], &mut tensors)?;
+        }
+        // The width of the first linear is the model's: norms may be kept wider.
+        let probe = "model.layers.0.self_attn.q_proj.weight";
+        let found = tensors.get(probe).map(|t| t.dtype);
+        let dtype = dtype.or(found).or(config.dtype).unwrap_or(Dtype::F32);
+        let sites = sites(&config);
+        let checkpoint = Self { config, sites, dtype, sources, tensors };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    /// Every tensor must be there with the shape the config implies, and no other: a bias that
+    /// nothing reads would silently change the model.
+    fn check(&self) -> Result<(), ModelError> {
+        let mut expected = HashMap::new();
+        for (_, site) in self.sites.iter() {
+            let name = self.weight_name(site);
+            expected.insert(name, weight_shape(site));
+            if site.has_bias {
+                expected.insert(format!("{}.bias", site.name), vec![site.out_features]);
+            }
+        }
+        for (name, shape) in &expected {
+            match self.tensors.get(name) {
+                None => {
+                    let text = format!("the weights hold no tensor '{name}', expected {shape:?}");
+                    return Err(ModelError::Weights(text));
+                }
+                Some(found) if found.shape != *shape => {
+                    return Err(ModelError::Weights(format!(
+                        "tensor '{name}' has shape {:?}; config.json implies {shape:?}",
+                        found.shape
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        // Written by some exporters; a tied head is the embedding whatever the copy says.
+        let harmless =
+            |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        let mut names = self.tensors.keys();
+        match names.find(|name| !expected.contains_key(*name) && !harmless(name)) {
+            None => Ok(()),
+            Some(name) => Err(ModelError::Weights(format!(
+                "tensor '{name}' is not part of {}: serving without it would not be this model",
+                self.config.architecture
+            ))),
+        }
+    }
+
+    fn weight_name(&self, site: &Site) -> String {
+        match site.name.as_str() {
+            "lm_head" if self.config.tied => "model.embed_tokens.weight".to_owned(),
+            name => format!("{name}.weight"),
+        }
+    }
+
+    /// A site's weight in the serving width: `[out, in]`, `[vocabulary, hidden]` for the
+    /// embedding, `[1, out]` for a norm.
+    pub fn weight(&self, id: SiteId) -> HostMatrix {
+        let site = self.sites.get(id);
+        let values = self.read(&self.weight_name(site));
+        match site.kind {
+            SiteKind::Norm => HostMatrix { values, rows: 1, cols: site.out_features },
+            SiteKind::Linear => {
+                let (rows, cols) = (site.out_features, site.in_features);
+                HostMatrix { values: values.cast(self.dtype), rows, cols }
+            }
+            SiteKind::Embedding => {
+                let (rows, cols) = (site.in_features, site.out_features);
+                HostMatrix { values: values.cast(self.dtype), rows, cols }
+            }
+        }
+    }
+
+    /// A site's bias, `[out]`.
+    pub fn bias(&self, id: SiteId) -> Option<Vec<f32>> {
+        let site = self.sites.get(id);
+        site.has_bias.then(|| self.read(&format!("{}.bias", site.name)).to_f32())
+    }
+
+    /// The site of this name; the family's own layout says it exists.
+    pub fn site(&self, name: &str) -> SiteId {
+        let found = self.sites.find(name);
+        found.unwrap_or_else(|| panic!("This is a bug: no site {name} in this family."))
+    }
+
+    /// Bytes of all weights in the serving width.
+    pub fn weight_bytes(&self) -> u64 {
+        let elements = |site: &Site| weight_shape(site).iter().product::<usize>() as u64;
+        let own = |site: &Site| !(site.name == "lm_head" && self.config.tied);
+        let sites = self.sites.iter().filter(|(_, site)| own(site));
+        sites.map(|(_, site)| elements(site) * self.dtype.bytes() as u64).sum()
+    }
+
+    fn read(&self, name: &str) -> Values {
+        let stored = &self.tensors[name];
+        let bytes = &self.sources[stored.source].bytes()[stored.start..stored.end];
+        Values::from_le_bytes(bytes, stored.dtype)
+    }
+}
+
+fn weight_shape(site: &Site) -> Vec<usize> {
+    match site.kind {
+        SiteKind::Linear => vec![site.out_features, site.in_features],
+        SiteKind::Embedding => vec![site.in_features, site.out_features],
+        SiteKind::Norm => vec![site.out_features],
+    }
+}
+
+/// The places of a decoder, in the order of the forward pass.
+fn sites(config: &ModelConfig) -> SiteMap {
+    let mut sites = SiteMap::default();
+    let family = &config.family;
+    let mut add = |name: String, kind, in_features, out_features, has_bias| {
+        sites.add(Site { name, kind, in_features, out_features, has_bias });
+    };
+    let ModelConfig { vocabulary, hidden, inner, layers, heads, kv_heads, head_dim, .. } = *config;
+    add("model.embed_tokens".into(), SiteKind::Embedding, vocabulary, hidden, false);
+    for i in 0..layers {
+        let layer = |leaf: &str| format!("model.layers.{i}.{leaf}");
+        add(layer("input_layernorm"), SiteKind::Norm, hidden, hidden, false);
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        add(layer("self_attn.q_proj"), SiteKind::Linear, hidden, q, family.qkv_bias);
+        add(layer("self_attn.k_proj"), SiteKind::Linear, hidden, kv, family.qkv_bias);
+        add(layer("self_attn.v_proj"), SiteKind::Linear, hidden, kv, family.qkv_bias);
+        if family.qk_norm {
+            add(layer("self_attn.q_norm"), SiteKind::Norm, head_dim, head_dim, false);
+            add(layer("self_attn.k_norm"), SiteKind::Norm, head_dim, head_dim, false);
+        }
+        add(layer("self_attn.o_proj"), SiteKind::Linear, q, hidden, family.o_bias);
+        add(layer("post_attention_layernorm"), SiteKind::Norm, hidden, hidden, false);
+        add(layer("mlp.gate_proj"), SiteKind::Linear, hidden, inner, family.mlp_bias);
+        add(layer("mlp.up_proj"), SiteKind::Linear, hidden, inner, family.mlp_bias);
+        add(layer("mlp.down_proj"), SiteKind::Linear, inner, hidden, family.mlp_bias);
+    }
+    add("model.norm".into(), SiteKind::Norm, hidden, hidden, false);
+    add("lm_head".into(), SiteKind::Linear, hidden, vocabulary, false);
+    sites
+}
+
+/// A small file of the model directory.
+///
+/// # Errors
+/// [`ModelError::File`] with its path.
+fn read(dir: &Path, name: &str) -> Result<Vec<u8>, ModelError> {
+    if !dir.is_dir() {
+        return Err(ModelError::File(format!(
+            "{} is not a directory; give the directory of a Hugging Face model or a Hub id \
+             (organisation/name)",
+            dir.display()
+        )));
+    }
+    let path = dir.join(name);
+    fs::read(&path).map_err(|e| ModelError::File(format!("{} cannot be read: {e}", path.display())))
+}
+
+/// The files of a sharded checkpoint.
+fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let name = "model.safetensors.index.json";
+    if !dir.join(name).exists() {
+        let pickle = dir.join("pytorch_model.bin").exists();
+        let hint = if pickle { "; pytorch_model.bin is a pickle and is not read" } else { "" };
+        return Err(ModelError::File(format!(
+            "{} holds neither model.safetensors nor {name}{hint}",
+            dir.display()
+        )));
+    }
+    let index: serde_json::Value = serde_json::from_slice(&read(dir, name)?)
+        .map_err(|e| ModelError::File(format!("{name} is not JSON: {e}")))?;
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    let files = map.map(|map| map.values().map(|v| v.as_str()).collect::<Option<Vec<_>>>());
+    let Some(Some(mut files)) = files else {
+        return Err(ModelError::File(format!("{name} has no 'weight_map' of file names")));
+    };
+    files.sort_unstable();
+    files.dedup();
+    if let Some(bad) = files.iter().find(|file| file.contains(['/', '\\']) || file.starts_with('.'))
+    {
+        return Err(ModelError::File(format!(
+            "{name} names '{bad}', which is not a plain file name"
+        )));
+    }
+    Ok(files.into_iter().map(|file| dir.join(file)).collect())
+}
+
+fn read_header(
+    source: usize,
+    bytes: &[u8],
+    name: &str,
+    tensors: &mut HashMap<String, Stored>,
+) -> Result<(), ModelError> {
+    let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
+        ModelError::Weights(format!("{name} is not a complete safetensors file: {e}"))
+    })?;
+    let base = bytes.as_ptr() as usize;
+    for (tensor, view) in parsed.iter() {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::BF16,
+            other => {
+                return Err(ModelError::Unsupported(format!(
+                    "tensor '{tensor}' in {name} holds {other:?} numbers (supported: F32, F16, \
+                     BF16)"
+                )));
+            }
+        };
+        let start = view.data().as_ptr() as usize - base;
+        let (end, shape) = (start + view.data().len(), view.shape().to_vec());
+        let stored = Stored { source, start, end, shape, dtype };
+        if tensors.insert(tensor.to_owned(), stored).is_some() {
+            let text = format!("tensor '{tensor}' is in two of the model's files");
+            return Err(ModelError::Weights(text));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! Mistral (transformers `models/mistral`): Llama without biases, with a sliding window.
+
+use serde_json::Value;
+
+use super::ModelError;
+use super::config::{Family, Fields};
+
+/// transformers' value where a config has no such key; null switches it off.
+const SLIDING_WINDOW_DEFAULT: usize = 4096;
+
+/// `MistralForCausalLM`.
+pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
+    let window = match fields.0.get("sliding_window") {
+        Some(Value::Null) => None,
+        _ => Some(fields.count("sliding_window", Some(SLIDING_WINDOW_DEFAULT))?),
+    };
+    Ok(Family {
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        windows: fields.windows(window, &|_| true)?,
+        kv_heads_default: Some(8),
+        head_dim_default: None,
+    })
+}

@@ -1,0 +1,19 @@
+//! Qwen3, dense (transformers `models/qwen3`): Llama with a norm on each head of q and k.
+
+use super::ModelError;
+use super::config::{Family, Fields};
+use super::qwen2::windows;
+
+/// `Qwen3ForCausalLM`.
+pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
+    let attention_bias = fields.flag("attention_bias", false)?;
+    Ok(Family {
+        qkv_bias: attention_bias,
+        o_bias: attention_bias,
+        mlp_bias: false,
+        qk_norm: true,
+        windows: windows(fields)?,
+        kv_heads_default: Some(32),
+        head_dim_default: Some(128),
+    })
+}
