@@ -124,17 +124,6 @@ fn a_batch_that_decodes_could_fill_is_a_configuration_error() {
 
 #[test]
 fn out_of_blocks_the_youngest_is_preempted_and_comes_back_with_its_text() {
-    let mut s = scheduler(SchedulerConfig { blocks: 5, prefix_cache: false, ..ROOMY });
-    s.admit(new(0, &own(0, 4), 9)).unwrap();
-    s.admit(new(1, &own(1, 2), 7)).unwrap();
-    s.admit(new(2, &own(2, 1), 1)).unwrap();
-    // 0 holds a block and wants a second, as 1 does: 2 does not fit beside them until 1 finishes.
-    assert_eq!(rows(&step(&mut s)), [(0, 0, 4, true), (1, 0, 2, true), (2, 0, 1, true)]);
-    while s.counts().preemptions_total == 0 && s.counts().running == 2 {
-        step(&mut s);
-    }
-    assert_eq!(s.counts().preemptions_total, 0, "1 + 2 blocks each fit");
-
     let mut s = scheduler(SchedulerConfig { blocks: 4, prefix_cache: false, ..ROOMY });
     s.admit(new(0, &own(0, 4), 9)).unwrap();
     s.admit(new(1, &own(1, 4), 9)).unwrap();
@@ -187,6 +176,23 @@ fn a_computed_prefix_is_shared_and_the_last_prompt_token_is_computed() {
     assert_eq!((s.cached_tokens(id(2)), s.cached_tokens(id(3))), (Some(4), None));
     assert_eq!(s.counts().prefix_hit_tokens_total, 4);
     assert_eq!(s.counts().prefix_query_tokens_total, 24);
+}
+
+#[test]
+fn a_shared_prefix_leaves_room_that_a_text_of_its_own_would_need() {
+    let mut s = scheduler(SchedulerConfig { blocks: 5, ..ROOMY });
+    s.admit(new(0, &own(9, 8), 5)).unwrap();
+    step(&mut s);
+    // Sequence 0 holds 2 blocks and wants a third; 2 are left.
+    s.admit(new(1, &own(1, 9), 1)).unwrap();
+    assert_eq!(plan(&mut s).entries.len(), 1);
+    s.cancel(id(1));
+    s.admit(new(2, &own(9, 12), 1)).unwrap();
+    assert_eq!(rows(&plan(&mut s))[1], (2, 8, 4, true));
+    s.cancel(id(2));
+    // Its last block is cached and yet computed again, into a block of its own.
+    s.admit(new(3, &own(9, 8), 1)).unwrap();
+    assert_eq!(rows(&plan(&mut s))[1], (3, 4, 4, true));
 }
 
 #[test]

@@ -164,6 +164,7 @@ impl Simulation {
         let config = &self.config;
         for id in &plan.preempted {
             let live = self.live.get_mut(id).unwrap();
+            assert!(live.running, "preempted before it ran");
             (live.running, live.computed) = (false, 0);
             assert!(plan.entries.iter().all(|entry| entry.id != *id), "preempted and planned");
         }
@@ -174,6 +175,7 @@ impl Simulation {
             assert!(seen.insert(entry.id), "planned twice");
             let live = self.live.get_mut(&entry.id).unwrap();
             assert!(live.running || asked.contains(&entry.id), "started without a question");
+            assert!(live.running || plan.preempted.is_empty(), "started on another's blocks");
             live.running = true;
             let (start, end) = (entry.start as usize, entry.start as usize + entry.tokens.len());
             assert!(start >= live.computed && start < end);
@@ -368,8 +370,8 @@ fn the_same_calls_give_the_same_plans() {
 #[test]
 fn a_rare_adapter_is_not_starved_by_popular_ones() {
     let config = SchedulerConfig {
-        sequences_max: 4,
-        batch_tokens_max: 16,
+        sequences_max: 12,
+        batch_tokens_max: 48,
         block_tokens: 4,
         blocks: 64,
         queue_requests_max: 16,
