@@ -1,5 +1,6 @@
 //! One integration-test binary; one module a boundary.
 
+mod scheduler;
 mod tidy;
 
 /// Deterministic values in (-1, 1).

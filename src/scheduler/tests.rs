@@ -1,0 +1,265 @@
+//! The rules, one by one. Random schedules are in tests/it/scheduler.rs.
+
+use super::*;
+
+/// Room for everything, blocks of 4 tokens.
+const ROOMY: SchedulerConfig = SchedulerConfig {
+    sequences_max: 4,
+    batch_tokens_max: 16,
+    block_tokens: 4,
+    blocks: 100,
+    queue_requests_max: 1000,
+    prefix_cache: true,
+};
+
+fn scheduler(config: SchedulerConfig) -> Scheduler {
+    Scheduler::new(config).unwrap()
+}
+
+fn id(n: u64) -> SequenceId {
+    SequenceId(n)
+}
+
+fn new(n: u64, prompt: &[TokenId], tokens_max: u32) -> NewSequence {
+    NewSequence { id: id(n), prompt: prompt.to_vec(), adapter: None, tokens_max }
+}
+
+/// A prompt that shares no block with another `n`'s.
+fn own(n: u64, len: usize) -> Vec<TokenId> {
+    (0..len as u32).map(|i| n as u32 * 1000 + i).collect()
+}
+
+fn plan(scheduler: &mut Scheduler) -> Plan {
+    scheduler.plan(&mut |_| true)
+}
+
+/// Commits `plan`; every sampled token is 7.
+fn commit(scheduler: &mut Scheduler, plan: &Plan) {
+    let sampling = plan.entries.iter().filter(|entry| entry.samples);
+    let results: Vec<_> = sampling.map(|entry| (entry.id, 7, false)).collect();
+    scheduler.commit(plan, &results);
+}
+
+fn step(scheduler: &mut Scheduler) -> Plan {
+    let plan = plan(scheduler);
+    commit(scheduler, &plan);
+    plan
+}
+
+/// (id, start, rows, samples) of every entry.
+fn rows(plan: &Plan) -> Vec<(u64, u32, usize, bool)> {
+    plan.entries.iter().map(|e| (e.id.0, e.start, e.tokens.len(), e.samples)).collect()
+}
+
+#[test]
+fn decode_rows_go_before_prefill_chunks_which_share_the_rest_by_arrival() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(0, 3), 50)).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(0, 0, 3, true)]);
+    s.admit(new(1, &own(1, 20), 50)).unwrap();
+    s.admit(new(2, &own(2, 9), 50)).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(0, 3, 1, true), (1, 0, 15, false)]);
+    assert_eq!(rows(&step(&mut s)), [(0, 4, 1, true), (1, 15, 5, true), (2, 0, 9, true)]);
+    assert_eq!(rows(&step(&mut s)), [(0, 5, 1, true), (1, 20, 1, true), (2, 9, 1, true)]);
+}
+
+#[test]
+fn a_block_table_covers_the_rows_and_no_more() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(0, 18), 50)).unwrap();
+    let lens = [step(&mut s), step(&mut s)].map(|plan| plan.entries[0].block_table.len());
+    assert_eq!(lens, [4, 5]);
+}
+
+#[test]
+fn a_sequence_that_cannot_run_is_passed_over_and_keeps_its_place() {
+    let mut s = scheduler(SchedulerConfig { sequences_max: 1, ..ROOMY });
+    for n in 0..3 {
+        s.admit(new(n, &own(n, 2), 1)).unwrap();
+    }
+    let plan = s.plan(&mut |asked| asked != id(0));
+    assert_eq!(rows(&plan), [(1, 0, 2, true)]);
+    commit(&mut s, &plan);
+    assert_eq!(rows(&step(&mut s)), [(0, 0, 2, true)]);
+}
+
+#[test]
+fn nobody_is_overtaken_without_bound() {
+    let mut s = scheduler(SchedulerConfig { sequences_max: 1, ..ROOMY });
+    s.admit(new(0, &own(0, 2), 1)).unwrap();
+    for n in 1..=OVERTAKES_MAX as u64 + 1 {
+        s.admit(new(n, &own(n, 2), 1)).unwrap();
+        let plan = s.plan(&mut |asked| asked != id(0));
+        assert_eq!(plan.entries.len(), usize::from(n <= OVERTAKES_MAX as u64));
+        commit(&mut s, &plan);
+    }
+    assert_eq!(rows(&step(&mut s))[0].0, 0);
+}
+
+#[test]
+fn the_queue_is_bounded_and_what_can_never_fit_is_refused_at_the_door() {
+    let mut s = scheduler(SchedulerConfig { blocks: 3, queue_requests_max: 2, ..ROOMY });
+    // 12 positions: the last of 13 tokens needs none.
+    s.admit(new(0, &own(0, 10), 3)).unwrap();
+    let never = Err(Refused::NeverFits { blocks_needed: 4, blocks: 3 });
+    assert_eq!(s.admit(new(1, &own(1, 10), 4)), never);
+    s.admit(new(2, &own(2, 1), 1)).unwrap();
+    let full = Err(Refused::QueueFull { queue_requests_max: 2 });
+    assert_eq!(s.admit(new(3, &own(3, 1), 1)), full);
+    s.cancel(id(0));
+    s.admit(new(3, &own(3, 1), 1)).unwrap();
+    assert!(matches!(s.admit(new(4, &[1], u32::MAX)), Err(Refused::NeverFits { .. })));
+}
+
+#[test]
+fn a_batch_that_decodes_could_fill_is_a_configuration_error() {
+    let config = SchedulerConfig { batch_tokens_max: 4, ..ROOMY };
+    let error = Scheduler::new(config).unwrap_err();
+    assert_eq!(error.to_string(), "batch_tokens_max must be above sequences_max (4), got 4");
+    let error = Scheduler::new(SchedulerConfig { block_tokens: 0, ..ROOMY }).unwrap_err();
+    assert_eq!(error, InvalidConfig::Zero("block_tokens"));
+    let config = SchedulerConfig { blocks: 1 << 30, ..ROOMY };
+    assert!(matches!(config.validated(), Err(InvalidConfig::TooManyPositions { .. })));
+}
+
+#[test]
+fn out_of_blocks_the_youngest_is_preempted_and_comes_back_with_its_text() {
+    let mut s = scheduler(SchedulerConfig { blocks: 4, prefix_cache: false, ..ROOMY });
+    s.admit(new(0, &own(0, 4), 9)).unwrap();
+    s.admit(new(1, &own(1, 4), 9)).unwrap();
+    s.admit(new(2, &own(2, 4), 1)).unwrap();
+    for _ in 0..5 {
+        assert_eq!(step(&mut s).entries.len(), 2);
+    }
+    // Both hold 8 computed tokens in 2 blocks; the next row needs a third.
+    let plan = step(&mut s);
+    assert_eq!(plan.preempted, [id(1)]);
+    assert_eq!(rows(&plan), [(0, 8, 1, true)]);
+    assert_eq!((s.counts().waiting, s.counts().running), (2, 1));
+    while s.counts().running == 1 {
+        assert!(step(&mut s).preempted.is_empty());
+    }
+    let plan = step(&mut s);
+    assert_eq!(rows(&plan), [(1, 0, 9, true), (2, 0, 4, true)]);
+    assert_eq!(plan.entries[0].tokens, [1000, 1001, 1002, 1003, 7, 7, 7, 7, 7]);
+}
+
+#[test]
+fn a_preempted_prefix_is_found_again_in_the_cache() {
+    let mut s = scheduler(SchedulerConfig { blocks: 5, ..ROOMY });
+    s.admit(new(0, &own(0, 4), 13)).unwrap();
+    s.admit(new(1, &own(1, 4), 9)).unwrap();
+    while s.counts().preemptions_total == 0 {
+        step(&mut s);
+    }
+    s.cancel(id(0));
+    let before = s.counts().prefix_hit_tokens_total;
+    let plan = step(&mut s);
+    assert_eq!((plan.entries[0].id, plan.entries[0].start), (id(1), 8));
+    assert_eq!(s.counts().prefix_hit_tokens_total - before, 8);
+    assert_eq!(s.cached_tokens(id(1)), Some(0), "its own work is no discount");
+}
+
+#[test]
+fn a_computed_prefix_is_shared_and_the_last_prompt_token_is_computed() {
+    let mut s = scheduler(ROOMY);
+    let prompt = own(9, 8);
+    s.admit(new(0, &prompt, 5)).unwrap();
+    s.admit(new(1, &prompt, 5)).unwrap();
+    // Not within the plan that computes it.
+    assert_eq!(rows(&step(&mut s)), [(0, 0, 8, true), (1, 0, 8, true)]);
+    s.admit(new(2, &prompt, 5)).unwrap();
+    let plan = plan(&mut s);
+    assert_eq!(rows(&plan)[2], (2, 4, 4, true));
+    assert_eq!(plan.entries[2].block_table[0], plan.entries[0].block_table[0]);
+    assert_ne!(plan.entries[2].block_table[1], plan.entries[0].block_table[1]);
+    assert_eq!((s.cached_tokens(id(2)), s.cached_tokens(id(3))), (Some(4), None));
+    assert_eq!(s.counts().prefix_hit_tokens_total, 4);
+    assert_eq!(s.counts().prefix_query_tokens_total, 24);
+}
+
+#[test]
+fn a_shared_prefix_leaves_room_that_a_text_of_its_own_would_need() {
+    let mut s = scheduler(SchedulerConfig { blocks: 5, ..ROOMY });
+    s.admit(new(0, &own(9, 8), 5)).unwrap();
+    step(&mut s);
+    // Sequence 0 holds 2 blocks and wants a third; 2 are left.
+    s.admit(new(1, &own(1, 9), 1)).unwrap();
+    assert_eq!(plan(&mut s).entries.len(), 1);
+    s.cancel(id(1));
+    s.admit(new(2, &own(9, 12), 1)).unwrap();
+    assert_eq!(rows(&plan(&mut s))[1], (2, 8, 4, true));
+    s.cancel(id(2));
+    // Its last block is cached and yet computed again, into a block of its own.
+    s.admit(new(3, &own(9, 8), 1)).unwrap();
+    assert_eq!(rows(&plan(&mut s))[1], (3, 4, 4, true));
+}
+
+#[test]
+fn a_prefill_under_way_takes_over_what_others_computed_meanwhile() {
+    let mut s = scheduler(SchedulerConfig { batch_tokens_max: 20, ..ROOMY });
+    let prompt = own(9, 34);
+    s.admit(new(0, &prompt, 5)).unwrap();
+    s.admit(new(1, &prompt, 5)).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(0, 0, 20, false)]);
+    assert_eq!(rows(&step(&mut s)), [(0, 20, 14, true), (1, 20, 6, false)]);
+    assert_eq!(rows(&step(&mut s)), [(0, 34, 1, true), (1, 32, 2, true)]);
+    assert_eq!(s.cached_tokens(id(1)), Some(20 + 6));
+}
+
+#[test]
+fn kv_is_shared_under_one_digest_and_never_across_digests() {
+    let mut s = scheduler(ROOMY);
+    // The second is what a name points at after its adapter was replaced in place.
+    let digests = [None, Some(Digest([1; 32])), Some(Digest([2; 32])), Some(Digest([1; 32]))];
+    let mut starts = Vec::new();
+    for (n, adapter) in digests.into_iter().enumerate() {
+        s.admit(NewSequence { adapter, ..new(n as u64, &own(9, 9), 1) }).unwrap();
+        starts.push(step(&mut s).entries[0].start);
+    }
+    assert_eq!(starts, [0, 0, 0, 8]);
+}
+
+#[test]
+fn a_cancelled_sequence_frees_its_blocks_at_once_and_its_result_is_ignored() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(0, 9), 5)).unwrap();
+    s.admit(new(1, &own(1, 5), 5)).unwrap();
+    let planned = plan(&mut s);
+    assert_eq!(s.counts().blocks_used, 5);
+    s.cancel(id(0));
+    s.cancel(id(0));
+    assert_eq!(s.counts().blocks_used, 2);
+    commit(&mut s, &planned);
+    assert_eq!(rows(&step(&mut s)), [(1, 5, 1, true)]);
+    // The rows that ran for nobody were not cached.
+    s.admit(new(2, &own(0, 9), 5)).unwrap();
+    assert_eq!(rows(&step(&mut s))[1], (2, 0, 9, true));
+}
+
+#[test]
+fn a_plan_without_commit_and_a_row_without_result_run_again() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(0, 8), 5)).unwrap();
+    let first = plan(&mut s);
+    let again = plan(&mut s);
+    assert_eq!(first, again);
+    s.commit(&again, &[]);
+    assert_eq!(rows(&step(&mut s)), [(0, 7, 1, true)]);
+    // What was decided before has no effect any more.
+    s.commit(&first, &[(id(0), 5, true)]);
+    assert_eq!(rows(&step(&mut s)), [(0, 8, 1, true)]);
+}
+
+#[test]
+fn a_sequence_ends_at_tokens_max_or_when_the_caller_says_so() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(0, 3), 2)).unwrap();
+    s.admit(new(1, &own(1, 3), 50)).unwrap();
+    step(&mut s);
+    let planned = plan(&mut s);
+    s.commit(&planned, &[(id(0), 7, false), (id(1), 7, true)]);
+    let counts = s.counts();
+    assert_eq!((counts.running, counts.waiting, counts.blocks_used), (0, 0, 0));
+    assert_eq!(plan(&mut s), Plan::default());
+}

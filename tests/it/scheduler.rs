@@ -1,0 +1,410 @@
+//! Random schedules against a simulated device.
+//!
+//! The simulated KV cache stores, in each cell, a hash of the adapter and of all tokens up to that
+//! position: what a real cell's numbers are a function of. Sampling reads the cells that a block
+//! table names, as attention does, so that one stale or foreign cell changes the tokens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tessera::ids::{Digest, SequenceId, TokenId};
+use tessera::scheduler::{Counts, Entry, NewSequence, Plan, Refused, Scheduler, SchedulerConfig};
+
+use crate::Rng;
+
+const SCHEDULES: u64 = 10_000;
+/// Few, so that texts often agree.
+const VOCABULARY: u64 = 3;
+
+fn mix(state: u64, value: u64) -> u64 {
+    let x = (state ^ value.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x ^ (x >> 31)
+}
+
+fn root(adapter: Option<Digest>) -> u64 {
+    adapter.map_or(1, |digest| mix(2, u64::from(digest.0[0])))
+}
+
+/// What position `tokens.len() - 1` must hold.
+fn content(adapter: Option<Digest>, tokens: &[TokenId]) -> u64 {
+    tokens.iter().fold(root(adapter), |state, &token| mix(state, u64::from(token) + 1))
+}
+
+/// The toy model: the token after a text, and whether it ends the text.
+fn next_token(content: u64) -> (TokenId, bool) {
+    let draw = mix(content, 77);
+    ((draw % VOCABULARY) as TokenId, draw.is_multiple_of(29))
+}
+
+/// What a sequence generates when nothing else runs.
+fn alone(new: &NewSequence) -> Vec<TokenId> {
+    let mut text = new.prompt.clone();
+    loop {
+        let (token, end) = next_token(content(new.adapter, &text));
+        text.push(token);
+        if end || text.len() == new.prompt.len() + new.tokens_max as usize {
+            return text.split_off(new.prompt.len());
+        }
+    }
+}
+
+/// What the simulation knows of a live sequence, from plans only.
+struct Live {
+    new: NewSequence,
+    text: Vec<TokenId>,
+    computed: usize,
+    running: bool,
+}
+
+struct Simulation {
+    rng: Rng,
+    config: SchedulerConfig,
+    scheduler: Scheduler,
+    /// By block, then position in it.
+    kv: Vec<Vec<Option<u64>>>,
+    live: BTreeMap<SequenceId, Live>,
+    arrived: u64,
+    prefixes: Vec<Vec<TokenId>>,
+    finished: usize,
+    /// Chances out of 8.
+    can_run: usize,
+    faults: bool,
+    trace: u64,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        let sequences_max = 1 + rng.below(5);
+        let block_tokens = 1 + rng.below(5);
+        let spare_rows = [1, 6, 30][rng.below(3)];
+        let blocks_max = [16, 40][rng.below(2)];
+        let config = SchedulerConfig {
+            sequences_max,
+            batch_tokens_max: sequences_max + 1 + rng.below(spare_rows),
+            block_tokens,
+            blocks: 1 + rng.below(blocks_max),
+            queue_requests_max: 1 + rng.below(8),
+            prefix_cache: rng.below(5) > 0,
+        };
+        let prefixes = (0..3).map(|_| text(&mut rng, 12)).collect();
+        Self {
+            scheduler: Scheduler::new(config.clone()).unwrap(),
+            kv: vec![vec![None; block_tokens]; config.blocks],
+            live: BTreeMap::new(),
+            arrived: 0,
+            prefixes,
+            finished: 0,
+            can_run: 2 + rng.below(7),
+            faults: rng.below(2) == 0,
+            trace: 0,
+            rng,
+            config,
+        }
+    }
+
+    fn new_sequence(&mut self) -> NewSequence {
+        let rng = &mut self.rng;
+        let prefix = &self.prefixes[rng.below(3)];
+        let mut prompt = prefix[..rng.below(prefix.len() + 1)].to_vec();
+        let tail = 1 + rng.below(4);
+        prompt.extend(text(rng, tail));
+        let adapter = rng.below(3).checked_sub(1).map(|n| Digest([n as u8; 32]));
+        let id = SequenceId(self.arrived);
+        self.arrived += 1;
+        NewSequence { id, prompt, adapter, tokens_max: 1 + rng.below(24) as u32 }
+    }
+
+    fn admit(&mut self, new: NewSequence) {
+        let positions = new.prompt.len() + new.tokens_max as usize - 1;
+        let blocks_needed = positions.div_ceil(self.config.block_tokens);
+        let waiting = self.live.values().filter(|live| !live.running).count();
+        let expected = if blocks_needed > self.config.blocks {
+            Err(Refused::NeverFits { blocks_needed, blocks: self.config.blocks })
+        } else if waiting >= self.config.queue_requests_max {
+            Err(Refused::QueueFull { queue_requests_max: self.config.queue_requests_max })
+        } else {
+            Ok(())
+        };
+        assert_eq!(self.scheduler.admit(new.clone()), expected);
+        if expected.is_ok() {
+            let text = new.prompt.clone();
+            self.live.insert(new.id, Live { new, text, computed: 0, running: false });
+        }
+    }
+
+    fn cancel_one(&mut self) {
+        if let Some(&id) = self.live.keys().nth(self.rng.below(self.live.len().max(1))) {
+            self.live.remove(&id);
+            self.scheduler.cancel(id);
+        }
+    }
+
+    fn step(&mut self) {
+        let mut asked = BTreeSet::new();
+        let (rng, chance, live) = (&mut self.rng, self.can_run, &self.live);
+        let plan = self.scheduler.plan(&mut |id| {
+            assert!(asked.last() < Some(&id), "asked by arrival, once");
+            asked.insert(id);
+            assert!(!live[&id].running, "running sequences are not asked about");
+            rng.below(8) < chance
+        });
+        self.check_plan(&plan, &asked);
+        self.trace = mix(self.trace, plan.entries.iter().fold(0, |t, e| mix(t, entry_hash(e))));
+        let sampled = self.run(&plan);
+        if self.faults && self.rng.below(8) == 0 {
+            self.cancel_one();
+        }
+        if self.faults && self.rng.below(16) == 0 {
+            return; // The step failed after it had written: nothing is committed.
+        }
+        self.commit(&plan, sampled);
+    }
+
+    fn check_plan(&mut self, plan: &Plan, asked: &BTreeSet<SequenceId>) {
+        let config = &self.config;
+        for id in &plan.preempted {
+            let live = self.live.get_mut(id).unwrap();
+            assert!(live.running, "preempted before it ran");
+            (live.running, live.computed) = (false, 0);
+            assert!(plan.entries.iter().all(|entry| entry.id != *id), "preempted and planned");
+        }
+        let rows: usize = plan.entries.iter().map(|entry| entry.tokens.len()).sum();
+        assert!(rows <= config.batch_tokens_max);
+        let mut seen = BTreeSet::new();
+        for entry in &plan.entries {
+            assert!(seen.insert(entry.id), "planned twice");
+            let live = self.live.get_mut(&entry.id).unwrap();
+            assert!(live.running || asked.contains(&entry.id), "started without a question");
+            assert!(live.running || plan.preempted.is_empty(), "started on another's blocks");
+            live.running = true;
+            let (start, end) = (entry.start as usize, entry.start as usize + entry.tokens.len());
+            assert!(start >= live.computed && start < end);
+            assert_eq!(entry.tokens, live.text[start..end]);
+            assert_eq!(entry.samples, end == live.text.len());
+            assert_eq!(entry.block_table.len(), end.div_ceil(config.block_tokens));
+            let distinct: BTreeSet<_> = entry.block_table.iter().collect();
+            assert_eq!(distinct.len(), entry.block_table.len());
+        }
+        let running = self.live.iter().filter(|(_, live)| live.running);
+        let decoding = running.clone().filter(|(_, live)| live.computed + 1 == live.text.len());
+        assert!(decoding.clone().all(|(id, _)| seen.contains(id)), "a stream stalled");
+        assert!(
+            running.clone().next().is_none_or(|(id, _)| seen.contains(id)),
+            "the oldest stalled"
+        );
+        let counts = self.scheduler.counts();
+        assert!(running.clone().count() <= config.sequences_max);
+        assert_eq!(counts.running, running.clone().count());
+        assert_eq!(counts.waiting, self.live.len() - counts.running);
+        let tables = plan.entries.iter().flat_map(|entry| &entry.block_table);
+        assert!(counts.blocks_used >= tables.collect::<BTreeSet<_>>().len());
+        assert!(counts.blocks_used + counts.blocks_cached <= counts.blocks_total);
+    }
+
+    /// Checks what the plan reads, writes its rows, checks again what it reads, and samples.
+    fn run(&mut self, plan: &Plan) -> Vec<(SequenceId, TokenId, bool)> {
+        for entry in &plan.entries {
+            self.check_cells(entry, entry.start as usize);
+        }
+        let mut written = BTreeSet::new();
+        for entry in &plan.entries {
+            let mut state = match entry.start {
+                0 => root(self.live[&entry.id].new.adapter),
+                start => self.cell(entry, start as usize - 1).unwrap(),
+            };
+            for (row, &token) in entry.tokens.iter().enumerate() {
+                state = mix(state, u64::from(token) + 1);
+                let position = entry.start as usize + row;
+                let block = entry.block_table[position / self.config.block_tokens].0 as usize;
+                let cell = position % self.config.block_tokens;
+                assert!(written.insert((block, cell)), "two rows write one cell");
+                self.kv[block][cell] = Some(state);
+            }
+        }
+        let mut sampled = Vec::new();
+        for entry in &plan.entries {
+            let end = entry.start as usize + entry.tokens.len();
+            self.check_cells(entry, end);
+            if entry.samples {
+                let (token, end) = next_token(self.cell(entry, end - 1).unwrap());
+                sampled.push((entry.id, token, end));
+            }
+        }
+        sampled
+    }
+
+    fn cell(&self, entry: &Entry, position: usize) -> Option<u64> {
+        let block = entry.block_table[position / self.config.block_tokens].0 as usize;
+        self.kv[block][position % self.config.block_tokens]
+    }
+
+    /// The first `len` cells of the entry's table hold its own adapter's KV of its own text.
+    fn check_cells(&self, entry: &Entry, len: usize) {
+        let live = &self.live[&entry.id];
+        let mut state = root(live.new.adapter);
+        for position in 0..len {
+            state = mix(state, u64::from(live.text[position]) + 1);
+            let cell = self.cell(entry, position);
+            assert_eq!(cell, Some(state), "{:?} at {position}: stale KV", entry.id);
+        }
+    }
+
+    fn commit(&mut self, plan: &Plan, mut sampled: Vec<(SequenceId, TokenId, bool)>) {
+        if self.faults && self.rng.below(8) == 0 && !sampled.is_empty() {
+            sampled.swap_remove(self.rng.below(sampled.len())); // A row without finite logits.
+        }
+        self.scheduler.commit(plan, &sampled);
+        for entry in &plan.entries {
+            let open = entry.samples && sampled.iter().all(|(id, ..)| *id != entry.id);
+            if let Some(live) = self.live.get_mut(&entry.id) {
+                live.computed = entry.start as usize + entry.tokens.len() - usize::from(open);
+            }
+        }
+        for (id, token, end) in sampled {
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            live.text.push(token);
+            let generated = &live.text[live.new.prompt.len()..];
+            if end || generated.len() == live.new.tokens_max as usize {
+                assert_eq!(generated, alone(&live.new), "{id:?}");
+                assert_eq!(self.scheduler.cached_tokens(id), None);
+                self.live.remove(&id);
+                self.finished += 1;
+            }
+        }
+    }
+
+    /// Steps until everything has finished. Each step in which somebody may run brings the oldest
+    /// running sequence a row on, so that the steps are bounded by the rows there are.
+    fn drain(&mut self) {
+        let rows = |live: &Live| live.new.prompt.len() + live.new.tokens_max as usize;
+        let rows: usize = self.live.values().map(rows).sum();
+        let steps_max = 20 + 2 * rows * 8 / self.can_run.min(4);
+        for _ in 0..steps_max {
+            if self.live.is_empty() {
+                return;
+            }
+            self.step();
+        }
+        panic!("starved: {} live after {steps_max} steps", self.live.len());
+    }
+
+    fn check_empty(&self) {
+        let Counts { waiting, running, blocks_used, .. } = self.scheduler.counts();
+        assert_eq!((waiting, running, blocks_used), (0, 0, 0));
+    }
+}
+
+fn text(rng: &mut Rng, len: usize) -> Vec<TokenId> {
+    (0..len).map(|_| rng.below(VOCABULARY as usize) as TokenId).collect()
+}
+
+fn entry_hash(entry: &Entry) -> u64 {
+    let table = entry.block_table.iter().map(|block| u64::from(block.0));
+    table.fold(mix(entry.id.0, u64::from(entry.start)), mix)
+}
+
+/// Prints the seed of the schedule that failed.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the schedule's seed is {}", self.0);
+        }
+    }
+}
+
+fn run_schedule(seed: u64) -> Simulation {
+    let _seed = Seed(seed);
+    let mut simulation = Simulation::new(seed);
+    for _ in 0..40 {
+        for _ in 0..simulation.rng.below(3) {
+            let new = simulation.new_sequence();
+            simulation.admit(new);
+        }
+        if simulation.rng.below(12) == 0 {
+            simulation.cancel_one();
+        }
+        simulation.step();
+    }
+    simulation.drain();
+    simulation.check_empty();
+
+    // No block was lost on the way: a sequence that needs them all still runs.
+    let positions = simulation.config.blocks * simulation.config.block_tokens;
+    let prompt = text(&mut simulation.rng, positions);
+    let id = SequenceId(u64::MAX);
+    simulation.admit(NewSequence { id, prompt, adapter: None, tokens_max: 1 });
+    simulation.drain();
+    simulation.check_empty();
+    simulation
+}
+
+#[test]
+fn under_random_schedules_every_sequence_sees_its_own_kv_and_finishes_as_if_alone() {
+    let (mut finished, mut preemptions, mut hits, mut queried) = (0, 0, 0, 0);
+    for seed in 0..SCHEDULES {
+        let simulation = run_schedule(seed);
+        let counts = simulation.scheduler.counts();
+        assert!(counts.prefix_hit_tokens_total <= counts.prefix_query_tokens_total);
+        assert!(simulation.config.prefix_cache || counts.prefix_hit_tokens_total == 0);
+        finished += simulation.finished;
+        preemptions += counts.preemptions_total;
+        hits += counts.prefix_hit_tokens_total;
+        queried += counts.prefix_query_tokens_total;
+    }
+    println!("{finished} finished, {preemptions} preemptions, {hits} of {queried} tokens hit");
+    // The schedules are worth their name only if they get into trouble.
+    assert!(finished > 50_000 && preemptions > 5_000 && hits * 20 > queried);
+}
+
+#[test]
+fn the_same_calls_give_the_same_plans() {
+    for seed in 0..50 {
+        assert_eq!(run_schedule(seed).trace, run_schedule(seed).trace);
+    }
+}
+
+/// Adapters come and go in two slots while popular ones flood the queue: a sequence whose adapter
+/// nobody else uses gets its slot all the same.
+#[test]
+fn a_rare_adapter_is_not_starved_by_popular_ones() {
+    let config = SchedulerConfig {
+        sequences_max: 12,
+        batch_tokens_max: 48,
+        block_tokens: 4,
+        blocks: 64,
+        queue_requests_max: 16,
+        prefix_cache: true,
+    };
+    let mut scheduler = Scheduler::new(config).unwrap();
+    let adapter = |id: SequenceId| if id.0 == 5 { 2 } else { id.0 % 2 };
+    let (mut next, mut running) = (0, BTreeSet::new());
+    for step in 0.. {
+        assert!(step < 2000, "starved");
+        while scheduler.counts().waiting < 16 {
+            let id = SequenceId(next);
+            // Of different lengths, so that they never all end at once.
+            let (prompt, tokens_max) = (vec![1, 2, 3], 3 + (next % 5) as u32);
+            let adapter = Some(Digest([adapter(id) as u8; 32]));
+            scheduler.admit(NewSequence { id, prompt, adapter, tokens_max }).unwrap();
+            next += 1;
+        }
+        let mut pinned: BTreeSet<u64> = running.iter().map(|&id| adapter(id)).collect();
+        let plan = scheduler.plan(&mut |id| {
+            let fits = pinned.contains(&adapter(id)) || pinned.len() < 2;
+            if fits {
+                pinned.insert(adapter(id));
+            }
+            fits
+        });
+        if plan.entries.iter().any(|entry| entry.id == SequenceId(5)) {
+            return;
+        }
+        let sampling = plan.entries.iter().filter(|entry| entry.samples);
+        let results: Vec<_> = sampling.map(|entry| (entry.id, 1, false)).collect();
+        running.extend(plan.entries.iter().map(|entry| entry.id));
+        scheduler.commit(&plan, &results);
+        running.retain(|&id| scheduler.cached_tokens(id).is_some());
+    }
+}
