@@ -139,15 +139,20 @@ impl Simulation {
         }
     }
 
-    fn step(&mut self) {
-        let mut asked = BTreeSet::new();
+    /// Returns whether rows ran and were committed.
+    fn step(&mut self) -> bool {
+        let (mut asked, mut allowed) = (BTreeSet::new(), false);
         let (rng, chance, live) = (&mut self.rng, self.can_run, &self.live);
         let plan = self.scheduler.plan(&mut |id| {
             assert!(asked.last() < Some(&id), "asked by arrival, once");
             asked.insert(id);
             assert!(!live[&id].running, "running sequences are not asked about");
-            rng.below(8) < chance
+            let can_run = rng.below(8) < chance;
+            allowed |= can_run;
+            can_run
         });
+        let idle = plan.entries.is_empty();
+        assert!(!idle || (asked.len() == self.live.len() && !allowed), "idle without a reason");
         self.check_plan(&plan, &asked);
         self.trace = mix(self.trace, plan.entries.iter().fold(0, |t, e| mix(t, entry_hash(e))));
         let sampled = self.run(&plan);
@@ -155,9 +160,10 @@ impl Simulation {
             self.cancel_one();
         }
         if self.faults && self.rng.below(16) == 0 {
-            return; // The step failed after it had written: nothing is committed.
+            return false; // The step failed after it had written: nothing is committed.
         }
         self.commit(&plan, sampled);
+        !idle
     }
 
     fn check_plan(&mut self, plan: &Plan, asked: &BTreeSet<SequenceId>) {
@@ -273,19 +279,17 @@ impl Simulation {
         }
     }
 
-    /// Steps until everything has finished. Each step in which somebody may run brings the oldest
-    /// running sequence a row on, so that the steps are bounded by the rows there are.
+    /// Steps until everything has finished. Each step that runs brings the oldest running sequence
+    /// a row on, so that the steps are bounded by the rows there are; twice that leaves room for
+    /// rows lost to faults and to preemption by an older sequence that started later.
     fn drain(&mut self) {
         let rows = |live: &Live| live.new.prompt.len() + live.new.tokens_max as usize;
         let rows: usize = self.live.values().map(rows).sum();
-        let steps_max = 20 + 2 * rows * 8 / self.can_run.min(4);
-        for _ in 0..steps_max {
-            if self.live.is_empty() {
-                return;
-            }
-            self.step();
+        let (mut steps, steps_max) = (0, 20 + 2 * rows);
+        while !self.live.is_empty() {
+            steps += usize::from(self.step());
+            assert!(steps <= steps_max, "starved: {} live after {steps} steps", self.live.len());
         }
-        panic!("starved: {} live after {steps_max} steps", self.live.len());
     }
 
     fn check_empty(&self) {
