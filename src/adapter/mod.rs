@@ -20,7 +20,7 @@ mod target;
 mod tensors;
 
 pub use file::{AdapterFile, FileLimits};
-pub use residency::Residency;
+pub use residency::{Pinned, Residency};
 pub use store::{Adapter, Named, Store, StoreError, check_name};
 
 use std::path::Path;

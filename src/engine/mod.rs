@@ -1,6 +1,14 @@
 //! The engine's door: what the rest of the server may ask of the one thread that owns the model,
 //! the KV cache and every sequence.
 
+mod base;
+mod batch;
+mod sequence;
+mod step;
+
+pub use base::CheckpointBase;
+pub use step::Engine;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -87,6 +95,17 @@ pub struct Stats {
     pub adapters_resident: AtomicUsize,
     /// Set when the engine thread has ended.
     pub stopped: AtomicBool,
+}
+
+/// Why an engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The limits contradict each other.
+    #[error(transparent)]
+    Limits(#[from] crate::scheduler::InvalidConfig),
+    /// No thread could be had.
+    #[error("the engine's thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// The queue is full: 429 for the client.
