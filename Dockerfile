@@ -1,0 +1,30 @@
+# The CPU image. Build: docker build -t tessera .   Run: docker run -p 8000:8000 tessera
+FROM rust:1.95-slim-bookworm AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends build-essential cmake pkg-config \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+COPY demo demo
+COPY benches benches
+RUN cargo build --release --locked --bin tessera && strip target/release/tessera
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates \
+ && rm -rf /var/lib/apt/lists/* \
+ # A numeric user of group 0, so that clusters which choose their own user id can write /data too.
+ && mkdir -p /data/hf && chown -R 10001:0 /data && chmod -R g+rwX /data
+COPY --from=build /src/target/release/tessera /usr/local/bin/tessera
+USER 10001:0
+ENV TESSERA_HOST=0.0.0.0 \
+    TESSERA_PORT=8000 \
+    HF_HOME=/data/hf
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+  CMD ["tessera", "healthcheck"]
+ENTRYPOINT ["tessera"]
+CMD ["serve"]

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""OpenAI's own client against the real binary serving the built-in demo.
+
+usage: openai_client.py PATH_TO_TESSERA
+"""
+
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+
+QUESTION = [{"role": "user", "content": "What is a fox?"}]
+
+
+class Server:
+    """The server as a user starts it, on a free port."""
+
+    def __init__(self, binary):
+        command = [binary, "serve", "--port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            found = re.match(r"ready: (http://\S+)", line)
+            if found:
+                self.url = found[1]
+                return
+        raise SystemExit("the server ended before it was ready")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=40)
+        assert status == 0, f"SIGTERM must end the server with status 0, got {status}"
+
+
+def ask(client, model):
+    reply = client.chat.completions.create(
+        model=model, messages=QUESTION, temperature=0, max_tokens=64)
+    assert reply.model == model
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    usage = reply.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    return reply.choices[0].message.content
+
+
+def stream(client, model):
+    chunks = list(client.chat.completions.create(
+        model=model, messages=QUESTION, temperature=0, max_tokens=64, stream=True,
+        stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def complete(client, models):
+    for prompt in ("The fox", ["The fox", "The owl"], [5, 6, 7], [[5, 6, 7], [8, 9]]):
+        reply = client.completions.create(
+            model=models[0], prompt=prompt, max_tokens=8, temperature=0, logprobs=2)
+        many = isinstance(prompt, list) and not isinstance(prompt[0], int)
+        assert [c.index for c in reply.choices] == list(range(len(prompt) if many else 1))
+        for choice in reply.choices:
+            logprobs = choice.logprobs
+            assert len(logprobs.tokens) == len(logprobs.token_logprobs) == reply.usage.completion_tokens \
+                // len(reply.choices) or many
+            assert all(value <= 0 for value in logprobs.token_logprobs)
+            top = zip(logprobs.token_logprobs, logprobs.top_logprobs)
+            assert all(max(alternatives.values()) == value for value, alternatives in top), \
+                "greedy: the drawn token is the likeliest, to the last digit"
+    chunks = list(client.completions.create(
+        model=models[0], prompt="The fox", max_tokens=8, temperature=0, stream=True))
+    whole = client.completions.create(
+        model=models[0], prompt="The fox", max_tokens=8, temperature=0)
+    assert "".join(c.choices[0].text for c in chunks) == whole.choices[0].text
+    seeded = [client.completions.create(
+        model=models[0], prompt="The", max_tokens=16, temperature=1, seed=7).choices[0].text
+        for _ in range(2)]
+    assert seeded[0] == seeded[1], "the same seed gives the same text"
+
+
+def refusals(client):
+    for arguments, error, param in (
+        ({"model": "nobody"}, openai.NotFoundError, "model"),
+        ({"temperature": 9}, openai.BadRequestError, "temperature"),
+        ({"n": 3}, openai.BadRequestError, "n"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, None),
+    ):
+        fields = {"model": client.models.list().data[0].id, "messages": QUESTION} | arguments
+        try:
+            client.chat.completions.create(**fields)
+        except error as refused:
+            assert refused.request_id, "every reply carries a request id"
+            assert param is None or refused.param == param, (arguments, refused.param)
+        else:
+            raise AssertionError(f"{arguments} must be refused")
+
+
+def main():
+    server = Server(sys.argv[1])
+    try:
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+        cards = client.models.list().data
+        base, adapters = cards[0].id, [card.id for card in cards[1:]]
+        assert len(adapters) >= 4, "the demo brings at least four adapters"
+        assert all(card.parent == base for card in cards[1:])
+        models = [base, *adapters]
+        alone = {model: ask(client, model) for model in models}
+        assert len(set(alone.values())) == len(models), f"every adapter answers its own way: {alone}"
+        with ThreadPoolExecutor(len(models) * 2) as pool:
+            mixed = list(pool.map(lambda model: (model, stream(client, model)), models * 2))
+        for model, text in mixed:
+            assert text == alone[model], f"{model} in a mixed batch: {text!r}, alone: {alone[model]!r}"
+        complete(client, models)
+        refusals(client)
+        for model, text in alone.items():
+            print(f"{model:12} {text!r}")
+    finally:
+        server.stop()
+    print("the OpenAI client is served: 1 passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()
