@@ -3,6 +3,8 @@
 mod golden;
 mod harness;
 mod scheduler;
+mod text;
+mod text_template;
 mod tidy;
 
 /// Deterministic values in (-1, 1).
