@@ -268,8 +268,9 @@ pub fn with_file(command: clap::Command, path: &Path) -> Result<clap::Command, S
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| format!("the config file {shown} cannot be read: {e}"))?;
-    let table: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
     table.into_iter().try_fold(command, |command, (key, value)| {
         let id = key.replace('-', "_");
         let known: Vec<String> =

@@ -1,6 +1,8 @@
 //! DoRA (arXiv 2402.09353; peft `tuners/lora/dora.py`): `y = (m / ‖W + s·B A‖) ⊙ (W x + s·B A x) + b`,
 //! the norm taken over each output's row of the merged weight. The base's bias is not scaled.
 
+use rayon::prelude::*;
+
 use super::lora::{Pair, check_init, pairs, transpose};
 use super::tensors::named;
 use super::{AdapterError, Input, Method};
@@ -42,7 +44,7 @@ impl Method for Dora {
     }
 }
 
-/// `m / ‖W + s·B A‖`, row by row, accumulated in f64.
+/// `m / ‖W + s·B A‖`, row by row, summed in f64.
 fn scale(input: &Input<'_>, pair: &Pair) -> Result<Vec<f32>, AdapterError> {
     let sites = input.base.sites();
     let (name, width_in, width_out) = named(sites, pair.site);
@@ -56,24 +58,25 @@ fn scale(input: &Input<'_>, pair: &Pair) -> Result<Vec<f32>, AdapterError> {
         SiteKind::Embedding => transpose(&weight, width_out),
         SiteKind::Linear | SiteKind::Norm => weight,
     };
-    let mut row = vec![0f64; width_in];
-    let mut scale = Vec::with_capacity(width_out);
-    for (o, m) in magnitude.iter().enumerate() {
-        let base = &weight[o * width_in..][..width_in];
-        row.iter_mut().zip(base).for_each(|(row, &w)| *row = f64::from(w));
-        for r in 0..pair.rank {
-            let b = f64::from(pair.bt[r * width_out + o]);
-            let a = &pair.a[r * width_in..][..width_in];
-            row.iter_mut().zip(a).for_each(|(row, &a)| *row += b * f64::from(a));
-        }
-        let norm = row.iter().map(|w| w * w).sum::<f64>().sqrt();
-        if norm == 0.0 {
-            return Err(AdapterError::Invalid(format!(
-                "tensor '{key}': row {o} of the merged weight of {name} is zero, so its \
-                 direction is undefined"
-            )));
-        }
-        scale.push((f64::from(*m) / norm) as f32);
+    // Rows are independent and a large base has millions: all cores take part.
+    let norms: Vec<f64> = (0..width_out)
+        .into_par_iter()
+        .map_init(Vec::new, |row: &mut Vec<f32>, o| {
+            row.clear();
+            row.extend_from_slice(&weight[o * width_in..][..width_in]);
+            for r in 0..pair.rank {
+                let b = pair.bt[r * width_out + o];
+                let a = &pair.a[r * width_in..][..width_in];
+                row.iter_mut().zip(a).for_each(|(row, a)| *row += b * a);
+            }
+            row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt()
+        })
+        .collect();
+    if let Some(o) = norms.iter().position(|&norm| norm == 0.0) {
+        return Err(AdapterError::Invalid(format!(
+            "tensor '{key}': row {o} of the merged weight of {name} is zero, so its direction is \
+             undefined"
+        )));
     }
-    Ok(scale)
+    Ok(magnitude.iter().zip(norms).map(|(m, norm)| (f64::from(*m) / norm) as f32).collect())
 }
