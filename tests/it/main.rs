@@ -1,6 +1,9 @@
 //! One integration-test binary; one module a boundary.
 
+mod hub;
+mod hub_server;
 mod scheduler;
+mod synth;
 mod tidy;
 
 /// Deterministic values in (-1, 1).
