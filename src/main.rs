@@ -1,3 +1,5 @@
 //! Flags to a command; no logic.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tessera::cli::run()
+}

@@ -35,6 +35,16 @@ impl Site {
     pub fn leaf(&self) -> &str {
         self.name.rsplit('.').next().unwrap_or(&self.name)
     }
+
+    /// The extents of its weight in a checkpoint: `[out, in]` at a linear, `[vocabulary, hidden]`
+    /// at an embedding, `[out]` at a norm.
+    pub fn weight_shape(&self) -> Vec<usize> {
+        match self.kind {
+            SiteKind::Linear => vec![self.out_features, self.in_features],
+            SiteKind::Embedding => vec![self.in_features, self.out_features],
+            SiteKind::Norm => vec![self.out_features],
+        }
+    }
 }
 
 /// Every site of one model, numbered in load order.

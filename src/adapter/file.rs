@@ -141,7 +141,8 @@ fn read_file(path: &Path, bytes_max: u64, within: Option<&Path>) -> Result<Vec<u
     }
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(invalid(format!(
-            "{name} is a Git LFS pointer, not the file itself; run 'git lfs pull' where it came from"
+            "{name} is a Git LFS pointer, not the file itself; run 'git lfs pull' where it came \
+             from"
         )));
     }
     Ok(bytes)

@@ -23,15 +23,6 @@ pub fn lower(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterE
     biases(input, delta)
 }
 
-/// The extents of a site's weight in a checkpoint.
-fn weight_shape(site: &Site) -> Vec<usize> {
-    match site.kind {
-        SiteKind::Linear => vec![site.out_features, site.in_features],
-        SiteKind::Embedding => vec![site.in_features, site.out_features],
-        SiteKind::Norm => vec![site.out_features],
-    }
-}
-
 fn saved_module(
     input: &Input<'_>,
     id: SiteId,
@@ -41,7 +32,7 @@ fn saved_module(
     let name = &site.name;
     let older = format!("{name}.modules_to_save.weight");
     let key = if input.tensors.has(&older) { older } else { format!("{name}.weight") };
-    let weight = input.tensors.take_values(&key, &weight_shape(site), name, "whole weight")?;
+    let weight = input.tensors.take_values(&key, &site.weight_shape(), name, "whole weight")?;
     delta.site(id).weight = Some(fit(input, site, weight));
     if site.has_bias {
         let bias = input.tensors.take(
@@ -80,7 +71,7 @@ fn table_copy(
     let name = &site.name;
     for key in [format!("{name}.base_layer.weight"), format!("{name}.weight")] {
         let Some(found) = input.tensors.shape(&key) else { continue };
-        let expected = weight_shape(site);
+        let expected = site.weight_shape();
         if found != expected {
             return Err(AdapterError::Invalid(format!(
                 "tensor '{key}' has shape {found:?} and the base model's is {expected:?}: the \

@@ -1,1 +1,213 @@
-//! cli.
+//! One file a command; flags to calls, results to text and exit codes.
+
+pub mod hub;
+pub mod inspect;
+pub mod synth;
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::adapter::AdapterError;
+use crate::dtype::Dtype;
+use crate::model::{Checkpoint, ModelError};
+use hub::{HubSettings, Kind};
+
+#[derive(Parser)]
+#[command(name = "tessera", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say what an adapter directory holds, tensor by tensor, and whether it would be served.
+    Inspect(inspect::InspectArgs),
+    /// Write a model or an adapter of a given shape with random weights, for benchmarks and tests.
+    Synth(synth::SynthArgs),
+}
+
+/// Why a command failed: one line for the terminal and the exit code that goes with it.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Anything without a code of its own; exit code 1.
+    #[error("{0}")]
+    General(String),
+    /// Flags that make no sense, or that name something which is not there; exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// An adapter that would not be served; exit code 2.
+    #[error("{0}")]
+    Adapter(String),
+    /// A model that cannot be loaded; exit code 3.
+    #[error("{0}")]
+    Model(String),
+    /// Another program listens there already; exit code 4.
+    #[error("{0}")]
+    PortInUse(String),
+    /// A configuration file or variable that cannot be used; exit code 5.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl CliError {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CliError::General(_) => 1,
+            CliError::Usage(_) | CliError::Adapter(_) => 2,
+            CliError::Model(_) => 3,
+            CliError::PortInUse(_) => 4,
+            CliError::Config(_) => 5,
+        }
+    }
+}
+
+impl From<ModelError> for CliError {
+    fn from(error: ModelError) -> Self {
+        CliError::Model(error.to_string())
+    }
+}
+
+impl From<AdapterError> for CliError {
+    fn from(error: AdapterError) -> Self {
+        CliError::Adapter(error.to_string())
+    }
+}
+
+/// Parses the process's arguments and runs the command they name.
+pub fn run() -> ExitCode {
+    init_logs();
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => dispatch(cli.command),
+        Err(asked) if !asked.use_stderr() => {
+            // --help and --version; a closed stdout is no failure.
+            let _ = asked.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(wrong) => Err(CliError::Usage(usage(&wrong))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not eprintln!, which panics where stderr is closed.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Inspect(args) => inspect::run(&args, &base_checkpoint),
+        Command::Synth(args) => synth::run(&args),
+    }
+}
+
+/// Logs go to stderr, stdout is for results. The Hub client's own lines would repeat our errors.
+fn init_logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| "warn,tessera=info,hf_hub=off".into());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = logs.with_ansi(std::io::stderr().is_terminal());
+    // Fails where a test has set one up already, which is then the one wanted.
+    let _ = logs.try_init();
+}
+
+/// clap's error as one line: what was wrong and its tip, without the usage block.
+fn usage(wrong: &clap::Error) -> String {
+    let help = "see tessera --help";
+    if wrong.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return format!("a command is missing; {help}");
+    }
+    let text = wrong.to_string();
+    let said = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let said = said.split("\n\nFor more information").next().unwrap_or(said);
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    format!("{}; {help}", said.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The base model that adapters are checked against.
+///
+/// # Errors
+/// [`CliError::Usage`] where none is named, [`CliError::Model`] where it cannot be loaded.
+pub fn base_checkpoint(model: Option<&str>) -> Result<Arc<Checkpoint>, CliError> {
+    let Some(model) = model else {
+        return Err(CliError::Usage(
+            "name the base model with --model: an adapter is checked against its shapes".into(),
+        ));
+    };
+    let found = hub::resolve(model, Kind::Model, &HubSettings::from_env());
+    let dir = found.map_err(|error| CliError::Model(error.to_string()))?;
+    Ok(Arc::new(Checkpoint::open(&dir, None)?))
+}
+
+/// A float width in flags.
+///
+/// # Errors
+/// When it is none of the three.
+pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "f32" | "float32" => Ok(Dtype::F32),
+        "f16" | "float16" => Ok(Dtype::F16),
+        "bf16" | "bfloat16" => Ok(Dtype::BF16),
+        _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
+/// Prints to stdout. A reader that has gone away (`tessera inspect | head`) is no failure.
+///
+/// # Errors
+/// [`CliError::General`] when stdout cannot be written for another reason.
+pub fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CliError::General(format!("stdout cannot be written: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The text of an I/O error at a path.
+fn at(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::General(format!("{} cannot be written: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line_that_says_where_help_is() {
+        let Err(wrong) = Cli::try_parse_from(["tessera", "inspect"]) else { panic!("accepted") };
+        let text = usage(&wrong);
+        assert!(!text.contains('\n'), "{text}");
+        assert!(text.contains("<ADAPTER>") && text.ends_with("see tessera --help"), "{text}");
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_its_exit_code() {
+        let text = String::new;
+        let codes = [
+            CliError::General(text()).exit_code(),
+            CliError::Usage(text()).exit_code(),
+            CliError::Adapter(text()).exit_code(),
+            CliError::Model(text()).exit_code(),
+            CliError::PortInUse(text()).exit_code(),
+            CliError::Config(text()).exit_code(),
+        ];
+        assert_eq!(codes, [1, 2, 2, 3, 4, 5]);
+    }
+}

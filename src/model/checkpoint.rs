@@ -101,7 +101,7 @@ impl Checkpoint {
         let mut expected = HashMap::new();
         for (_, site) in self.sites.iter() {
             let name = self.weight_name(site);
-            expected.insert(name, weight_shape(site));
+            expected.insert(name, site.weight_shape());
             if site.has_bias {
                 expected.insert(format!("{}.bias", site.name), vec![site.out_features]);
             }
@@ -173,7 +173,7 @@ impl Checkpoint {
 
     /// Bytes of all weights in the serving width.
     pub fn weight_bytes(&self) -> u64 {
-        let elements = |site: &Site| weight_shape(site).iter().product::<usize>() as u64;
+        let elements = |site: &Site| site.weight_shape().iter().product::<usize>() as u64;
         let own = |site: &Site| !(site.name == "lm_head" && self.config.tied);
         let sites = self.sites.iter().filter(|(_, site)| own(site));
         sites.map(|(_, site)| elements(site) * self.dtype.bytes() as u64).sum()
@@ -186,16 +186,8 @@ impl Checkpoint {
     }
 }
 
-fn weight_shape(site: &Site) -> Vec<usize> {
-    match site.kind {
-        SiteKind::Linear => vec![site.out_features, site.in_features],
-        SiteKind::Embedding => vec![site.in_features, site.out_features],
-        SiteKind::Norm => vec![site.out_features],
-    }
-}
-
 /// The places of a decoder, in the order of the forward pass.
-fn sites(config: &ModelConfig) -> SiteMap {
+pub fn sites(config: &ModelConfig) -> SiteMap {
     let mut sites = SiteMap::default();
     let family = &config.family;
     let mut add = |name: String, kind, in_features, out_features, has_bias| {

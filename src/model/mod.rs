@@ -10,7 +10,7 @@ mod mmap;
 mod qwen2;
 mod qwen3;
 
-pub use checkpoint::{Checkpoint, Source};
+pub use checkpoint::{Checkpoint, Source, sites};
 pub use config::ModelConfig;
 pub use decoder::Model;
 

@@ -2,7 +2,10 @@
 
 mod golden;
 mod harness;
+mod hub;
+mod hub_server;
 mod scheduler;
+mod synth;
 mod text;
 mod text_template;
 mod tidy;

@@ -1,0 +1,381 @@
+//! MODEL and adapter arguments: a directory, or a repository of the Hugging Face Hub, fetched into
+//! the cache that Python's `huggingface_hub` uses as well.
+
+mod download;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
+use hf_hub::{HFClient, HFError, HFRepositorySync};
+
+use download::{Download, shards};
+
+/// What an argument names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// A base model.
+    Model,
+    /// An adapter.
+    Adapter,
+}
+
+impl Kind {
+    /// Files without which there is nothing to load.
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Kind::Model => MODEL_REQUIRED,
+            Kind::Adapter => ADAPTER_REQUIRED,
+        }
+    }
+}
+
+/// Where the Hub and its cache are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HubSettings {
+    /// `HF_ENDPOINT`.
+    pub endpoint: String,
+    /// `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
+    pub cache_dir: PathBuf,
+    /// `HF_TOKEN`, or what the file `token` in `HF_HOME` holds.
+    pub token: Option<String>,
+    /// `HF_HUB_OFFLINE`: nothing but the cache.
+    pub offline: bool,
+}
+
+/// Why there is no directory for an argument: one line with the way out.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct HubError(String);
+
+const MODEL_WEIGHTS: &str = "model.safetensors";
+const MODEL_INDEX: &str = "model.safetensors.index.json";
+const MODEL_REQUIRED: &[&str] = &["config.json", "tokenizer.json"];
+const ADAPTER_REQUIRED: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
+/// Requests that may fail before an answer is given up: with the client's doubling delays, two
+/// seconds without a network.
+const RETRIES_MAX: usize = 3;
+/// The Hub's own limit on the parts of an id.
+const ID_PART_CHARS_MAX: usize = 96;
+
+impl HubSettings {
+    /// As the process's environment says.
+    pub fn from_env() -> Self {
+        Self::from_lookup(&|key| std::env::var(key).ok())
+    }
+
+    /// As the variables that `get` knows say. Empty ones count as unset, as in Python's client.
+    pub fn from_lookup(get: &dyn Fn(&str) -> Option<String>) -> Self {
+        let set = |key: &str| get(key).filter(|value| !value.is_empty());
+        let default_home = || {
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
+                PathBuf::from(set("HOME").unwrap_or_else(|| ".".into())).join(".cache")
+            });
+            cache.join("huggingface")
+        };
+        let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(default_home);
+        let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        let token = set("HF_TOKEN").or_else(|| fs::read_to_string(token_file).ok());
+        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        let offline = set("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
+        Self {
+            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
+            cache_dir: set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
+            token,
+            offline: ["1", "true", "yes", "on"].contains(&offline.as_str()),
+        }
+    }
+}
+
+/// The directory that `argument` names. An existing one wins; else `organisation/name`, with
+/// `@revision` where wanted, is fetched, or found in the cache where the Hub cannot be reached.
+///
+/// # Errors
+/// [`HubError`], one line.
+pub fn resolve(argument: &str, kind: Kind, settings: &HubSettings) -> Result<PathBuf, HubError> {
+    let path = Path::new(argument);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if path.exists() {
+        return Err(HubError(format!("{argument} is a file; give the directory that holds it")));
+    }
+    let Some((owner, name, revision)) = parse_id(argument) else {
+        return Err(HubError(format!(
+            "{argument} is neither a directory nor a Hub id (organisation/name or \
+             organisation/name@revision)"
+        )));
+    };
+    let id = format!("{owner}/{name}");
+    let folder = settings.cache_dir.join(format!("models--{owner}--{name}"));
+    let repository = Repository { id, owner, name, revision, folder, kind, settings };
+    if settings.offline {
+        return repository.cached().map_err(|missing| {
+            HubError(format!(
+                "HF_HUB_OFFLINE is set and the cache {} does not hold {missing} of {}; unset it, \
+                 or fetch {argument} while there is a network",
+                settings.cache_dir.display(),
+                repository.id
+            ))
+        });
+    }
+    match repository.fetch() {
+        Err(Failure::Unreachable(text)) => {
+            let dir = repository.cached().map_err(|_| HubError(text.clone()))?;
+            tracing::warn!("{text}; using {argument} as the cache has it");
+            Ok(dir)
+        }
+        Err(Failure::Final(text)) => Err(HubError(text)),
+        Ok(dir) => Ok(dir),
+    }
+}
+
+/// Owner, name and revision, if `text` is of the form of a Hub id.
+fn parse_id(text: &str) -> Option<(&str, &str, &str)> {
+    let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let (owner, name) = id.split_once('/')?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.len() <= ID_PART_CHARS_MAX
+            && part.chars().all(legal)
+            && !part.starts_with(['-', '.'])
+            && !part.ends_with(['-', '.'])
+            && !part.contains("..")
+            && !part.contains("--")
+    };
+    // It becomes a path in the cache: it must not lead out of it.
+    let revision_legal = !revision.is_empty()
+        && revision.chars().all(|c| legal(c) || c == '/')
+        && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.'));
+    (part(owner) && part(name) && revision_legal).then_some((owner, name, revision))
+}
+
+/// Why a fetch failed.
+enum Failure {
+    /// There is no Hub to ask: what the cache holds may do.
+    Unreachable(String),
+    /// The Hub has answered, or the disk has failed.
+    Final(String),
+}
+
+/// One repository at one revision.
+struct Repository<'a> {
+    id: String,
+    owner: &'a str,
+    name: &'a str,
+    revision: &'a str,
+    folder: PathBuf,
+    kind: Kind,
+    settings: &'a HubSettings,
+}
+
+impl Repository<'_> {
+    /// The snapshot in the cache, if every file that is needed is there; else what is missing.
+    fn cached(&self) -> Result<PathBuf, String> {
+        let commit = if is_commit(self.revision) {
+            self.revision.to_owned()
+        } else {
+            let read = fs::read_to_string(self.folder.join("refs").join(self.revision));
+            read.map_err(|_| format!("revision '{}'", self.revision))?.trim().to_owned()
+        };
+        let snapshot = self.folder.join("snapshots").join(commit);
+        // Following the links: a blob that was cleaned away is missing too.
+        let absent = |name: &str| !snapshot.join(name).exists();
+        if let Some(name) = self.kind.required().iter().find(|name| absent(name)) {
+            return Err((*name).to_owned());
+        }
+        if self.kind == Kind::Model && absent(MODEL_WEIGHTS) {
+            let index = fs::read(snapshot.join(MODEL_INDEX));
+            let index = index.map_err(|_| MODEL_WEIGHTS.to_owned())?;
+            if let Some(shard) = shards(&index)?.into_iter().find(|shard| absent(shard)) {
+                return Err(shard);
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Downloads what is not in the cache yet. The revision's name is written last, so that it
+    /// never stands for half a snapshot.
+    fn fetch(&self) -> Result<PathBuf, Failure> {
+        let remote = self.connect()?;
+        let explain = |error| self.explain(error);
+        let info = remote.info().revision(self.revision).send().map_err(explain)?;
+        let Some(commit) = info.sha.filter(|sha| is_commit(sha)) else {
+            let text = format!("the Hub gives no commit for {}@{}", self.id, self.revision);
+            return Err(Failure::Final(text));
+        };
+        let tree = remote.list_tree().revision(commit.as_str()).send().map_err(explain)?;
+        let sizes: BTreeMap<String, u64> = tree
+            .into_iter()
+            .filter_map(|entry| match entry {
+                RepoTreeEntry::File { path, size, .. } => Some((path, size)),
+                RepoTreeEntry::Directory { .. } => None,
+            })
+            .collect();
+        let snapshot = self.folder.join("snapshots").join(&commit);
+        let download = Download { repository: self, remote, commit, sizes, snapshot };
+        let wanted = download.wanted()?;
+        download.all(&wanted)?;
+        if !is_commit(self.revision) {
+            let path = self.folder.join("refs").join(self.revision);
+            let parent = path.parent().map_or(Ok(()), fs::create_dir_all);
+            let written = parent.and_then(|()| fs::write(&path, &download.commit));
+            written.map_err(|error| self.disk(&error))?;
+        }
+        Ok(download.snapshot)
+    }
+
+    fn connect(&self) -> Result<HFRepositorySync<RepoTypeModel>, Failure> {
+        let token = self.settings.token.as_deref();
+        if token.is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
+            let text = "HF_TOKEN holds a space or another character that no token has";
+            return Err(Failure::Final(text.into()));
+        }
+        let client = HFClient::builder()
+            .endpoint(&self.settings.endpoint)
+            .cache_dir(&self.settings.cache_dir)
+            // Left unset, the client looks for a token by itself. A line break cannot stand in a
+            // header, so this one is never sent.
+            .token(token.unwrap_or("\n"))
+            .retry_max_attempts(RETRIES_MAX)
+            .build_sync();
+        let client = client.map_err(|error| self.explain(error))?;
+        Ok(client.model(self.owner, self.name))
+    }
+
+    fn disk(&self, error: &std::io::Error) -> Failure {
+        Failure::Final(format!(
+            "the cache {} cannot be written: {error}; free space there, or set HF_HOME to another \
+             place",
+            self.settings.cache_dir.display()
+        ))
+    }
+
+    /// The client's error in one line, with the way out.
+    fn explain(&self, error: HFError) -> Failure {
+        let (id, endpoint) = (&self.id, self.settings.endpoint.trim_end_matches('/'));
+        let absent = || {
+            format!(
+                "{id} is no directory here and no repository at {endpoint}; check the name, or set \
+                 HF_TOKEN if it is private"
+            )
+        };
+        let refused = |code: Option<&str>, status: &str| match (code, &self.settings.token) {
+            (Some("RepoNotFound"), _) => absent(),
+            (Some("GatedRepo"), _) => format!(
+                "{id} is gated ({status}): accept its terms at {endpoint}/{id} and set HF_TOKEN to \
+                 a token of that account"
+            ),
+            (_, None) => format!(
+                "{endpoint} refuses {id} without a token ({status}): check the name; if it is \
+                 private or gated, set HF_TOKEN"
+            ),
+            (_, Some(_)) => format!(
+                "{endpoint} refuses {id} to this token ({status}): check the name, and that \
+                 HF_TOKEN is valid and may read it"
+            ),
+        };
+        let unreachable = |cause: &str| {
+            Failure::Unreachable(format!(
+                "{endpoint} cannot be reached for {id} ({cause}); check the network and \
+                 HF_ENDPOINT, or name a local directory"
+            ))
+        };
+        Failure::Final(match error {
+            HFError::AuthRequired { context } | HFError::Forbidden { context } => {
+                refused(context.error_code.as_deref(), context.status.as_str())
+            }
+            HFError::RevisionNotFound { context: Some(context), .. }
+                if context.error_code.as_deref() == Some("RevisionNotFound") =>
+            {
+                format!("{id} has no revision '{}'", self.revision)
+            }
+            HFError::RevisionNotFound { .. } | HFError::RepoNotFound { .. } => absent(),
+            HFError::RateLimited { .. } => {
+                format!("{endpoint} limits the requests for {id}; wait, or set HF_TOKEN")
+            }
+            HFError::Http { context } if context.status.is_server_error() => {
+                return unreachable(&format!("it answers {}", context.status.as_u16()));
+            }
+            HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
+                return unreachable(&root_cause(&source));
+            }
+            HFError::Url(_) => format!("HF_ENDPOINT '{endpoint}' is not a URL"),
+            HFError::Io(error) => return self.disk(&error),
+            HFError::CacheLockTimeout { path } => format!(
+                "another process is fetching {id}, by the lock {}; wait for it to finish",
+                path.display()
+            ),
+            other => format!("{id} cannot be fetched: {}", one_line(&other.to_string())),
+        })
+    }
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+/// The innermost cause says what happened; the outer ones repeat that a request failed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    one_line(&cause.to_string())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_told_from_paths() {
+        assert_eq!(parse_id("org/name"), Some(("org", "name", "main")));
+        assert_eq!(parse_id("org/na.me@refs/pr/1"), Some(("org", "na.me", "refs/pr/1")));
+        for not in
+            ["gpt2", "/org/name", "./name", "../name", "org/name/x", "org/", "a--b/c", "a b/c"]
+        {
+            assert_eq!(parse_id(not), None, "{not}");
+        }
+        for not in ["org/name@", "org/name@../../x", "org/name@/x", "org/name@a//b"] {
+            assert_eq!(parse_id(not), None, "{not}");
+        }
+    }
+
+    #[test]
+    fn the_environment_decides_as_it_does_in_python() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("token"), "hf_from_file\n").unwrap();
+        let home_text = home.path().to_str().unwrap().to_owned();
+        let settings = |pairs: &[(&str, &str)]| {
+            let pairs: BTreeMap<String, String> =
+                pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+            HubSettings::from_lookup(&move |key| pairs.get(key).cloned())
+        };
+        let plain = settings(&[("HOME", "/home/x"), ("HF_TOKEN", "")]);
+        assert_eq!(plain.endpoint, "https://huggingface.co");
+        assert_eq!(plain.cache_dir, Path::new("/home/x/.cache/huggingface/hub"));
+        assert_eq!((plain.token, plain.offline), (None, false));
+
+        let own = settings(&[("HF_HOME", &home_text), ("HF_HUB_OFFLINE", "1")]);
+        assert_eq!(own.cache_dir, home.path().join("hub"));
+        assert_eq!((own.token.as_deref(), own.offline), (Some("hf_from_file"), true));
+
+        let all = settings(&[
+            ("HF_HOME", &home_text),
+            ("HF_HUB_CACHE", "/cache"),
+            ("HF_TOKEN", " hf_own "),
+            ("HF_ENDPOINT", "http://mirror"),
+            ("HF_HUB_OFFLINE", "0"),
+        ]);
+        assert_eq!(all.cache_dir, Path::new("/cache"));
+        assert_eq!((all.token.as_deref(), all.offline), (Some("hf_own"), false));
+        assert_eq!(all.endpoint, "http://mirror");
+    }
+}

@@ -1,0 +1,92 @@
+//! `tessera inspect`: what an adapter holds, tensor by tensor, and whether it would be served.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::json;
+
+use super::hub::{self, HubSettings, Kind};
+use super::{CliError, print};
+use crate::adapter::{Adapter, AdapterFile, FileLimits, lower};
+use crate::engine::CheckpointBase;
+use crate::model::Checkpoint;
+
+/// `tessera inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The adapter: a directory or a Hub id.
+    adapter: String,
+    /// The base model that it is for: a directory or a Hub id.
+    #[arg(long)]
+    model: Option<String>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Accept fields of adapter_config.json that are not known here.
+    #[arg(long)]
+    allow_unknown_config_keys: bool,
+    /// The largest adapter_model.safetensors to read, in bytes.
+    #[arg(long, default_value_t = 4 << 30)]
+    adapter_bytes_max: u64,
+}
+
+/// Finds the base model that a `--model`, or its absence, names.
+pub type FindBase = dyn Fn(Option<&str>) -> Result<Arc<Checkpoint>, CliError>;
+
+/// Runs the command. Success means that the adapter would be served.
+///
+/// # Errors
+/// [`CliError::Adapter`] with the reason why it would not, or why there is no model to say.
+pub fn run(args: &InspectArgs, find_base: &FindBase) -> Result<(), CliError> {
+    let found = hub::resolve(&args.adapter, Kind::Adapter, &HubSettings::from_env());
+    let dir = found.map_err(|error| CliError::Adapter(error.to_string()))?;
+    // Read first: a directory without an adapter is told without loading a model.
+    let file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
+    let base = CheckpointBase(find_base(args.model.as_deref())?);
+    let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
+    print(&if args.json { as_json(&adapter) } else { as_table(&adapter) })
+}
+
+fn file_bytes(adapter: &Adapter) -> usize {
+    adapter.report.lines.iter().map(|line| line.bytes).sum()
+}
+
+fn as_json(adapter: &Adapter) -> String {
+    let tensor = |line: &crate::adapter::ReportLine| {
+        json!({
+            "name": line.tensor, "site": line.site, "part": line.part, "bytes": line.bytes,
+        })
+    };
+    let report = json!({
+        "method": adapter.method,
+        "digest": adapter.digest.to_string(),
+        "rank_max": adapter.delta.rank_max(),
+        "file_bytes": file_bytes(adapter),
+        "served_bytes": adapter.delta.bytes(),
+        "tensors": adapter.report.lines.iter().map(tensor).collect::<Vec<_>>(),
+    });
+    format!("{report:#}\n")
+}
+
+fn as_table(adapter: &Adapter) -> String {
+    let mut text = String::new();
+    let served = adapter.delta.bytes();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "method    {}", adapter.method);
+    let _ = writeln!(text, "digest    {}", adapter.digest);
+    let _ = writeln!(text, "rank max  {}", adapter.delta.rank_max());
+    let _ = writeln!(text, "bytes     {} in the file, {served} as served\n", file_bytes(adapter));
+    let heading = ["tensor", "site", "part", "bytes"].map(str::to_owned);
+    let lines = adapter.report.lines.iter().map(|line| {
+        let site = if line.site.is_empty() { "(shared)" } else { &line.site };
+        [line.tensor.clone(), site.to_owned(), line.part.clone(), line.bytes.to_string()]
+    });
+    let rows: Vec<_> = std::iter::once(heading).chain(lines).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let [a, b, c, d] = [0, 1, 2, 3].map(|column| width(column).unwrap_or(0));
+    for [tensor, site, part, bytes] in &rows {
+        let _ = writeln!(text, "{tensor:a$}  {site:b$}  {part:c$}  {bytes:>d$}");
+    }
+    text
+}

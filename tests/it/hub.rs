@@ -1,0 +1,285 @@
+//! MODEL and adapter arguments against a local server that speaks the Hub's routes.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+use tessera::adapter::{AdapterFile, FileLimits};
+use tessera::cli::hub::{HubSettings, Kind, resolve};
+use tessera::cli::synth::{AdapterKind, Family, synth_adapter, synth_model};
+use tessera::engine::CheckpointBase;
+use tessera::model::Checkpoint;
+
+use crate::hub_server::{COMMIT, Plan, Server, files_of};
+use crate::synth::{adapter_shape, tiny};
+
+/// Where the files of `org/model` and `org/adapter` come from, and a cache of its own.
+struct World {
+    source: TempDir,
+    cache: TempDir,
+    server: Server,
+}
+
+impl World {
+    fn new() -> Self {
+        let source = tempfile::tempdir().unwrap();
+        let (model, adapter) = (source.path().join("model"), source.path().join("adapter"));
+        synth_model(&model, &tiny(Family::Llama)).unwrap();
+        let base = CheckpointBase(Checkpoint::open(&model, None).unwrap().into());
+        synth_adapter(&adapter, &adapter_shape(AdapterKind::Lora), &base).unwrap();
+        let mut plan = Plan::default();
+        plan.repositories.insert("org/model".into(), files_of(&model));
+        plan.repositories.insert("org/adapter".into(), files_of(&adapter));
+        for files in plan.repositories.values_mut() {
+            files.insert("README.md".into(), b"not needed".to_vec());
+            files.insert("pytorch_model.bin".into(), b"never fetched".to_vec());
+        }
+        Self { source, cache: tempfile::tempdir().unwrap(), server: Server::start(plan) }
+    }
+
+    fn settings(&self) -> HubSettings {
+        HubSettings {
+            endpoint: self.server.url.clone(),
+            cache_dir: self.cache.path().to_owned(),
+            token: None,
+            offline: false,
+        }
+    }
+
+    fn offline(&self) -> HubSettings {
+        // Nothing listens there: offline must not even ask.
+        HubSettings { offline: true, endpoint: "http://127.0.0.1:9".into(), ..self.settings() }
+    }
+
+    fn refused(&self, argument: &str, kind: Kind) -> String {
+        let error = resolve(argument, kind, &self.settings()).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+
+    /// Names in the snapshot and blobs of a repository.
+    fn names(&self, repository: &str, folder: &str) -> Vec<String> {
+        let dir = self.cache.path().join(format!("models--org--{repository}")).join(folder);
+        let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+        let name = |e: std::io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = entries.map(name).collect();
+        names.sort();
+        names
+    }
+}
+
+fn same_files(source: &Path, fetched: &Path, names: &[&str]) {
+    for name in names {
+        let (a, b) = (fs::read(source.join(name)).unwrap(), fs::read(fetched.join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+}
+
+const MODEL_FILES: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+#[test]
+fn a_model_is_fetched_into_the_cache_layout_of_python_and_found_there_without_a_network() {
+    let world = World::new();
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    let folder = world.cache.path().join("models--org--model");
+    assert_eq!(dir, folder.join("snapshots").join(COMMIT));
+    assert_eq!(fs::read_to_string(folder.join("refs/main")).unwrap(), COMMIT);
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+    assert_eq!(world.names("model", &format!("snapshots/{COMMIT}")), MODEL_FILES);
+    let target = fs::read_link(dir.join("model.safetensors")).unwrap();
+    assert!(target.starts_with("../../blobs"), "{target:?}");
+    Checkpoint::open(&dir, None).unwrap();
+
+    let before = world.server.downloads();
+    assert_eq!(before, MODEL_FILES.len());
+    assert_eq!(resolve("org/model", Kind::Model, &world.settings()).unwrap(), dir);
+    assert_eq!(world.server.downloads(), before, "a second fetch takes nothing again");
+    let asked = world.server.seen().len();
+    assert_eq!(resolve("org/model", Kind::Model, &world.offline()).unwrap(), dir);
+    let at_commit = format!("org/model@{COMMIT}");
+    assert_eq!(resolve(&at_commit, Kind::Model, &world.offline()).unwrap(), dir);
+    assert_eq!(world.server.seen().len(), asked, "offline asks nobody");
+}
+
+#[test]
+fn an_adapter_takes_its_two_files_and_nothing_else() {
+    let world = World::new();
+    let dir = resolve("org/adapter@main", Kind::Adapter, &world.settings()).unwrap();
+    assert_eq!(world.names("adapter", &format!("snapshots/{COMMIT}")), ADAPTER_FILES);
+    same_files(&world.source.path().join("adapter"), &dir, &ADAPTER_FILES);
+    AdapterFile::read(&dir, &FileLimits::new(1 << 30), None).unwrap();
+    assert_eq!(resolve("org/adapter", Kind::Adapter, &world.offline()).unwrap(), dir);
+}
+
+#[test]
+fn a_sharded_model_is_fetched_by_its_index() {
+    let world = World::new();
+    let sharded = world.source.path().join("sharded");
+    let mut shape = tiny(Family::Llama);
+    shape.shard_bytes_max = 20_000;
+    synth_model(&sharded, &shape).unwrap();
+    let mut files = files_of(&sharded);
+    assert!(files.len() > MODEL_FILES.len() + 1, "more than one shard");
+    files.insert("other.safetensors".into(), vec![0; 9]);
+    world.server.change(|plan| {
+        plan.repositories.insert("org/sharded".into(), files);
+    });
+    let dir = resolve("org/sharded", Kind::Model, &world.settings()).unwrap();
+    Checkpoint::open(&dir, None).unwrap();
+    assert!(!dir.join("other.safetensors").exists());
+    resolve("org/sharded", Kind::Model, &world.offline()).unwrap();
+    let mut shards = fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.path());
+    let shard = shards.find(|path| path.to_string_lossy().contains("model-00001")).unwrap();
+    fs::remove_file(&shard).unwrap();
+    let error = resolve("org/sharded", Kind::Model, &world.offline()).unwrap_err().to_string();
+    assert!(error.contains("model-00001"), "a shard that is gone is missed: {error}");
+}
+
+#[test]
+fn offline_without_the_files_says_so() {
+    let world = World::new();
+    let error = resolve("org/model", Kind::Model, &world.offline()).unwrap_err().to_string();
+    assert!(error.contains("HF_HUB_OFFLINE") && error.contains("revision 'main'"), "{error}");
+    assert!(world.server.seen().is_empty());
+}
+
+#[test]
+fn a_local_directory_wins_and_other_words_are_told_apart() {
+    let world = World::new();
+    let model = world.source.path().join("model");
+    let text = model.to_str().unwrap();
+    assert_eq!(resolve(text, Kind::Model, &world.settings()).unwrap(), model);
+    let file = format!("{text}/config.json");
+    assert!(world.refused(&file, Kind::Model).contains("is a file"));
+    assert!(world.refused("no such thing", Kind::Model).contains("neither a directory nor"));
+    assert!(world.refused("/no/such/dir", Kind::Model).contains("neither a directory nor"));
+    assert!(world.server.seen().is_empty());
+}
+
+#[test]
+fn what_the_hub_does_not_have_is_named() {
+    let world = World::new();
+    let error = world.refused("org/absent", Kind::Model);
+    assert!(error.contains("org/absent is no directory here and no repository at"), "{error}");
+    let error = world.refused("org/model@v9", Kind::Model);
+    assert!(error.contains("org/model has no revision 'v9'"), "{error}");
+    let error = world.refused("org/adapter", Kind::Model);
+    assert!(error.contains("org/adapter has no config.json"), "{error}");
+    world.server.change(|plan| {
+        for files in plan.repositories.values_mut() {
+            files.remove("model.safetensors");
+            files.remove("adapter_model.safetensors");
+        }
+    });
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("no safetensors weights"), "{error}");
+    assert!(error.contains("pytorch_model.bin is a pickle"), "{error}");
+    let error = world.refused("org/adapter", Kind::Adapter);
+    assert!(error.contains("has no adapter_model.safetensors"), "{error}");
+    assert_eq!(world.server.downloads(), 0);
+}
+
+#[test]
+fn a_refusal_says_what_to_do_with_the_token() {
+    let world = World::new();
+    let error = |status, code| {
+        world.server.change(|plan| plan.refuse = Some((status, code)));
+        world.refused("org/model", Kind::Model)
+    };
+    let plain = error(401, "");
+    assert!(plain.contains("without a token (401)") && plain.contains("set HF_TOKEN"), "{plain}");
+    let gated = error(403, "GatedRepo");
+    assert!(gated.contains("gated (403): accept its terms at"), "{gated}");
+    // The Hub's answer to a name that is not there, from someone it does not know.
+    let absent = error(401, "RepoNotFound");
+    assert!(absent.contains("no repository at"), "{absent}");
+    let settings = HubSettings { token: Some("hf_old".into()), ..world.settings() };
+    world.server.change(|plan| plan.refuse = Some((401, "")));
+    let old = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
+    assert!(old.contains("HF_TOKEN is valid"), "{old}");
+}
+
+#[test]
+fn without_a_network_the_cache_serves_or_the_error_names_the_endpoint() {
+    let world = World::new();
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    let nobody = HubSettings { endpoint: "http://127.0.0.1:9".into(), ..world.settings() };
+    assert_eq!(resolve("org/model", Kind::Model, &nobody).unwrap(), dir);
+    let error = resolve("org/adapter", Kind::Adapter, &nobody).unwrap_err().to_string();
+    assert!(error.contains("http://127.0.0.1:9 cannot be reached"), "{error}");
+}
+
+#[test]
+fn a_connection_cut_in_the_middle_of_a_file_is_tried_again() {
+    let world = World::new();
+    world.server.change(|plan| plan.cut = Some(("model.safetensors".into(), 2)));
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+    assert_eq!(world.server.downloads(), MODEL_FILES.len() + 2);
+}
+
+#[test]
+fn half_a_file_is_never_taken_for_a_whole_one() {
+    let world = World::new();
+    world.server.change(|plan| plan.cut = Some(("model.safetensors".into(), usize::MAX)));
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("model.safetensors of org/model broke off 3 times"), "{error}");
+    assert!(!world.names("model", &format!("snapshots/{COMMIT}")).contains(&MODEL_FILES[2].into()));
+    assert!(resolve("org/model", Kind::Model, &world.offline()).is_err());
+    // The same for an answer that is whole but not the file.
+    world.server.change(|plan| {
+        plan.cut = None;
+        plan.error_page = Some("model.safetensors".into());
+    });
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("bytes came"), "{error}");
+    assert!(resolve("org/model", Kind::Model, &world.offline()).is_err());
+    // And nothing that was left behind is in the way of the next fetch.
+    world.server.change(|plan| plan.error_page = None);
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+}
+
+#[test]
+fn a_file_that_was_cut_on_disk_is_fetched_again() {
+    let world = World::new();
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    let weights = dir.join("model.safetensors").canonicalize().unwrap();
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 3]).unwrap();
+    resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    assert!(fs::read(dir.join("model.safetensors")).unwrap() == bytes);
+}
+
+#[test]
+fn the_token_goes_to_the_endpoint_and_not_where_it_redirects_to() {
+    let world = World::new();
+    let elsewhere = World::new();
+    world.server.change(|plan| plan.redirect = Some(elsewhere.server.url.clone()));
+    let settings = HubSettings { token: Some("hf_secret".into()), ..world.settings() };
+    let dir = resolve("org/adapter", Kind::Adapter, &settings).unwrap();
+    // The other server has drawn the same adapter: equal seeds give equal files.
+    same_files(&world.source.path().join("adapter"), &dir, &ADAPTER_FILES);
+    let asked = world.server.seen();
+    assert!(asked.iter().all(|s| s.authorization.as_deref() == Some("Bearer hf_secret")));
+    let redirected = elsewhere.server.seen();
+    assert_eq!(redirected.len(), ADAPTER_FILES.len());
+    assert!(redirected.iter().all(|s| s.authorization.is_none()), "{redirected:?}");
+}
+
+#[test]
+fn without_a_token_none_is_sent() {
+    let world = World::new();
+    resolve("org/adapter", Kind::Adapter, &world.settings()).unwrap();
+    assert!(world.server.seen().iter().all(|s| s.authorization.is_none()));
+    let settings = HubSettings { token: Some("two words".into()), ..world.settings() };
+    let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
+    assert!(error.contains("HF_TOKEN holds a space"), "{error}");
+}
