@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 
 use crate::dtype::Dtype;
@@ -34,17 +35,28 @@ pub struct ServeConfig {
     pub merge: Option<String>,
 
     /// Start without the adapters that cannot be served, instead of not at all.
-    #[arg(long, env = "TESSERA_SKIP_BAD_ADAPTERS", help_heading = "Adapters")]
+    #[arg(
+        long,
+        env = "TESSERA_SKIP_BAD_ADAPTERS",
+        value_parser = BoolishValueParser::new(),
+        help_heading = "Adapters"
+    )]
     pub skip_bad_adapters: bool,
 
     /// Serve an adapter although its config sets fields that are not known here.
-    #[arg(long, env = "TESSERA_ALLOW_UNKNOWN_CONFIG_KEYS", help_heading = "Adapters")]
+    #[arg(
+        long,
+        env = "TESSERA_ALLOW_UNKNOWN_CONFIG_KEYS",
+        value_parser = BoolishValueParser::new(),
+        help_heading = "Adapters"
+    )]
     pub allow_unknown_config_keys: bool,
 
     /// Offer POST /v1/load_lora_adapter and /v1/unload_lora_adapter.
     #[arg(
         long,
         env = "TESSERA_ALLOW_RUNTIME_ADAPTERS",
+        value_parser = BoolishValueParser::new(),
         requires = "adapter_root",
         help_heading = "Adapters"
     )]
@@ -209,7 +221,12 @@ pub struct ServeConfig {
     pub kv_cache_bytes: Option<u64>,
 
     /// Compute every prompt anew instead of reusing the KV of equal beginnings.
-    #[arg(long, env = "TESSERA_NO_PREFIX_CACHE", help_heading = "Engine")]
+    #[arg(
+        long,
+        env = "TESSERA_NO_PREFIX_CACHE",
+        value_parser = BoolishValueParser::new(),
+        help_heading = "Engine"
+    )]
     pub no_prefix_cache: bool,
 }
 

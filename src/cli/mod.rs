@@ -1,7 +1,14 @@
 //! One file a command; flags to calls, results to text and exit codes.
 
+mod base;
+mod bench;
+mod demo;
+mod healthcheck;
 pub mod hub;
 pub mod inspect;
+mod memory;
+mod serve;
+mod shutdown;
 pub mod synth;
 
 use std::io::{IsTerminal, Write};
@@ -10,12 +17,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::adapter::AdapterError;
+use crate::config::{ServeConfig, with_file};
 use crate::dtype::Dtype;
 use crate::model::{Checkpoint, ModelError};
-use hub::{HubSettings, Kind};
 
 #[derive(Parser)]
 #[command(name = "tessera", version, about, max_term_width = 100)]
@@ -26,10 +33,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serve a model and its adapters over OpenAI's API.
+    Serve(Box<ServeConfig>),
     /// Say what an adapter directory holds, tensor by tensor, and whether it would be served.
     Inspect(inspect::InspectArgs),
     /// Write a model or an adapter of a given shape with random weights, for benchmarks and tests.
     Synth(synth::SynthArgs),
+    /// Time prefill and decode steps in this process.
+    Bench(bench::BenchArgs),
+    /// Exit 0 if the server on this machine is healthy (for containers).
+    Healthcheck(healthcheck::HealthcheckArgs),
 }
 
 /// Why a command failed: one line for the terminal and the exit code that goes with it.
@@ -83,8 +96,9 @@ impl From<AdapterError> for CliError {
 /// Parses the process's arguments and runs the command they name.
 pub fn run() -> ExitCode {
     init_logs();
-    let outcome = match Cli::try_parse() {
-        Ok(cli) => dispatch(cli.command),
+    let outcome = match parse(std::env::args_os().collect()) {
+        Ok(Ok(cli)) => dispatch(cli.command),
+        Ok(Err(text)) => Err(CliError::Config(text)),
         Err(asked) if !asked.use_stderr() => {
             // --help and --version; a closed stdout is no failure.
             let _ = asked.print();
@@ -102,10 +116,29 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Parses twice where `serve` is given a settings file: once to find it, once with its values in
+/// place of the defaults. The outer error is clap's, the inner one the file's.
+fn parse(args: Vec<OsString>) -> Result<Result<Cli, String>, clap::Error> {
+    let first = Cli::try_parse_from(&args)?;
+    let Command::Serve(config) = &first.command else { return Ok(Ok(first)) };
+    let Some(path) = config.config.clone() else { return Ok(Ok(first)) };
+    let command = Cli::command();
+    let Some(serve) = command.find_subcommand("serve").cloned() else { return Ok(Ok(first)) };
+    let serve = match with_file(serve, &path) {
+        Ok(serve) => serve,
+        Err(text) => return Ok(Err(text)),
+    };
+    let matches = command.mut_subcommand("serve", |_| serve).try_get_matches_from(args)?;
+    Cli::from_arg_matches(&matches).map(Ok)
+}
+
 fn dispatch(command: Command) -> Result<(), CliError> {
     match command {
+        Command::Serve(config) => serve::run(&config),
         Command::Inspect(args) => inspect::run(&args, &base_checkpoint),
         Command::Synth(args) => synth::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Healthcheck(args) => healthcheck::run(&args),
     }
 }
 
@@ -132,19 +165,12 @@ fn usage(wrong: &clap::Error) -> String {
     format!("{}; {help}", said.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// The base model that adapters are checked against.
+/// The base model that adapters are checked against; the demo where none is named.
 ///
 /// # Errors
-/// [`CliError::Usage`] where none is named, [`CliError::Model`] where it cannot be loaded.
+/// [`CliError::Model`] where it cannot be loaded.
 pub fn base_checkpoint(model: Option<&str>) -> Result<Arc<Checkpoint>, CliError> {
-    let Some(model) = model else {
-        return Err(CliError::Usage(
-            "name the base model with --model: an adapter is checked against its shapes".into(),
-        ));
-    };
-    let found = hub::resolve(model, Kind::Model, &HubSettings::from_env());
-    let dir = found.map_err(|error| CliError::Model(error.to_string()))?;
-    Ok(Arc::new(Checkpoint::open(&dir, None)?))
+    Ok(base::BaseModel::open(model, None)?.checkpoint)
 }
 
 /// A float width in flags.
@@ -185,7 +211,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -1,0 +1,68 @@
+//! The built-in demo: a small trained model and its adapters, so that a first start needs no
+//! download. `demo/train.py` made them.
+
+use std::sync::Arc;
+
+use super::CliError;
+use crate::adapter::{Adapter, AdapterError, AdapterFile, FileLimits, Loader, lower};
+use crate::dtype::Dtype;
+use crate::engine::CheckpointBase;
+use crate::model::{Checkpoint, Source};
+use crate::text::TextFiles;
+
+/// Its name in requests and replies.
+pub const NAME: &str = "demo";
+
+/// A file under `demo/`, in the executable.
+macro_rules! demo_file {
+    ($path:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/", $path))
+    };
+}
+
+const CONFIG: &[u8] = demo_file!("model/config.json");
+
+/// An adapter in the executable.
+pub struct DemoAdapter {
+    /// Its name in requests.
+    pub name: &'static str,
+    config: &'static [u8],
+    tensors: &'static [u8],
+}
+
+/// The adapters of the demo.
+pub static ADAPTERS: &[DemoAdapter] = &[
+    demo_adapter!("pirate"),
+];
+
+impl DemoAdapter {
+    /// Reads it as if from disk.
+    ///
+    /// # Errors
+    /// As for any adapter.
+    pub fn load(&self, loader: &Loader<CheckpointBase>) -> Result<Arc<Adapter>, AdapterError> {
+        let file = AdapterFile::parse(self.config, self.tensors.to_vec(), &loader.limits)?;
+        lower(&file, &loader.base, loader.allow_unknown_config_keys).map(Arc::new)
+    }
+}
+
+/// The demo's weights, in `dtype` if given.
+///
+/// # Errors
+/// None on a program that was built whole.
+pub fn checkpoint(dtype: Option<Dtype>) -> Result<Checkpoint, CliError> {
+    let weights = Source::Static(demo_file!("model/model.safetensors"));
+    let names = vec!["the demo's weights".to_owned()];
+    Ok(Checkpoint::new(CONFIG, vec![weights], names, dtype)?)
+}
+
+/// The demo's tokenizer and template.
+pub fn text_files() -> TextFiles {
+    TextFiles {
+        tokenizer: demo_file!("model/tokenizer.json").to_vec(),
+        tokenizer_config: Some(demo_file!("model/tokenizer_config.json").to_vec()),
+        chat_template: Some(demo_file!("model/chat_template.jinja").to_vec()),
+        generation_config: Some(demo_file!("model/generation_config.json").to_vec()),
+        config: Some(CONFIG.to_vec()),
+    }
+}
