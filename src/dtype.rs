@@ -60,7 +60,10 @@ impl Values {
         let pair = |c: &[u8]| [c[0], c[1]];
         match dtype {
             Dtype::F32 => Values::F32(
-                bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
+                bytes
+                    .chunks_exact(4)
+                    .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+                    .collect(),
             ),
             Dtype::F16 => {
                 Values::F16(bytes.chunks_exact(2).map(|c| f16::from_le_bytes(pair(c))).collect())

@@ -1,5 +1,8 @@
 //! One integration-test binary; one module a boundary.
 
+mod attention;
+mod backend;
+mod sampling;
 mod tidy;
 
 /// Deterministic values in (-1, 1).
