@@ -1,9 +1,12 @@
 //! One integration-test binary; one module a boundary.
 
+mod attention;
+mod backend;
 mod golden;
 mod harness;
 mod hub;
 mod hub_server;
+mod sampling;
 mod scheduler;
 mod synth;
 mod text;

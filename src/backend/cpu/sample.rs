@@ -1,0 +1,170 @@
+//! Draws tokens: temperature, then top_k, top_p and min_p in vLLM's meaning, then one uniform
+//! number that depends on the seed and the step alone.
+
+use std::cmp::Ordering;
+
+use super::simd::Level;
+use super::{Cpu, Matrix};
+use crate::backend::{SampleRow, Sampled};
+use crate::ids::TokenId;
+use crate::request::SamplingParams;
+
+/// Tokens ranked at first; eight times as many each time that was too few. Hardly any draw needs
+/// more of a vocabulary in order.
+const RANKED_FIRST: usize = 64;
+
+pub(super) fn sample(cpu: &Cpu, logits: &Matrix, rows: &[SampleRow]) -> Vec<Sampled> {
+    assert!(logits.rows() == rows.len(), "This is a bug: logits without parameters.");
+    let mut out =
+        vec![Sampled { token: None, logprob: f32::NEG_INFINITY, top: Vec::new() }; rows.len()];
+    let tasks = out.iter_mut().zip(rows).enumerate().collect();
+    cpu.each(tasks, |(i, (out, row)): (usize, (&mut Sampled, &SampleRow))| {
+        if let Some(sampled) = sample_row(cpu.level, logits.row(i), row) {
+            *out = sampled;
+        }
+    });
+    out
+}
+
+/// `None` when no logit is finite.
+fn sample_row(level: Level, logits: &[f32], row: &SampleRow) -> Option<Sampled> {
+    // What is not a finite number has no share. Adding 0 makes −0 equal to 0 in every order.
+    let share = |&logit: &f32| if logit.is_finite() { logit + 0.0 } else { f32::NEG_INFINITY };
+    let logits: Vec<f32> = logits.iter().map(share).collect();
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if best == f32::NEG_INFINITY {
+        return None;
+    }
+    let mut weights = logits.clone();
+    let (_, sum) = level.exp_shifted(&mut weights);
+    let log_sum = best + sum.ln();
+
+    let temperature = row.params.temperature;
+    let token = if temperature == 0.0 {
+        logits.iter().position(|&logit| logit == best)? as TokenId
+    } else {
+        if temperature != 1.0 {
+            weights.iter_mut().zip(&logits).for_each(|(w, l)| *w = (l - best) / temperature);
+            level.exp_shifted(&mut weights);
+        }
+        draw(&logits, &weights, &row.params, uniform(row.params.seed, row.step))
+    };
+    let logprob = |token: TokenId| logits[token as usize] - log_sum;
+    let alternatives = row.logprobs.unwrap_or(0) as usize;
+    let top = if alternatives == 0 {
+        Vec::new()
+    } else {
+        let mut ranking = Ranking::new(&logits, alternatives);
+        ranking.rank(alternatives);
+        let tokens = ranking.ranked().iter().copied().map(|token| (token, logprob(token)));
+        tokens.filter(|(_, logprob)| logprob.is_finite()).collect()
+    };
+    Some(Sampled { token: Some(token), logprob: logprob(token), top })
+}
+
+/// Draws from `weights` (the likeliest has 1) among the tokens that the filters keep.
+fn draw(logits: &[f32], weights: &[f32], params: &SamplingParams, uniform: f64) -> TokenId {
+    let weight = |token: TokenId| f64::from(weights[token as usize]);
+    let vocabulary = 0..logits.len() as TokenId;
+    let top_k = if params.top_k == 0 { logits.len() } else { params.top_k as usize };
+    if top_k >= logits.len() && params.top_p >= 1.0 && params.min_p == 0.0 {
+        return pick(vocabulary, weight, uniform);
+    }
+    // Likelier tokens first, every filter keeps a prefix: the shortest one decides.
+    let mut ranking = Ranking::new(logits, top_k);
+    let mass: f64 = ranking.candidates().iter().copied().map(weight).sum();
+    let enough = if params.top_p < 1.0 { f64::from(params.top_p) * mass } else { f64::INFINITY };
+    let least = f64::from(params.min_p);
+    let (mut kept, mut reached) = (0, 0.0);
+    let mut ranked = RANKED_FIRST;
+    loop {
+        ranking.rank(ranked);
+        while let Some(&token) = ranking.ranked().get(kept) {
+            if kept > 0 && (reached >= enough || weight(token) < least) {
+                return pick(ranking.ranked()[..kept].iter().copied(), weight, uniform);
+            }
+            reached += weight(token);
+            kept += 1;
+        }
+        if kept == ranking.candidates().len() {
+            return pick(ranking.ranked().iter().copied(), weight, uniform);
+        }
+        ranked *= 8;
+    }
+}
+
+/// The first token at which the running sum of weights passes `uniform` of the whole.
+fn pick(
+    tokens: impl Iterator<Item = TokenId> + Clone,
+    weight: impl Fn(TokenId) -> f64,
+    uniform: f64,
+) -> TokenId {
+    let target = uniform * tokens.clone().map(&weight).sum::<f64>();
+    let mut reached = 0.0;
+    let mut last = 0;
+    for token in tokens.filter(|&token| weight(token) > 0.0) {
+        reached += weight(token);
+        last = token;
+        if reached > target {
+            break;
+        }
+    }
+    last
+}
+
+/// The likeliest tokens of a vocabulary, put in order only as far as asked.
+struct Ranking<'a> {
+    logits: &'a [f32],
+    tokens: Vec<TokenId>,
+    ranked: usize,
+}
+
+impl<'a> Ranking<'a> {
+    /// Of the `top_k` likeliest tokens; between equals the lower id is likelier.
+    fn new(logits: &'a [f32], top_k: usize) -> Self {
+        let mut tokens: Vec<TokenId> = (0..logits.len() as TokenId).collect();
+        if top_k < tokens.len() {
+            tokens.select_nth_unstable_by(top_k, |&a, &b| likelier(logits, a, b));
+            tokens.truncate(top_k);
+        }
+        Self { logits, tokens, ranked: 0 }
+    }
+
+    fn candidates(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// Those in order so far, likeliest first.
+    fn ranked(&self) -> &[TokenId] {
+        &self.tokens[..self.ranked]
+    }
+
+    /// Puts the first `n` in order.
+    fn rank(&mut self, n: usize) {
+        let n = n.min(self.tokens.len());
+        let Some(more) = n.checked_sub(self.ranked).filter(|&more| more > 0) else { return };
+        let rest = &mut self.tokens[self.ranked..];
+        if more < rest.len() {
+            rest.select_nth_unstable_by(more, |&a, &b| likelier(self.logits, a, b));
+        }
+        rest[..more].sort_unstable_by(|&a, &b| likelier(self.logits, a, b));
+        self.ranked = n;
+    }
+}
+
+fn likelier(logits: &[f32], a: TokenId, b: TokenId) -> Ordering {
+    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
+}
+
+/// In [0, 1), from the seed and the step alone (SplitMix64's mixer, Steele et al. 2014, twice).
+fn uniform(seed: u64, step: u64) -> f64 {
+    fn mix(z: u64) -> u64 {
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    let stream = mix(seed.wrapping_add(GOLDEN));
+    let bits = mix(stream.wrapping_add(step.wrapping_add(1).wrapping_mul(GOLDEN)));
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
