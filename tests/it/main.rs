@@ -1,5 +1,7 @@
 //! One integration-test binary; one module a boundary.
 
+mod text;
+mod text_template;
 mod tidy;
 
 /// Deterministic values in (-1, 1).
