@@ -1,0 +1,153 @@
+//! Method and path to handler.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::error::ApiError;
+use super::sse::{Body, whole};
+use super::{Phase, State, adapters, body, chat, completions, guard, metrics, models};
+
+/// What a path leads to.
+#[derive(Clone, Copy)]
+enum Route {
+    Completions,
+    Chat,
+    Models,
+    Model,
+    Load,
+    Unload,
+    Live,
+    Ready,
+    Version,
+    Metrics,
+}
+
+const POST: &str = "POST, OPTIONS";
+const GET: &str = "GET, HEAD, OPTIONS";
+/// SageMaker asks with either.
+const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
+
+/// Every path and its methods. `/v1/models/` leads to one model, whose id may hold slashes.
+const ROUTES: &[(&str, &str, Route)] = &[
+    ("/v1/completions", POST, Route::Completions),
+    ("/v1/chat/completions", POST, Route::Chat),
+    ("/v1/models", GET, Route::Models),
+    (MODEL, GET, Route::Model),
+    ("/v1/load_lora_adapter", POST, Route::Load),
+    ("/v1/unload_lora_adapter", POST, Route::Unload),
+    ("/health", GET, Route::Ready),
+    ("/ready", GET, Route::Ready),
+    ("/ping", GET_POST, Route::Ready),
+    ("/live", GET, Route::Live),
+    ("/version", GET, Route::Version),
+    ("/metrics", GET, Route::Metrics),
+];
+const MODEL: &str = "/v1/models/";
+
+/// Answers any request; a panic is answered 500.
+pub(super) async fn handle(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let arrived = Instant::now();
+    let id = guard::request_id(&request);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answer = Caught(Box::pin(answer(state, request, arrived))).await;
+    let mut response = match answer.unwrap_or(Err(ApiError::Internal)) {
+        Ok(response) => response,
+        Err(error) => error.respond(),
+    };
+    let (status, ms) = (response.status().as_u16(), arrived.elapsed().as_millis() as u64);
+    // Debug formatting escapes what could forge a line of the log.
+    tracing::debug!(%method, ?path, status, ms, request_id = ?id, "answered");
+    response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
+    Ok(response)
+}
+
+async fn answer(
+    state: Arc<State>,
+    request: Request<Incoming>,
+    arrived: Instant,
+) -> Result<Response<Body>, ApiError> {
+    guard::check(&request, state.hosts.as_deref())?;
+    let (head, incoming) = request.into_parts();
+    let path = head.uri.path();
+    let is_match = |route: &&(&str, &str, Route)| match route.0 {
+        MODEL => path.len() > MODEL.len() && path.starts_with(MODEL),
+        exact => exact == path,
+    };
+    let no_route = || ApiError::NoRoute { path: path.to_owned() };
+    let &(_, allow, route) = ROUTES.iter().find(is_match).ok_or_else(no_route)?;
+    if matches!(route, Route::Load | Route::Unload) && !state.app.runtime_adapters {
+        return Err(ApiError::RuntimeAdaptersOff);
+    }
+    if head.method == Method::OPTIONS {
+        let mut response = empty(StatusCode::NO_CONTENT);
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        return Ok(response);
+    }
+    if !allow.split(", ").any(|method| method == head.method.as_str()) {
+        return Err(ApiError::Method { method: head.method.to_string(), allow });
+    }
+    match route {
+        Route::Completions | Route::Chat => {
+            body::check_json(&head.headers, false)?;
+            let payload = body::read(&state, &head.headers, incoming).await?;
+            match route {
+                Route::Chat => chat::handle(&state, payload, arrived).await,
+                _ => completions::handle(&state, payload, arrived).await,
+            }
+        }
+        Route::Load | Route::Unload => {
+            body::check_json(&head.headers, true)?;
+            let payload = body::read(&state, &head.headers, incoming).await?;
+            match route {
+                Route::Load => adapters::load(&state, payload).await,
+                _ => adapters::unload(&state, &payload),
+            }
+        }
+        Route::Models => Ok(models::list(&state)),
+        Route::Model => models::one(&state, &path[MODEL.len()..]),
+        Route::Live => Ok(empty(StatusCode::OK)),
+        Route::Ready => Ok(empty(match state.phase() {
+            Phase::Serving if state.check_open().is_ok() => StatusCode::OK,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        })),
+        Route::Version => {
+            let version = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}");
+            Ok(whole("application/json", version))
+        }
+        Route::Metrics => {
+            Ok(whole("text/plain; version=0.0.4; charset=utf-8", metrics::page(&state)))
+        }
+    }
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = status;
+    response
+}
+
+/// A future whose panic is an `Err`. The future is not polled again after one.
+struct Caught<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for Caught<F> {
+    type Output = Result<F::Output, ()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(())),
+        }
+    }
+}

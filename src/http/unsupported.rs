@@ -1,0 +1,145 @@
+//! Fields that clients send and that are not built: each is refused by name unless its value asks
+//! for nothing, so that no request is ever answered as if a part of it had not been there.
+
+use super::parse::Small;
+
+/// A field and the values of it that ask for nothing. Null always does.
+#[derive(Debug)]
+pub(super) struct Unsupported {
+    pub field: &'static str,
+    neutral: Neutral,
+}
+
+/// Values that ask for nothing.
+#[derive(Debug)]
+enum Neutral {
+    Null,
+    Empty,
+    Is(bool),
+    Number(f64),
+    /// One of these words, or a list of just one.
+    Words(&'static [&'static str]),
+    /// `{"type": "text"}`.
+    TextType,
+}
+
+impl Unsupported {
+    const fn new(field: &'static str, neutral: Neutral) -> Self {
+        Self { field, neutral }
+    }
+
+    /// Whether a request with this value may be served.
+    pub fn is_neutral(&self, value: &Small) -> bool {
+        match (&self.neutral, value) {
+            (_, Small::Null) => true,
+            (Neutral::Empty, Small::Array(_, count) | Small::Object(_, count)) => *count == 0,
+            (Neutral::Empty, Small::Text(text)) => text.is_empty(),
+            (Neutral::Is(neutral), Small::Bool(value)) => neutral == value,
+            (Neutral::Number(neutral), Small::Number(value)) => neutral == value,
+            (Neutral::Words(words), Small::Text(text)) => words.contains(&text.as_str()),
+            (Neutral::Words(words), Small::Array(items, 1)) => {
+                matches!(&items[..], [Small::Text(text)] if words.contains(&text.as_str()))
+            }
+            (Neutral::TextType, Small::Object(items, 1)) => {
+                matches!(&items[..], [(key, Small::Text(text))] if key == "type" && text == "text")
+            }
+            _ => false,
+        }
+    }
+
+    /// What to tell the client.
+    pub fn message(&self) -> String {
+        let but = match &self.neutral {
+            Neutral::Null => "leave it out".to_owned(),
+            Neutral::Empty => "leave it out or empty".to_owned(),
+            Neutral::Is(value) => format!("leave it out or {value}"),
+            Neutral::Number(value) => format!("leave it out or {value}"),
+            Neutral::Words(words) => format!("leave it out or one of {words:?}"),
+            Neutral::TextType => "leave it out or {\"type\": \"text\"}".to_owned(),
+        };
+        format!("{} is not supported by this server; {but}.", self.field)
+    }
+}
+
+/// Of both generation routes.
+pub(super) const GENERATION: &[Unsupported] = &[
+    Unsupported::new("n", Neutral::Number(1.0)),
+    Unsupported::new("best_of", Neutral::Number(1.0)),
+    Unsupported::new("echo", Neutral::Is(false)),
+    Unsupported::new("suffix", Neutral::Empty),
+    Unsupported::new("presence_penalty", Neutral::Number(0.0)),
+    Unsupported::new("frequency_penalty", Neutral::Number(0.0)),
+    Unsupported::new("repetition_penalty", Neutral::Number(1.0)),
+    Unsupported::new("length_penalty", Neutral::Number(1.0)),
+    Unsupported::new("logit_bias", Neutral::Empty),
+    Unsupported::new("logits_processors", Neutral::Empty),
+    Unsupported::new("use_beam_search", Neutral::Is(false)),
+    Unsupported::new("min_tokens", Neutral::Number(0.0)),
+    Unsupported::new("stop_token_ids", Neutral::Empty),
+    Unsupported::new("bad_words", Neutral::Empty),
+    Unsupported::new("allowed_token_ids", Neutral::Null),
+    Unsupported::new("prompt_logprobs", Neutral::Null),
+    Unsupported::new("prompt_embeds", Neutral::Null),
+    Unsupported::new("include_stop_str_in_output", Neutral::Is(false)),
+    Unsupported::new("skip_special_tokens", Neutral::Is(true)),
+    Unsupported::new("return_tokens_as_token_ids", Neutral::Is(false)),
+    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
+    Unsupported::new("structured_outputs", Neutral::Null),
+    Unsupported::new("guided_json", Neutral::Null),
+    Unsupported::new("guided_regex", Neutral::Null),
+    Unsupported::new("guided_choice", Neutral::Null),
+    Unsupported::new("guided_grammar", Neutral::Null),
+    Unsupported::new("grammar", Neutral::Empty),
+    Unsupported::new("json_schema", Neutral::Empty),
+    Unsupported::new("response_format", Neutral::TextType),
+    Unsupported::new("cache_salt", Neutral::Null),
+    Unsupported::new("priority", Neutral::Number(0.0)),
+    Unsupported::new("kv_transfer_params", Neutral::Empty),
+    Unsupported::new("vllm_xargs", Neutral::Empty),
+    // How other servers name an adapter: not to be answered by the base.
+    Unsupported::new("lora", Neutral::Empty),
+    Unsupported::new("lora_path", Neutral::Null),
+    Unsupported::new("adapter_id", Neutral::Null),
+    Unsupported::new("adapter_source", Neutral::Null),
+    Unsupported::new("merged_adapters", Neutral::Null),
+];
+
+/// Of chat only.
+pub(super) const CHAT: &[Unsupported] = &[
+    Unsupported::new("tools", Neutral::Empty),
+    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("functions", Neutral::Empty),
+    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("modalities", Neutral::Words(&["text"])),
+    Unsupported::new("audio", Neutral::Null),
+    Unsupported::new("prediction", Neutral::Null),
+    Unsupported::new("web_search_options", Neutral::Null),
+    Unsupported::new("reasoning_effort", Neutral::Words(&["none"])),
+    Unsupported::new("continue_final_message", Neutral::Is(false)),
+    Unsupported::new("chat_template", Neutral::Null),
+    Unsupported::new("chat_template_kwargs", Neutral::Empty),
+    Unsupported::new("documents", Neutral::Empty),
+    Unsupported::new("mm_processor_kwargs", Neutral::Empty),
+];
+
+/// Of loading an adapter.
+pub(super) const LOAD: &[Unsupported] = &[
+    Unsupported::new("is_3d_lora_weight", Neutral::Is(false)),
+    Unsupported::new("base_model_name", Neutral::Null),
+];
+
+/// Fields of generation requests that change nothing in the answer.
+pub(super) const IGNORED: &[&str] = &[
+    "user",
+    "store",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "verbosity",
+    "request_id",
+    "early_stopping",
+    "spaces_between_special_tokens",
+];
