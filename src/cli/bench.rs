@@ -15,6 +15,7 @@ use super::synth::{AdapterKind, AdapterShape, Preset, synth_adapter, synth_model
 use super::{CliError, parse_dtype, print};
 use crate::adapter::{Adapter, FileLimits, Load, Loader};
 use crate::backend::cpu::Cpu;
+use crate::backend::cpu::simd::Level;
 use crate::backend::{Adapters, Backend, Rows, SampleRow, Span};
 use crate::dtype::Dtype;
 use crate::engine::CheckpointBase;
@@ -164,7 +165,7 @@ impl<'a> Bench<'a> {
             self.checkpoint.dtype.name(),
             weights as f64 / 1e9,
             self.args.threads,
-            Cpu::features(),
+            Level::detect().name(),
             self.read_bytes_per_s / 1e9,
             self.args.context,
             self.args.rank

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::CliError;
-use crate::adapter::{Adapter, AdapterError, AdapterFile, FileLimits, Loader, lower};
+use crate::adapter::{Adapter, AdapterError, AdapterFile, Loader, lower};
 use crate::dtype::Dtype;
 use crate::engine::CheckpointBase;
 use crate::model::{Checkpoint, Source};
@@ -15,8 +15,19 @@ pub const NAME: &str = "demo";
 
 /// A file under `demo/`, in the executable.
 macro_rules! demo_file {
-    ($path:literal) => {
+    ($path:expr) => {
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/", $path))
+    };
+}
+
+/// The two files of an adapter under `demo/adapters/`.
+macro_rules! demo_adapter {
+    ($name:literal) => {
+        DemoAdapter {
+            name: $name,
+            config: demo_file!(concat!("adapters/", $name, "/adapter_config.json")),
+            tensors: demo_file!(concat!("adapters/", $name, "/adapter_model.safetensors")),
+        }
     };
 }
 
@@ -33,6 +44,10 @@ pub struct DemoAdapter {
 /// The adapters of the demo.
 pub static ADAPTERS: &[DemoAdapter] = &[
     demo_adapter!("pirate"),
+    demo_adapter!("poet"),
+    demo_adapter!("telegram"),
+    demo_adapter!("formal"),
+    demo_adapter!("json"),
 ];
 
 impl DemoAdapter {

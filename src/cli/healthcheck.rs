@@ -28,8 +28,7 @@ pub fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
         CliError::General(format!("no healthy server on port {}: {e}", args.port))
     };
     let address = SocketAddr::from(([127, 0, 0, 1], args.port));
-    let mut stream =
-        TcpStream::connect_timeout(&address, TIMEOUT).map_err(|e| unhealthy(&e))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(|e| unhealthy(&e))?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| unhealthy(&e))?;
     let request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).map_err(|e| unhealthy(&e))?;

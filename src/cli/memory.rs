@@ -9,9 +9,8 @@ pub fn available_bytes() -> Option<u64> {
     let read = |name: &str| -> Option<u64> {
         fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
     };
-    let group = read("memory.max").map(|max| {
-        max.saturating_sub(read("memory.current").unwrap_or(0))
-    });
+    let group =
+        read("memory.max").map(|max| max.saturating_sub(read("memory.current").unwrap_or(0)));
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 

@@ -11,6 +11,7 @@ mod serve;
 mod shutdown;
 pub mod synth;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,7 +1,6 @@
 //! `tessera serve`: from settings to a listening server.
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,11 +9,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
 
 use super::base::BaseModel;
-use super::memory::{available_bytes, human};
 use super::hub::{HubSettings, Kind, resolve};
+use super::memory::{available_bytes, human};
 use super::{CliError, demo, print, shutdown};
 use crate::adapter::{Adapter, FileLimits, Load, Loader, Store};
 use crate::backend::cpu::Cpu;
+use crate::backend::cpu::simd::Level;
 use crate::config::ServeConfig;
 use crate::engine::{CheckpointBase, Engine, EngineHandle};
 use crate::http::{self, App, HttpLimits};
@@ -46,7 +46,8 @@ pub fn run(config: &ServeConfig) -> Result<(), CliError> {
         report.iter().for_each(|line| say(line));
         let address = listener.local_addr().map_err(|e| CliError::General(e.to_string()))?;
         say(&format!("ready: http://{address}/v1"));
-        http::serve(listener, Arc::new(app), shutdown::signal()).await;
+        let served = http::serve(listener, app, shutdown::signal()).await;
+        served.map_err(|e| CliError::General(format!("serving ended: {e}")))?;
         say("stopped");
         Ok(())
     })
@@ -76,11 +77,12 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
     let base = BaseModel::open(config.model.as_deref(), config.dtype)?;
     let checkpoint = base.checkpoint.clone();
     let name = config.served_model_name.clone().unwrap_or_else(|| base.name.clone());
-    crate::adapter::check_name(&name)
-        .map_err(|_| CliError::Config(format!(
+    crate::adapter::check_name(&name).map_err(|_| {
+        CliError::Config(format!(
             "the base model's name '{name}' cannot be served; give another with \
              --served-model-name"
-        )))?;
+        ))
+    })?;
 
     let loader = Loader {
         base: CheckpointBase(checkpoint.clone()),
@@ -275,7 +277,7 @@ impl Sizes {
         let dtype = checkpoint.dtype.name();
         let architecture = &checkpoint.config.architecture;
         report.push(format!("model {name}: {architecture}, {dtype}, {weights} of weights"));
-        report.push(format!("device: cpu, {threads} threads, {}", Cpu::features()));
+        report.push(format!("device: cpu, {threads} threads, {}", Level::detect().name()));
         report.push(format!(
             "KV cache: {}, {} tokens; context at most {} tokens",
             human(self.kv_bytes),
@@ -342,6 +344,7 @@ fn progress(bytes: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let style = "loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}";
-    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(bytes).with_style(style)
 }

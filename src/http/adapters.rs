@@ -48,7 +48,7 @@ fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), 
     let roots = (app.adapter_root.as_deref(), state.adapter_root.as_deref());
     let (Some(configured), Some(root)) = roots else { return Err(ApiError::OutsideRoot) };
     let dir = beneath(configured, root, Path::new(path))?.ok_or_else(missing)?;
-    let adapter = app.loader.load(&dir).map_err(|error| match error {
+    let adapter = app.loader.load(&dir, Some(root)).map_err(|error| match error {
         AdapterError::NotFound(_) => missing(),
         error => ApiError::Adapter { name: name.to_owned(), error },
     })?;

@@ -184,6 +184,15 @@ impl State {
     }
 }
 
+/// Waits for a shutdown to come so far. Forever if the server itself is gone, which takes its
+/// connections with it.
+async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
+    let is_gone = phases.wait_for(|now| *now >= phase).await.is_err();
+    if is_gone {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Seconds since 1970.
 fn unix_now_s() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

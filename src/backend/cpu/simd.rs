@@ -57,6 +57,17 @@ impl Level {
         Self::available().pop().unwrap_or(Level(Set::Portable))
     }
 
+    /// What logs call it.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => "AVX2",
+            Set::Portable => "portable",
+        }
+    }
+
     /// Weight rows of one register tile: chunks of output features are best a multiple of it.
     pub fn tile_rows(self) -> usize {
         match self.0 {
