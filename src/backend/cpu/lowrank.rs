@@ -12,8 +12,8 @@ const SHRINK_TASK_MACS: usize = 1 << 17;
 
 /// One change's `h [rows, rank]`.
 pub(super) struct Hidden {
-    pub data: Vec<f32>,
-    pub rank: usize,
+    data: Vec<f32>,
+    rank: usize,
 }
 
 impl Hidden {
@@ -22,8 +22,9 @@ impl Hidden {
         Self { data: vec![0.0; change.rows.len() * rank], rank }
     }
 
-    pub(super) fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.rank..][..self.rank]
+    /// One a row; nothing where the rank is 0.
+    pub(super) fn rows(&self) -> Vec<&[f32]> {
+        self.data.chunks(self.rank.max(1)).collect()
     }
 }
 
@@ -54,14 +55,40 @@ impl Shrink<'_> {
     pub(super) fn run(mut self, level: Level, xs: &[&[f32]]) {
         let Self { down, pool, rows, .. } = self;
         let Columns { first, width, rows: ref mut hs } = self.out;
-        for shard in 0..down.shards_per_row() {
-            let columns = shard * down.shard_len..(shard + 1) * down.shard_len;
-            let tokens: Vec<&[f32]> = rows.iter().map(|&row| &xs[row][columns.clone()]).collect();
-            let start = |r: usize| down.row_offsets(first + r)[shard] as usize;
-            let put = |r: usize, token: usize, dot: f32| hs[token][r] += dot;
-            with_slice!(Elements::of(pool), pool => level.dots(pool, width, start, &tokens, put));
-        }
+        let (shards, len) = (down.shards_per_row(), down.shard_len);
+        with_slice!(Elements::of(pool), pool => {
+            for &offset in &down.offsets[first * shards..(first + width) * shards] {
+                level.prefetch(&pool[offset as usize..][..len]);
+            }
+            for shard in 0..shards {
+                let columns = shard * len..(shard + 1) * len;
+                let tokens: Vec<&[f32]> =
+                    rows.iter().map(|&row| &xs[row][columns.clone()]).collect();
+                let start = |r: usize| down.offsets[(first + r) * shards + shard] as usize;
+                level.dots(pool, width, start, &tokens, |r, token, dot| hs[token][r] += dot);
+            }
+        });
     }
+}
+
+/// The shards under `width` columns of a factor from `first` on: (shard, where in it, how many).
+fn shards(factor: &Factor, first: usize, width: usize) -> impl Iterator<Item = [usize; 3]> {
+    let len = factor.shard_len;
+    (first / len..(first + width).div_ceil(len)).map(move |shard| {
+        let start = first.max(shard * len);
+        let end = (first + width).min((shard + 1) * len);
+        [shard, start - shard * len, end - start]
+    })
+}
+
+/// Asks for what [`expand`] will read: a few short pieces of many rows, which no processor foresees.
+pub(super) fn prefetch(level: Level, up: &Factor, pool: &Values, first: usize, width: usize) {
+    let per_row = up.shards_per_row();
+    with_slice!(Elements::of(pool), pool => for [shard, within, len] in shards(up, first, width) {
+        for offsets in up.offsets.chunks(per_row) {
+            level.prefetch(&pool[offsets[shard] as usize + within..][..len]);
+        }
+    });
 }
 
 /// `y[t] += Σ_r h[t][r] · Bᵀ[r]` in columns `first..` of Bᵀ, as wide as the ys are.
@@ -74,13 +101,19 @@ pub(super) fn expand(
     hs: &[&[f32]],
 ) {
     let Some(width) = ys.first().map(|y| y.len()) else { return };
+    let per_row = up.shards_per_row();
     let mut done = 0;
-    while done < width {
-        let (shard, within) = ((first + done) / up.shard_len, (first + done) % up.shard_len);
-        let take = (up.shard_len - within).min(width - done);
-        let mut ys: Vec<&mut [f32]> = ys.iter_mut().map(|y| &mut y[done..done + take]).collect();
-        let start = |r: usize| up.row_offsets(r)[shard] as usize + within;
-        with_slice!(Elements::of(pool), pool => level.expand(&mut ys, hs, pool, start));
-        done += take;
-    }
+    with_slice!(Elements::of(pool), pool => for [shard, within, len] in shards(up, first, width) {
+        let start = |r: usize| up.offsets[r * per_row + shard] as usize + within;
+        let part = done..done + len;
+        match &mut *ys {
+            ys if len == width => level.expand(ys, hs, pool, start),
+            [y] => level.expand(&mut [&mut y[part]], hs, pool, start),
+            ys => {
+                let mut ys: Vec<_> = ys.iter_mut().map(|y| &mut y[part.clone()]).collect();
+                level.expand(&mut ys, hs, pool, start);
+            }
+        }
+        done += len;
+    });
 }

@@ -98,44 +98,71 @@ fn fill<const N: usize>(cpu: &Cpu, x: &Matrix, jobs: &[Job<'_>; N], outs: [&mut 
     let total: usize = outs.iter().map(|out| out.cols).sum();
     let share = total / (cpu.threads * TASKS_PER_THREAD);
     let mut tasks = Vec::new();
+    let hidden: Vec<Vec<Vec<&[f32]>>> =
+        hidden.iter().map(|job| job.iter().map(Hidden::rows).collect()).collect();
     for ((job, hidden), out) in jobs.iter().zip(&hidden).zip(outs) {
-        let row_bytes = job.in_features * job.weight.dtype().bytes();
         let tile = level.tile_rows();
-        let most = (CHUNK_BYTES_MAX / row_bytes / tile * tile).max(tile);
-        let width = share.next_multiple_of(tile).clamp(tile, most);
+        let mut width = share.next_multiple_of(tile).max(tile);
+        if xs.len() > token_block(job.in_features) {
+            let row_bytes = job.in_features * job.weight.dtype().bytes();
+            width = width.min(CHUNK_BYTES_MAX / row_bytes / tile * tile).max(tile);
+        }
         let columns = columns(&mut out.data, out.cols, width);
         tasks.extend(columns.into_iter().map(|columns| (job, hidden, columns)));
     }
     cpu.each(tasks, |(job, hidden, columns)| job.run(level, &xs, hidden, columns));
 }
 
+/// Tokens that fit [`TOKEN_BLOCK_BYTES_MAX`], in whole tiles.
+fn token_block(in_features: usize) -> usize {
+    (TOKEN_BLOCK_BYTES_MAX / (4 * in_features)).next_multiple_of(4).max(4)
+}
+
 impl Job<'_> {
     /// One stretch of the linear's columns, from the base to the shift.
-    fn run(&self, level: Level, xs: &[&[f32]], hidden: &[Hidden], mut columns: Columns<'_>) {
-        let Columns { first, width, rows: ref mut ys } = columns;
+    fn run(&self, level: Level, xs: &[&[f32]], hidden: &[Vec<&[f32]>], columns: Columns<'_>) {
+        let Columns { first, width, rows: mut ys } = columns;
+        for change in &self.changes {
+            if let Some(up) = &change.site.up {
+                lowrank::prefetch(level, up, change.pool, first, width);
+            }
+        }
         match &self.base_rows {
-            None => self.base(level, self.weight, xs, first, ys),
+            None => self.base(level, self.weight, xs, first, &mut ys),
+            Some(rows) if rows.is_empty() => {}
             Some(rows) => {
                 let xs: Vec<&[f32]> = rows.iter().map(|&row| xs[row]).collect();
-                self.base(level, self.weight, &xs, first, &mut pick(ys, rows));
+                pick(&mut ys, rows, |ys| self.base(level, self.weight, &xs, first, ys));
             }
         }
-        for (change, hidden) in self.changes.iter().zip(hidden) {
-            let site = change.site;
-            let mut ys = pick(ys, change.rows);
-            if let Some(weight) = &site.weight {
-                let xs: Vec<&[f32]> = change.rows.iter().map(|&row| xs[row]).collect();
-                self.base(level, Elements::of(weight), &xs, first, &mut ys);
-            }
-            if let Some(up) = &site.up {
-                let hs: Vec<&[f32]> = (0..ys.len()).map(|i| hidden.row(i)).collect();
-                lowrank::expand(level, up, change.pool, first, &mut ys, &hs);
-            }
-            let part = first..first + width;
-            let scale = site.scale.as_ref().map(|scale| &scale[part.clone()]);
-            let shift = site.shift.as_ref().map(|shift| &shift[part]);
-            ys.iter_mut().for_each(|y| scale_shift(y, scale, shift));
+        for (change, hs) in self.changes.iter().zip(hidden) {
+            pick(&mut ys, change.rows, |ys| self.change(level, change, xs, hs, first, ys));
         }
+    }
+
+    /// What one adapter does to its rows of the stretch.
+    fn change(
+        &self,
+        level: Level,
+        change: &Change<'_>,
+        xs: &[&[f32]],
+        hs: &[&[f32]],
+        first: usize,
+        ys: &mut [&mut [f32]],
+    ) {
+        let Some(width) = ys.first().map(|y| y.len()) else { return };
+        let site = change.site;
+        if let Some(weight) = &site.weight {
+            let xs: Vec<&[f32]> = change.rows.iter().map(|&row| xs[row]).collect();
+            self.base(level, Elements::of(weight), &xs, first, ys);
+        }
+        if let Some(up) = &site.up {
+            lowrank::expand(level, up, change.pool, first, ys, hs);
+        }
+        let part = first..first + width;
+        let scale = site.scale.as_ref().map(|scale| &scale[part.clone()]);
+        let shift = site.shift.as_ref().map(|shift| &shift[part]);
+        ys.iter_mut().for_each(|y| scale_shift(y, scale, shift));
     }
 
     /// `y = W x + bias` in columns from `first`.
@@ -148,30 +175,33 @@ impl Job<'_> {
         ys: &mut [&mut [f32]],
     ) {
         let Some(width) = ys.first().map(|y| y.len()) else { return };
-        let cols = self.in_features;
-        let block = (TOKEN_BLOCK_BYTES_MAX / (4 * cols)).next_multiple_of(4).max(4);
+        let stretch = [first, width];
+        let block = token_block(self.in_features);
         for (xs, ys) in xs.chunks(block).zip(ys.chunks_mut(block)) {
-            let start = |row: usize| (first + row) * cols;
-            with_slice!(weight, weight => match self.bias.map(|bias| &bias[first..first + width]) {
-                Some(bias) => {
-                    level.dots(weight, width, start, xs, |row, token, dot| {
-                        ys[token][row] = dot + bias[row];
-                    });
-                }
-                None => {
-                    level.dots(weight, width, start, xs, |row, token, dot| ys[token][row] = dot);
-                }
+            with_slice!(weight, weight => match self.bias.map(|bias| &bias[first..][..width]) {
+                Some(bias) => level.stream_dots(weight, stretch, xs, |row, token, dot| {
+                    ys[token][row] = dot + bias[row];
+                }),
+                None => level.stream_dots(weight, stretch, xs, |row, token, dot| {
+                    ys[token][row] = dot;
+                }),
             });
         }
     }
 }
 
-/// The rows at `indices` (ascending).
-fn pick<'a>(ys: &'a mut [&mut [f32]], indices: &[usize]) -> Vec<&'a mut [f32]> {
+/// Calls `f` with the rows at `indices` (ascending, not empty).
+fn pick(ys: &mut [&mut [f32]], indices: &[usize], f: impl FnOnce(&mut [&mut [f32]])) {
+    let (first, last) = (indices[0], indices[indices.len() - 1]);
+    if last - first + 1 == indices.len() {
+        // One token, or a prompt's: nothing to collect.
+        return f(&mut ys[first..=last]);
+    }
     let mut wanted = indices.iter().copied().peekable();
-    let is_wanted =
-        |(row, y): (usize, &'a mut &mut [f32])| wanted.next_if_eq(&row).map(|_| &mut **y);
-    ys.iter_mut().enumerate().filter_map(is_wanted).collect()
+    let rows = ys.iter_mut().enumerate();
+    let mut picked: Vec<&mut [f32]> =
+        rows.filter_map(|(row, y)| wanted.next_if_eq(&row).map(|_| &mut **y)).collect();
+    f(&mut picked);
 }
 
 /// `y ← scale ⊙ y + shift`, either of which may be absent.

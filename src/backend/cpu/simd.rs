@@ -102,7 +102,21 @@ impl Level {
         tokens: &[&[f32]],
         put: impl FnMut(usize, usize, f32),
     ) {
-        self.run(Dots { weights, count, start, tokens, put });
+        self.run(Dots { weights, count, start, tokens, put, stream: false });
+    }
+
+    /// As [`Level::dots`], for the `count` rows from `first` of a matrix that comes from memory: it
+    /// is asked for ahead of its use, past the last of these rows too.
+    pub fn stream_dots<T: Element>(
+        self,
+        weights: &[T],
+        [first, count]: [usize; 2],
+        tokens: &[&[f32]],
+        put: impl FnMut(usize, usize, f32),
+    ) {
+        let Some(width) = tokens.first().map(|x| x.len()) else { return };
+        let start = |row| (first + row) * width;
+        self.run(Dots { weights, count, start, tokens, put, stream: true });
     }
 
     /// `y[t] += Σ_r coefficients[t][r] · row r` for every token `t`, in the order of r. Row `r` is
@@ -116,6 +130,11 @@ impl Level {
     ) {
         assert!(ys.len() == coefficients.len(), "This is a bug: a token without coefficients.");
         self.run(Expand { ys, coefficients, rows, start });
+    }
+
+    /// Asks for memory that will be read soon, into the second-level cache.
+    pub fn prefetch<T: Element>(self, slice: &[T]) {
+        self.run(Prefetch { slice });
     }
 
     /// Turns scores into probabilities in place. Minus infinity gives exactly 0, and so does any
@@ -202,6 +221,8 @@ struct Dots<'a, T, S, P> {
     start: S,
     tokens: &'a [&'a [f32]],
     put: P,
+    /// Whether the rows stand one after another and come from memory.
+    stream: bool,
 }
 
 impl<T: Element, S: Fn(usize) -> usize, P: FnMut(usize, usize, f32)> Kernel for Dots<'_, T, S, P> {
@@ -220,9 +241,17 @@ impl<T: Element, S: Fn(usize) -> usize, P: FnMut(usize, usize, f32)> Kernel for 
                 }
                 row += L::ROWS;
             }
-            while row < self.count {
+            // What is left over, in the widest tiles that fit: a lone row waits for itself.
+            while row + 4 <= self.count {
+                self.rows::<L, 4>(row);
+                row += 4;
+            }
+            while row + 2 <= self.count {
+                self.rows::<L, 2>(row);
+                row += 2;
+            }
+            if row < self.count {
                 self.rows::<L, 1>(row);
-                row += 1;
             }
         }
     }
@@ -262,6 +291,7 @@ impl<T: Element, S: Fn(usize) -> usize, P: FnMut(usize, usize, f32)> Dots<'_, T,
         // The rows after these, asked for while these are computed: a row is too short for the
         // processor to notice its stream in time.
         let ahead = R * width;
+        let stream = self.stream && token == 0;
         // SAFETY: every pointer was just taken from a slice of `width` elements.
         unsafe {
             let mut acc = [[L::splat(0.0); C]; R];
@@ -269,7 +299,7 @@ impl<T: Element, S: Fn(usize) -> usize, P: FnMut(usize, usize, f32)> Dots<'_, T,
             while k + L::LANES <= width {
                 let mut ws = [L::splat(0.0); R];
                 for r in 0..R {
-                    if token == 0 {
+                    if stream {
                         L::prefetch(w[r].wrapping_add(k + ahead));
                     }
                     ws[r] = T::load::<L>(w[r].add(k));
@@ -291,6 +321,22 @@ impl<T: Element, S: Fn(usize) -> usize, P: FnMut(usize, usize, f32)> Dots<'_, T,
                     (self.put)(row + r, token + c, dot);
                 }
             }
+        }
+    }
+}
+
+struct Prefetch<'a, T> {
+    slice: &'a [T],
+}
+
+impl<T: Element> Kernel for Prefetch<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        for line in self.slice.chunks(64 / size_of::<T>()) {
+            // SAFETY: the processor has `L`, by our own contract.
+            unsafe { L::prefetch(line.as_ptr()) };
         }
     }
 }
