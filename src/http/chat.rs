@@ -36,7 +36,8 @@ pub(super) async fn handle(
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepared = state.off_thread(&state.text_tasks, move |state| prepare(state, payload, arrived));
+    let prepared =
+        state.off_thread(&state.text_tasks, move |state| prepare(state, payload, arrived));
     let (form, job) = prepared.await?;
     let mut choices = Choices::start(state, job);
     if form.head.options.stream {
@@ -141,12 +142,10 @@ fn top_logprobs(state: &State, own: &ChatFields) -> Result<Option<u32>, ApiError
 
 /// A message as templates take it.
 fn message(wire: WireMessage) -> Result<Message, ApiError> {
-    let unsupported = |message: String| {
-        Err(ApiError::Unsupported { param: "messages".to_owned(), message })
-    };
-    let is_given = |value: &Option<Small>| {
-        !matches!(value, None | Some(Small::Null | Small::Array(_, 0)))
-    };
+    let unsupported =
+        |message: String| Err(ApiError::Unsupported { param: "messages".to_owned(), message });
+    let is_given =
+        |value: &Option<Small>| !matches!(value, None | Some(Small::Null | Small::Array(_, 0)));
     if is_given(&wire.tool_calls) || is_given(&wire.function_call) {
         return unsupported("Tool calls in messages are not supported by this server.".to_owned());
     }

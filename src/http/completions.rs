@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use hyper::Response;
 
-use super::{State, guard};
 use super::body::Payload;
 use super::error::ApiError;
 use super::generate::{self, Choices, Chunks, Head, Job, Options, Piece};
@@ -14,6 +13,7 @@ use super::models::resolve;
 use super::parse::parse;
 use super::sse::{Body, whole};
 use super::wire::{CompletionChoice, CompletionFields, Generation, Prompts, Usage, to_json};
+use super::{State, guard};
 use crate::ids::TokenId;
 use crate::request::{Invalid, Request, RequestFields};
 use crate::text::Tokenizer;
@@ -36,7 +36,8 @@ pub(super) async fn handle(
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepared = state.off_thread(&state.text_tasks, move |state| prepare(state, payload, arrived));
+    let prepared =
+        state.off_thread(&state.text_tasks, move |state| prepare(state, payload, arrived));
     let (form, job) = prepared.await?;
     let mut choices = Choices::start(state, job);
     if form.head.options.stream {

@@ -167,7 +167,11 @@ impl ApiError {
             Self::Invalid(Invalid { param, message, code }) => {
                 row(400, REQUEST, code, message).at(param)
             }
-            Self::Text { param, error: TextError::TooLong { text_bytes_max }, context_tokens_max } => {
+            Self::Text {
+                param,
+                error: TextError::TooLong { text_bytes_max },
+                context_tokens_max,
+            } => {
                 let message = format!(
                     "This model's maximum context length is {context_tokens_max} tokens. However, \
                      a text of more than {text_bytes_max} bytes cannot fit. Shorten the {param}."
@@ -366,8 +370,7 @@ impl ApiError {
         let body = Full::new(Bytes::from(self.to_json())).boxed_unsync();
         let mut response = Response::new(body);
         // Every status of the table is a valid one.
-        *response.status_mut() =
-            hyper::StatusCode::from_u16(self.row().status).unwrap_or_default();
+        *response.status_mut() = hyper::StatusCode::from_u16(self.row().status).unwrap_or_default();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self {

@@ -14,7 +14,7 @@ use super::metrics::{Finish, Timing};
 use super::models::Target;
 use super::sse::{self, Body, DONE, Events, PING};
 use super::wire::{Answer, Common, PromptDetails, Stops, Usage, to_json};
-use super::{Phase, State, guard, unix_now_s};
+use super::{Phase, State, guard, reached, unix_now_s};
 use crate::engine::{Event, FinishReason, Ticket};
 use crate::ids::TokenId;
 use crate::request::{Invalid, Request, RequestFields, SamplingParams};
@@ -160,7 +160,7 @@ impl Choices {
         tokio::select! {
             biased;
             piece = poll_fn(|cx| poll(choices, turn, cx)) => piece,
-            _ = phase.wait_for(|phase| *phase == Phase::Cancelling) => Err(ApiError::Draining),
+            () = reached(phase, Phase::Cancelling) => Err(ApiError::Draining),
         }
     }
 
@@ -168,8 +168,7 @@ impl Choices {
     pub fn usage(&self) -> Usage {
         let prompt_tokens = self.choices.iter().map(|c| c.prompt_tokens).sum();
         let completion_tokens = self.choices.iter().map(|c| c.tokens).sum();
-        let cached: Option<u64> =
-            self.choices.iter().map(|c| c.cached_tokens.map(u64::from)).sum();
+        let cached: Option<u64> = self.choices.iter().map(|c| c.cached_tokens.map(u64::from)).sum();
         Usage {
             prompt_tokens,
             completion_tokens,
@@ -289,7 +288,11 @@ impl Head {
     }
 
     /// One JSON object with these choices.
-    pub fn answer<'a, C>(&'a self, choices: &'a [C], usage: Option<Option<Usage>>) -> Answer<'a, C> {
+    pub fn answer<'a, C>(
+        &'a self,
+        choices: &'a [C],
+        usage: Option<Option<Usage>>,
+    ) -> Answer<'a, C> {
         let Self { id, object, created, model, .. } = self;
         let (id, model) = (id.as_str(), model.as_str());
         Answer { id, object, created: *created, model, choices, usage, prompt_token_ids: None }
@@ -322,7 +325,10 @@ pub(super) async fn stream<C: Chunks>(
     mut choices: Choices,
     chunks: C,
 ) -> Result<Response<Body>, ApiError> {
-    let keep_alive = Duration::from_millis(state.app.http.keep_alive_ms);
+    let keep_alive = match state.app.http.keep_alive_ms {
+        0 => Duration::MAX,
+        ms => Duration::from_millis(ms),
+    };
     let first = match tokio::time::timeout(keep_alive, choices.next()).await {
         Ok(first) => first?,
         Err(_) => None,

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::metrics::Metrics;
-use super::{App, Phase, State, guard, routes};
+use super::{App, Phase, State, guard, reached, routes};
 
 /// A request's head, and what is read or written ahead. A larger head is answered 431.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -130,7 +130,7 @@ async fn connection(state: Arc<State>, stream: TcpStream) {
     let mut served = pin!(http.serve_connection(io, service));
     let result = tokio::select! {
         result = served.as_mut() => result,
-        _ = phase.wait_for(|phase| *phase >= Phase::Draining) => {
+        () = reached(&mut phase, Phase::Draining) => {
             served.as_mut().graceful_shutdown();
             served.await
         }

@@ -1,5 +1,11 @@
 //! One integration-test binary; one module a boundary.
 
+mod client;
+mod fake;
+mod http;
+mod http_adapters;
+mod http_connections;
+mod http_errors;
 mod text;
 mod text_template;
 mod tidy;
