@@ -325,7 +325,10 @@ pub(super) async fn stream<C: Chunks>(
     mut choices: Choices,
     chunks: C,
 ) -> Result<Response<Body>, ApiError> {
-    let keep_alive = Duration::from_millis(state.app.http.keep_alive_ms);
+    let keep_alive = match state.app.http.keep_alive_ms {
+        0 => Duration::MAX,
+        ms => Duration::from_millis(ms),
+    };
     let first = match tokio::time::timeout(keep_alive, choices.next()).await {
         Ok(first) => first?,
         Err(_) => None,

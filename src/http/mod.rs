@@ -87,7 +87,8 @@ pub struct HttpLimits {
     pub body_timeout_ms: u64,
     /// For a client that reads nothing. Then its connection is closed and its sequences end.
     pub write_idle_timeout_ms: u64,
-    /// Silence on an event stream after which a comment is sent, so that proxies keep it open.
+    /// Silence on an event stream after which a comment is sent, so that proxies keep it open; 0
+    /// for never.
     pub keep_alive_ms: u64,
     /// How long requests are still taken after the shutdown signal while `/ready` says 503.
     pub drain_notice_ms: u64,

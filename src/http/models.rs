@@ -148,3 +148,24 @@ fn percent_decoded(text: &str) -> String {
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::percent_decoded;
+
+    #[test]
+    fn escapes_are_decoded_and_the_rest_stays() {
+        // Python's urllib.parse.unquote.
+        let cases = [
+            ("org%2Fa", "org/a"),
+            ("a%", "a%"),
+            ("a%2", "a%2"),
+            ("%zz%+1", "%zz%+1"),
+            ("%C3%A9%2f%2F", "é//"),
+            ("é%25", "é%"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(percent_decoded(text), expected);
+        }
+    }
+}

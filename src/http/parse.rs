@@ -91,7 +91,9 @@ pub(super) fn parse<T: Fields>(body: &[u8]) -> Result<Parsed<T>, ApiError> {
         let code = if error.is_data() { "invalid_value" } else { "invalid_json" };
         let message = match &reader.key {
             Some(key) => format!("{}: {}", shown(key), shown(&error.to_string())),
-            None => format!("The request body must be one JSON object: {error}"),
+            None => {
+                format!("The request body must be one JSON object: {}", shown(&error.to_string()))
+            }
         };
         return Err(ApiError::Json { param: reader.key.as_deref().map(shown), message, code });
     }
@@ -232,5 +234,35 @@ impl<'de> Visitor<'de> for SmallVisitor {
             }
         }
         Ok(Small::Object(items, count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+    use crate::http::wire::{ChatFields, CompletionFields, Generation};
+
+    #[test]
+    fn no_bytes_make_the_parser_panic() {
+        let body = br#"{"model":"a","prompt":[[1,2],[3]],"messages":[{"role":"user","content":
+            [{"type":"text","text":"\u00e9"}]}],"stop":["a"],"logit_bias":{"5":1e3},"seed":-1}"#;
+        let mut random = 1_u64;
+        let mut below = |n: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as usize % n
+        };
+        for _ in 0..20_000 {
+            let mut bytes = body.to_vec();
+            for _ in 0..=below(3) {
+                let at = below(bytes.len());
+                match below(3) {
+                    0 => bytes[at] = below(256) as u8,
+                    1 => bytes[at] = br#"{}[]",:0-.eE\"#[below(13)],
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            let _ = parse::<Generation<CompletionFields>>(&bytes);
+            let _ = parse::<Generation<ChatFields>>(&bytes);
+        }
     }
 }

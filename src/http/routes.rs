@@ -151,3 +151,15 @@ impl<F: Future> Future for Caught<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Caught, Context, Future, Pin, Poll};
+
+    #[test]
+    fn a_panic_of_a_handler_is_an_error() {
+        let mut caught = Caught(Box::pin(async { std::panic::panic_any("for a test") }));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(Pin::new(&mut caught).poll(&mut cx), Poll::Ready(Err(()))));
+    }
+}

@@ -2,8 +2,14 @@
 
 mod attention;
 mod backend;
+mod client;
+mod fake;
 mod golden;
 mod harness;
+mod http;
+mod http_adapters;
+mod http_connections;
+mod http_errors;
 mod hub;
 mod hub_server;
 mod sampling;

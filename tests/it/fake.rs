@@ -1,0 +1,258 @@
+//! The HTTP layer over an engine that says what it is told to say.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tessera::adapter::{Adapter, AdapterError, Load, Report, Store};
+use tessera::delta::DeltaBuilder;
+use tessera::dtype::Dtype;
+use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate};
+use tessera::http::{App, HttpLimits, serve};
+use tessera::ids::{Digest, TokenId};
+use tessera::request::{Limits, Request};
+use tessera::text::{ChatTemplate, TextFiles, Tokenizer};
+use tokio::sync::{mpsc, oneshot};
+
+pub const CONTEXT_TOKENS_MAX: u32 = 512;
+pub const BASE: &str = "org/base";
+/// Begin and end of a sequence in the tests' tokenizer.
+pub const BOS: TokenId = 0;
+pub const EOS: TokenId = 1;
+
+/// The token of a printable ASCII character: byte-level vocabularies list them in order, here
+/// after seven special tokens.
+pub fn letter(c: char) -> TokenId {
+    assert!(c.is_ascii_graphic());
+    7 + c as u32 - u32::from('!')
+}
+
+/// The tokens of printable ASCII text, one a character.
+pub fn letters(text: &str) -> Vec<TokenId> {
+    text.chars().map(letter).collect()
+}
+
+/// What the engine does with a request.
+#[derive(Clone)]
+pub enum Script {
+    /// These tokens, cut at the request's limit, then done.
+    Say(Vec<TokenId>, FinishReason),
+    /// The prompt's own last token, so many times.
+    Echo(usize),
+    /// These tokens, then nothing until the client leaves.
+    Hang(Vec<TokenId>),
+    /// The same token for as long as it is taken, waiting for the reader.
+    Endless,
+    /// So many tokens, then a failure.
+    Fail(usize),
+    /// The engine is gone.
+    Gone,
+}
+
+/// A logprob that does not survive a careless rounding.
+pub fn logprob(position: usize) -> f32 {
+    -0.1 - position as f32 / 3.0
+}
+
+/// A server to send requests to.
+pub struct Fake {
+    pub address: SocketAddr,
+    pub seen: Arc<Mutex<Vec<(Request, Option<Digest>)>>>,
+    /// Sequences whose client left before the end.
+    pub cancelled: Arc<AtomicUsize>,
+    pub engine: EngineHandle,
+    pub store: Arc<Store>,
+    shutdown: Option<oneshot::Sender<()>>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Fake {
+    pub fn say(text: &str) -> Self {
+        let mut tokens = letters(text);
+        tokens.push(EOS);
+        Self::new(Script::Say(tokens, FinishReason::Stop), |_| {})
+    }
+
+    pub fn new(script: Script, change: impl FnOnce(&mut App)) -> Self {
+        Self::with_queue(script, 256, change)
+    }
+
+    pub fn with_queue(script: Script, requests: usize, change: impl FnOnce(&mut App)) -> Self {
+        let (engine, inbox) = EngineHandle::new(requests);
+        let (seen, cancelled) = (Arc::default(), Arc::default());
+        let store = Arc::new(Store::new(1 << 20));
+        for (i, name) in ["sql", "org/chat"].into_iter().enumerate() {
+            store.insert(name, adapter(i as u8 + 1), 1_700_000_000 + i as u64, false).unwrap();
+        }
+        let mut app = app(engine.clone(), store.clone());
+        change(&mut app);
+        let fake = (Arc::clone(&seen), Arc::clone(&cancelled));
+        std::thread::spawn(move || run(inbox, &script, &fake.0, &fake.1));
+        let (shutdown, signal) = oneshot::channel();
+        let (bound, address) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                bound.send(listener.local_addr().unwrap()).unwrap();
+                let signal = async { drop(signal.await) };
+                serve(listener, app, signal).await.unwrap();
+            });
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        });
+        let address = address.recv().unwrap();
+        let (shutdown, server) = (Some(shutdown), Some(server));
+        Self { address, seen, cancelled, engine, store, shutdown, server }
+    }
+
+    /// The signal that SIGTERM is to the real one.
+    pub fn shut_down(&mut self) {
+        let _ = self.shutdown.take().unwrap().send(());
+    }
+
+    /// Waits for the server's end.
+    pub fn join(mut self) {
+        self.server.take().unwrap().join().unwrap();
+    }
+
+    /// Waits until so many sequences have been cancelled and no place in the queue is taken.
+    pub fn wait_cancelled(&self, count: usize) {
+        let state = || (self.cancelled.load(Ordering::SeqCst), self.engine.in_flight());
+        wait_for(|| state() == (count, 0), || format!("{:?}", state()));
+    }
+
+    /// Waits until so many requests have reached the engine.
+    pub fn wait_seen(&self, count: usize) {
+        let seen = || self.seen.lock().unwrap().len();
+        wait_for(|| seen() >= count, || format!("{} seen", seen()));
+    }
+}
+
+/// Waits for something that must happen soon.
+pub fn wait_for(mut holds: impl FnMut() -> bool, what: impl Fn() -> String) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(10), "in vain: {}", what());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn app(engine: EngineHandle, store: Arc<Store>) -> App {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
+    let files = TextFiles::read(&dir).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
+    App {
+        engine,
+        store,
+        loader: Arc::new(FakeLoad),
+        tokenizer: Arc::new(tokenizer),
+        template: ChatTemplate::from_files(&files, CONTEXT_TOKENS_MAX).unwrap(),
+        limits: Limits {
+            context_tokens_max: CONTEXT_TOKENS_MAX,
+            vocabulary_tokens: 512,
+            logprobs_max: 20,
+        },
+        eos_tokens: vec![EOS],
+        base_name: BASE.to_owned(),
+        created: 1_700_000_000,
+        merged: None,
+        runtime_adapters: true,
+        adapter_root: None,
+        hosts_allowed: None,
+        http: HttpLimits::standard(),
+    }
+}
+
+/// An adapter whose digest is all `byte`.
+pub fn adapter(byte: u8) -> Arc<Adapter> {
+    Arc::new(Adapter {
+        digest: Digest([byte; 32]),
+        delta: Arc::new(DeltaBuilder::default().finish(Dtype::F32)),
+        method: "LORA",
+        report: Report::default(),
+    })
+}
+
+/// Loads by the directory's name: `good-N` has digest N, `broken` is refused, `panic` panics.
+struct FakeLoad;
+
+impl Load for FakeLoad {
+    fn load(&self, dir: &Path) -> Result<Arc<Adapter>, AdapterError> {
+        if !dir.is_dir() {
+            return Err(AdapterError::NotFound("no adapter_config.json".to_owned()));
+        }
+        let name = dir.file_name().unwrap().to_str().unwrap();
+        match name.strip_prefix("good-") {
+            Some(digest) => Ok(adapter(digest.parse().unwrap())),
+            None if name == "panic" => panic!("the loader panics for a test"),
+            None => Err(AdapterError::Invalid("rank 0 in 'r'; expected 1 or above".to_owned())),
+        }
+    }
+}
+
+type Seen = Mutex<Vec<(Request, Option<Digest>)>>;
+
+fn run(
+    mut inbox: mpsc::UnboundedReceiver<Command>,
+    script: &Script,
+    seen: &Arc<Seen>,
+    cancelled: &Arc<AtomicUsize>,
+) {
+    while let Some(Command::Generate(generate)) = inbox.blocking_recv() {
+        let digest = generate.adapter.as_ref().map(|adapter| adapter.digest);
+        seen.lock().unwrap().push((generate.request.clone(), digest));
+        let (script, cancelled) = (script.clone(), cancelled.clone());
+        std::thread::spawn(move || {
+            if !play(&script, &generate) {
+                cancelled.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+}
+
+fn token(generate: &Generate, token: TokenId, position: usize) -> Event {
+    let asked = generate.request.logprobs().unwrap_or(0);
+    // The token itself first, then ones a unit less likely each.
+    let top = (0..asked).map(|i| (token + i, logprob(position) - i as f32)).collect();
+    Event::Token { token, logprob: logprob(position), top }
+}
+
+/// False if the client left before the end.
+fn play(script: &Script, generate: &Generate) -> bool {
+    let events = &generate.events;
+    let send = |event| events.blocking_send(event).is_ok();
+    let say =
+        |tokens: &[TokenId]| tokens.iter().enumerate().all(|(i, &t)| send(token(generate, t, i)));
+    let wait_closed = || {
+        while !events.is_closed() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
+    };
+    let done = |reason| send(Event::Done { reason, cached_tokens: 2 });
+    match script {
+        Script::Say(tokens, reason) => {
+            let count = tokens.len().min(generate.request.tokens_max() as usize);
+            let reason = if count < tokens.len() { FinishReason::Length } else { *reason };
+            say(&tokens[..count]) && done(reason)
+        }
+        Script::Echo(count) => {
+            let last = *generate.request.prompt().last().unwrap();
+            say(&vec![last; *count]) && done(FinishReason::Length)
+        }
+        Script::Hang(tokens) => say(tokens) && wait_closed(),
+        Script::Endless => {
+            while send(token(generate, letter('x'), 0)) {}
+            false
+        }
+        Script::Fail(count) => {
+            say(&vec![letter('x'); *count])
+                && send(Event::Failed("the step failed for a test".to_owned()))
+        }
+        Script::Gone => true,
+    }
+}
