@@ -1,1 +1,345 @@
-//! config.
+//! Flags, environment and file → what each module is given. A flag beats the environment, which
+//! beats the file, which beats the default.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, Args};
+
+use crate::dtype::Dtype;
+
+/// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
+#[derive(Args, Clone, Debug)]
+pub struct ServeConfig {
+    /// Hugging Face model directory, or Hub id (organisation/name). Without one: the built-in demo.
+    #[arg(env = "TESSERA_MODEL")]
+    pub model: Option<String>,
+
+    /// Read settings from this TOML file; its keys are the long flag names.
+    #[arg(long, env = "TESSERA_CONFIG", value_name = "FILE", help_heading = "General")]
+    pub config: Option<PathBuf>,
+
+    /// Serve the adapter in a directory or Hub repository under this name. Repeatable.
+    #[arg(
+        long = "adapter",
+        env = "TESSERA_ADAPTER",
+        value_name = "NAME=DIR_OR_ID",
+        value_delimiter = ',',
+        action = ArgAction::Append,
+        help_heading = "Adapters"
+    )]
+    pub adapter: Vec<String>,
+
+    /// Fold this adapter into the weights and serve it alone (single tenant, no per-row work).
+    #[arg(long, env = "TESSERA_MERGE", value_name = "NAME", help_heading = "Adapters")]
+    pub merge: Option<String>,
+
+    /// Start without the adapters that cannot be served, instead of not at all.
+    #[arg(long, env = "TESSERA_SKIP_BAD_ADAPTERS", help_heading = "Adapters")]
+    pub skip_bad_adapters: bool,
+
+    /// Serve an adapter although its config sets fields that are not known here.
+    #[arg(long, env = "TESSERA_ALLOW_UNKNOWN_CONFIG_KEYS", help_heading = "Adapters")]
+    pub allow_unknown_config_keys: bool,
+
+    /// Offer POST /v1/load_lora_adapter and /v1/unload_lora_adapter.
+    #[arg(
+        long,
+        env = "TESSERA_ALLOW_RUNTIME_ADAPTERS",
+        requires = "adapter_root",
+        help_heading = "Adapters"
+    )]
+    pub allow_runtime_adapters: bool,
+
+    /// Adapters loaded at run time must lie beneath this directory.
+    #[arg(long, env = "TESSERA_ADAPTER_ROOT", value_name = "DIR", help_heading = "Adapters")]
+    pub adapter_root: Option<PathBuf>,
+
+    /// Memory for loaded adapters; at the limit a further load is refused.
+    #[arg(
+        long,
+        env = "TESSERA_ADAPTER_HOST_BYTES",
+        value_name = "BYTES",
+        default_value = "8GiB",
+        value_parser = parse_bytes,
+        help_heading = "Adapters"
+    )]
+    pub adapter_host_bytes: u64,
+
+    /// Largest adapter file that is read.
+    #[arg(
+        long,
+        env = "TESSERA_ADAPTER_FILE_BYTES",
+        value_name = "BYTES",
+        default_value = "4GiB",
+        value_parser = parse_bytes,
+        help_heading = "Adapters"
+    )]
+    pub adapter_file_bytes: u64,
+
+    /// Distinct adapters in one batch; requests for further ones wait for a place.
+    #[arg(
+        long,
+        env = "TESSERA_ADAPTER_SLOTS",
+        value_name = "N",
+        default_value = "64",
+        value_parser = parse_count,
+        help_heading = "Adapters"
+    )]
+    pub adapter_slots: usize,
+
+    /// Address to listen on.
+    #[arg(
+        long,
+        env = "TESSERA_HOST",
+        value_name = "IP",
+        default_value = "127.0.0.1",
+        help_heading = "Server"
+    )]
+    pub host: String,
+
+    /// Port to listen on.
+    #[arg(
+        long,
+        env = "TESSERA_PORT",
+        value_name = "PORT",
+        default_value = "8000",
+        help_heading = "Server"
+    )]
+    pub port: u16,
+
+    /// Accept requests for this Host header beside the address's own. Repeatable.
+    #[arg(
+        long = "allowed-host",
+        env = "TESSERA_ALLOWED_HOST",
+        value_name = "NAME",
+        value_delimiter = ',',
+        action = ArgAction::Append,
+        help_heading = "Server"
+    )]
+    pub allowed_host: Vec<String>,
+
+    /// Name of the base model in requests and replies; default: the directory's name or Hub id.
+    #[arg(long, env = "TESSERA_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Server")]
+    pub served_model_name: Option<String>,
+
+    /// Requests that wait beyond those that run; more are answered 429.
+    #[arg(
+        long,
+        env = "TESSERA_QUEUE_REQUESTS",
+        value_name = "N",
+        default_value = "512",
+        value_parser = parse_count,
+        help_heading = "Server"
+    )]
+    pub queue_requests: usize,
+
+    /// Seconds that SIGTERM leaves to requests in flight.
+    #[arg(
+        long,
+        env = "TESSERA_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        default_value = "30",
+        help_heading = "Server"
+    )]
+    pub drain_seconds: u64,
+
+    /// Width weights are kept in: auto (the file's), f32, f16 or bf16.
+    #[arg(
+        long,
+        env = "TESSERA_DTYPE",
+        value_name = "DTYPE",
+        default_value = "auto",
+        value_parser = parse_dtype,
+        help_heading = "Engine"
+    )]
+    pub dtype: AutoDtype,
+
+    /// Threads that compute; default: the cores available.
+    #[arg(
+        long,
+        env = "TESSERA_THREADS",
+        value_name = "N",
+        value_parser = parse_count,
+        help_heading = "Engine"
+    )]
+    pub threads: Option<usize>,
+
+    /// Longest prompt plus completion, in tokens; default: what the model was trained for, or what
+    /// fits the KV cache.
+    #[arg(
+        long,
+        env = "TESSERA_MAX_MODEL_LEN",
+        value_name = "TOKENS",
+        value_parser = parse_count,
+        help_heading = "Engine"
+    )]
+    pub max_model_len: Option<usize>,
+
+    /// Sequences that run at once.
+    #[arg(
+        long,
+        env = "TESSERA_MAX_NUM_SEQS",
+        value_name = "N",
+        default_value = "64",
+        value_parser = parse_count,
+        help_heading = "Engine"
+    )]
+    pub max_num_seqs: usize,
+
+    /// Tokens of one step over all sequences; longer prompts run in chunks.
+    #[arg(
+        long,
+        env = "TESSERA_MAX_NUM_BATCHED_TOKENS",
+        value_name = "TOKENS",
+        default_value = "512",
+        value_parser = parse_count,
+        help_heading = "Engine"
+    )]
+    pub max_num_batched_tokens: usize,
+
+    /// Memory for the KV cache, e.g. 4GiB; default: enough for every sequence at full length, and
+    /// at most a quarter of the memory available.
+    #[arg(
+        long,
+        env = "TESSERA_KV_CACHE_BYTES",
+        value_name = "BYTES",
+        value_parser = parse_bytes,
+        help_heading = "Engine"
+    )]
+    pub kv_cache_bytes: Option<u64>,
+
+    /// Compute every prompt anew instead of reusing the KV of equal beginnings.
+    #[arg(long, env = "TESSERA_NO_PREFIX_CACHE", help_heading = "Engine")]
+    pub no_prefix_cache: bool,
+}
+
+/// `--dtype`: `None` is auto.
+pub type AutoDtype = Option<Dtype>;
+
+/// `auto`, `f32`, `f16` or `bf16`, also in torch's spelling.
+///
+/// # Errors
+/// The names that are known.
+pub fn parse_dtype(text: &str) -> Result<AutoDtype, String> {
+    match text {
+        "auto" => Ok(None),
+        "f32" | "float32" | "float" => Ok(Some(Dtype::F32)),
+        "f16" | "float16" | "half" => Ok(Some(Dtype::F16)),
+        "bf16" | "bfloat16" => Ok(Some(Dtype::BF16)),
+        _ => Err("expected auto, f32, f16 or bf16".into()),
+    }
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|&n| n >= 1);
+    count.ok_or_else(|| "expected a whole number of at least 1".into())
+}
+
+/// A number of bytes, with an optional unit: k, m, g (powers of 1000) or KiB, MiB, GiB.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let expected = || "expected a number of bytes such as 500000000, 500MB or 4GiB".to_owned();
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+    let number: f64 = lower[..digits].parse().map_err(|_| expected())?;
+    let unit: f64 = match lower[digits..].trim() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(expected()),
+    };
+    let bytes = number * unit;
+    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(expected()) }
+}
+
+/// Makes the values of a TOML file the defaults of `command`'s flags.
+///
+/// # Errors
+/// One line: the file cannot be read, is not TOML, or holds a key or value that is not known.
+pub fn with_file(command: clap::Command, path: &Path) -> Result<clap::Command, String> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| format!("the config file {shown} cannot be read: {e}"))?;
+    let table: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
+    table.into_iter().try_fold(command, |command, (key, value)| {
+        let id = key.replace('-', "_");
+        let known: Vec<String> =
+            command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+        if !known.contains(&id) || id == "config" {
+            let near = nearest(&id, &known);
+            return Err(format!("{shown}: unknown key '{key}'; did you mean '{near}'?"));
+        }
+        let values = values(&value).ok_or_else(|| {
+            format!("{shown}: '{key}' must be a string, number, flag, list of strings or table")
+        })?;
+        Ok(command.mut_arg(id, |arg| arg.default_values(values)))
+    })
+}
+
+/// A TOML value as flag values. A table is a list of `key=value`, as `--adapter` takes them.
+fn values(value: &toml::Value) -> Option<Vec<String>> {
+    let one = |value: &toml::Value| match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        _ => None,
+    };
+    match value {
+        toml::Value::Array(list) => list.iter().map(one).collect(),
+        toml::Value::Table(table) => {
+            table.iter().map(|(k, v)| Some(format!("{k}={}", one(v)?))).collect()
+        }
+        other => one(other).map(|text| vec![text]),
+    }
+}
+
+/// The known word with the fewest edits from `word`.
+fn nearest(word: &str, known: &[String]) -> String {
+    let distance = |other: &str| {
+        let other: Vec<char> = other.chars().collect();
+        let mut row: Vec<usize> = (0..=other.len()).collect();
+        for (i, a) in word.chars().enumerate() {
+            let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+            for (j, b) in other.iter().enumerate() {
+                let replaced = diagonal + usize::from(a != *b);
+                diagonal = row[j + 1];
+                row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+            }
+        }
+        row[other.len()]
+    };
+    let best = known.iter().min_by_key(|other| distance(other));
+    best.map(|word| word.replace('_', "-")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_sizes_take_units_of_both_kinds() {
+        assert_eq!(parse_bytes("1024"), Ok(1024));
+        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_bytes("2MB"), Ok(2_000_000));
+        for bad in ["", "0", "-1", "4 parsecs", "GiB", "1e400"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_key_gets_the_nearest_known_one() {
+        let known = ["max_num_seqs".to_owned(), "port".to_owned()];
+        assert_eq!(nearest("max_seqs", &known), "max-num-seqs");
+        assert_eq!(nearest("prot", &known), "port");
+    }
+}

@@ -1,5 +1,7 @@
 //! One integration-test binary; one module a boundary.
 
+mod golden;
+mod harness;
 mod scheduler;
 mod tidy;
 
