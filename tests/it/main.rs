@@ -1,5 +1,8 @@
 //! One integration-test binary; one module a boundary.
 
+mod accepted;
+mod broken;
+mod files;
 mod golden;
 mod harness;
 mod scheduler;
