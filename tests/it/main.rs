@@ -2,6 +2,7 @@
 
 mod accepted;
 mod broken;
+mod definitions;
 mod files;
 mod golden;
 mod harness;
