@@ -3,6 +3,7 @@
 mod accepted;
 mod broken;
 mod definitions;
+mod families;
 mod files;
 mod golden;
 mod harness;
