@@ -7,7 +7,9 @@ mod families;
 mod files;
 mod golden;
 mod harness;
+mod merged;
 mod scheduler;
+mod schedules;
 mod tidy;
 
 /// Deterministic values in (-1, 1).
