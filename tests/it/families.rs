@@ -60,6 +60,25 @@ fn rope_scaling(config: &Value) -> Option<llama::Llama3RopeConfig> {
     })
 }
 
+fn llama_config(c: &Value) -> llama::Config {
+    llama::Config {
+        hidden_size: count(c, "hidden_size"),
+        intermediate_size: count(c, "intermediate_size"),
+        vocab_size: count(c, "vocab_size"),
+        num_hidden_layers: count(c, "num_hidden_layers"),
+        num_attention_heads: count(c, "num_attention_heads"),
+        num_key_value_heads: count(c, "num_key_value_heads"),
+        use_flash_attn: false,
+        rms_norm_eps: c["rms_norm_eps"].as_f64().unwrap(),
+        rope_theta: rope_theta(c) as f32,
+        bos_token_id: None,
+        eos_token_id: None,
+        rope_scaling: rope_scaling(c),
+        max_position_embeddings: count(c, "max_position_embeddings"),
+        tie_word_embeddings: c["tie_word_embeddings"].as_bool().unwrap(),
+    }
+}
+
 /// candle's logits at the last position of each prompt.
 type Forward<'a> = Box<dyn FnMut(&Tensor) -> candle_core::Result<Tensor> + 'a>;
 
@@ -68,22 +87,7 @@ fn candle(c: &Value, weights: VarBuilder<'static>) -> candle_core::Result<Forwar
     let tied = c["tie_word_embeddings"].as_bool().unwrap();
     Ok(match c["architectures"][0].as_str().unwrap() {
         "LlamaForCausalLM" => {
-            let config = llama::Config {
-                hidden_size: count(c, "hidden_size"),
-                intermediate_size: count(c, "intermediate_size"),
-                vocab_size: count(c, "vocab_size"),
-                num_hidden_layers: count(c, "num_hidden_layers"),
-                num_attention_heads: count(c, "num_attention_heads"),
-                num_key_value_heads: count(c, "num_key_value_heads"),
-                use_flash_attn: false,
-                rms_norm_eps: eps,
-                rope_theta: rope_theta(c) as f32,
-                bos_token_id: None,
-                eos_token_id: None,
-                rope_scaling: rope_scaling(c),
-                max_position_embeddings: count(c, "max_position_embeddings"),
-                tie_word_embeddings: tied,
-            };
+            let config = llama_config(c);
             let model = llama::Llama::load(weights, &config)?;
             Box::new(move |tokens| {
                 let mut cache = llama::Cache::new(false, DType::F32, &config, &Device::Cpu)?;

@@ -11,7 +11,10 @@ const TARGETS: &str = "'target_modules'";
 const SET: &str = "adapter_config.json sets";
 
 pub fn cases() -> Vec<Case> {
-    [texts(), kinds(), numbers(), modules(), features(), patterns()].into_iter().flatten().collect()
+    [texts(), kinds(), numbers(), modules(), narrowed(), features(), patterns()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn texts() -> Vec<Case> {
@@ -211,6 +214,11 @@ fn modules() -> Vec<Case> {
         edit("targets excluded", "lora_qv", &["q_proj.lora_A.weight' is not used"], |d| {
             d.set("exclude_modules", json!(["q_proj"]));
         }),
+    ]
+}
+
+fn narrowed() -> Vec<Case> {
+    vec![
         field(
             "layers given for a pattern",
             &["'layers_to_transform'", "pattern"],

@@ -9,7 +9,7 @@ use crate::files::Raw;
 const K: &str = "base_model.model.model.layers.1.self_attn.k_proj";
 
 pub fn cases() -> Vec<Case> {
-    [mos_compact(), mos_official(), ssf_ia3()].into_iter().flatten().collect()
+    [mos_compact(), mos_pools(), mos_official(), ssf_ia3()].into_iter().flatten().collect()
 }
 
 fn mos_compact() -> Vec<Case> {
@@ -65,6 +65,11 @@ fn mos_compact() -> Vec<Case> {
                 d.unset("num_chunk_per_vec");
             },
         ),
+    ]
+}
+
+fn mos_pools() -> Vec<Case> {
+    vec![
         edit(
             "a rank that is not the config's",
             "mos_compact",
