@@ -90,18 +90,27 @@ impl Delta {
         self.pool.bytes() + self.sites.iter().map(|(_, s)| s.bytes()).sum::<usize>()
     }
 
-    /// What does not hold finite numbers only, if anything: rounding to f16 can overflow.
-    pub fn not_finite(&self) -> Option<&'static str> {
+    /// The first site and part that does not hold finite numbers only, if any: rounding to f16 can
+    /// overflow.
+    pub fn not_finite(&self) -> Option<(SiteId, &'static str)> {
         let finite = |v: &Values| (0..v.len()).all(|i| v.get(i).is_finite());
         let vector = |v: &Option<Vec<f32>>| v.iter().flatten().all(|x| x.is_finite());
-        let each = |test: &dyn Fn(&SiteDelta) -> bool| self.sites.iter().all(|(_, s)| test(s));
-        let checks = [
-            ("low-rank part", finite(&self.pool)),
-            ("scale", each(&|s| vector(&s.scale))),
-            ("shift", each(&|s| vector(&s.shift))),
-            ("whole weight", each(&|s| s.weight.as_ref().is_none_or(&finite))),
-        ];
-        checks.into_iter().find(|(_, fine)| !fine).map(|(part, _)| part)
+        // Sites share the pool: it is searched once, and by site only if something is wrong.
+        let pool = finite(&self.pool);
+        let row = |f: &Factor, r| f.row(&self.pool, r).into_iter().all(f32::is_finite);
+        let factor =
+            |f: &Option<Factor>| pool || f.as_ref().is_none_or(|f| (0..f.rank).all(|r| row(f, r)));
+        let wrong = |s: &SiteDelta| {
+            let checks = [
+                ("A", factor(&s.down)),
+                ("B, scaled,", factor(&s.up)),
+                ("scale", vector(&s.scale)),
+                ("shift", vector(&s.shift)),
+                ("whole weight", s.weight.as_ref().is_none_or(finite)),
+            ];
+            checks.into_iter().find(|(_, fine)| !fine).map(|(part, _)| part)
+        };
+        self.sites.iter().find_map(|(id, s)| Some((*id, wrong(s)?)))
     }
 
     /// The largest rank at any site.

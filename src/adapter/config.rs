@@ -40,6 +40,24 @@ const INERT: &[&str] = &[
     "velora_config",
 ];
 
+/// Fields known to change what an adapter computes. Where a method does not read one, no flag can
+/// make the adapter right.
+const ESSENTIAL: &[&str] = &[
+    "alpha_pattern",
+    "arrow_config",
+    "ensure_weight_tying",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+];
+
 /// A view of the config that remembers what was read.
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
@@ -145,23 +163,32 @@ impl<'a> Config<'a> {
         pairs().ok_or_else(|| bad(key, "an object of numbers", value))
     }
 
-    /// Refuses the first field that was not read and is not harmless.
+    /// Refuses the first field that was not read and is not harmless; with `allow_unknown`, only
+    /// those known to matter.
     ///
     /// # Errors
     /// [`AdapterError::Invalid`] naming it.
     pub fn finish(&self, allow_unknown: bool) -> Result<(), AdapterError> {
         let read = self.read.borrow();
-        let passed_over = self.map.iter().find(|(key, value)| {
+        let passed_over = |(key, value): &(&String, &Value)| {
             !read.contains(key.as_str()) && !INERT.contains(&key.as_str()) && !neutral(value)
-        });
-        match passed_over {
-            Some((key, value)) if !allow_unknown => Err(AdapterError::Invalid(format!(
-                "adapter_config.json sets '{key}' to {}, which is not supported here and may \
-                 change what the adapter computes; expected it absent, null, false, 0 or empty \
+        };
+        let essential = |key: &str| ESSENTIAL.contains(&key);
+        let mut passed_over = self.map.iter().filter(passed_over);
+        let found = passed_over.find(|(key, _)| !allow_unknown || essential(key));
+        match found {
+            None => Ok(()),
+            Some((key, value)) if essential(key) => Err(AdapterError::Invalid(format!(
+                "adapter_config.json sets '{key}' to {}, which is not supported for this kind of \
+                 adapter; expected it absent, null, false, 0 or empty",
+                short(value)
+            ))),
+            Some((key, value)) => Err(AdapterError::Invalid(format!(
+                "adapter_config.json sets '{key}' to {}, which is not known here and may change \
+                 what the adapter computes; expected it absent, null, false, 0 or empty \
                  (--allow-unknown-config-keys serves the adapter all the same)",
                 short(value)
             ))),
-            _ => Ok(()),
         }
     }
 }
@@ -196,7 +223,7 @@ pub fn bad(key: &str, expected: &str, found: &Value) -> AdapterError {
 }
 
 /// A value in an error text: the start of it is enough to find it.
-fn short(value: &Value) -> String {
+pub fn short(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -126,8 +126,11 @@ fn read_file(path: &Path, bytes_max: u64, within: Option<&Path>) -> Result<Vec<u
     }
     // Checked before opening: opening a FIFO would block the loader for ever.
     let metadata = real.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(invalid(format!("{name} is a directory, not a regular file")));
+    }
     if !metadata.is_file() {
-        return Err(invalid(format!("{name} is not a regular file")));
+        return Err(invalid(format!("{name} is a pipe, socket or device, not a regular file")));
     }
     if metadata.len() > bytes_max {
         let found = metadata.len();
@@ -143,6 +146,12 @@ fn read_file(path: &Path, bytes_max: u64, within: Option<&Path>) -> Result<Vec<u
         return Err(invalid(format!(
             "{name} is a Git LFS pointer, not the file itself; run 'git lfs pull' where it came \
              from"
+        )));
+    }
+    let start = bytes[..bytes.len().min(9)].to_ascii_lowercase();
+    if start.starts_with(b"<!doctype") || start.starts_with(b"<html") {
+        return Err(invalid(format!(
+            "{name} is an HTML page, perhaps an error or log-in page saved in its place"
         )));
     }
     Ok(bytes)

@@ -67,8 +67,13 @@ impl Pair {
     }
 }
 
-/// Refuses adapters that are relative to a changed base.
+/// Refuses adapters that are relative to a changed base, or do not apply to every token.
 pub fn check_init(input: &Input<'_>) -> Result<(), AdapterError> {
+    // aLoRA applies from these tokens on. An empty list would be harmless in any other field;
+    // here it would mean an adapter that never applies.
+    if let Some(tokens) = input.config.get("alora_invocation_tokens") {
+        return Err(bad("alora_invocation_tokens", "null (aLoRA is not supported)", tokens));
+    }
     let Some(Value::String(init)) = input.config.get("init_lora_weights") else { return Ok(()) };
     if RESIDUAL_INITS.iter().any(|prefix| init.starts_with(prefix)) {
         return Err(AdapterError::Invalid(format!(

@@ -145,7 +145,8 @@ pub fn lower(
     let Some(method) = METHODS.iter().find(|method| method.reads(peft_type, &input)) else {
         let known: Vec<_> = METHODS.iter().map(|method| method.name()).collect();
         let known = known.join(", ");
-        return Err(invalid(format!("peft_type '{peft_type}' is not supported; known: {known}")));
+        let found = format!("'peft_type' is '{peft_type}', which is not supported");
+        return Err(invalid(format!("adapter_config.json: {found}; known: {known}")));
     };
     let mut delta = DeltaBuilder::default();
     method.lower(&input, &mut delta)?;
@@ -153,11 +154,16 @@ pub fn lower(
     input.config.finish(allow_unknown_config_keys)?;
     let report = input.tensors.finish(base.sites())?;
     let delta = delta.finish(base.adapter_dtype());
-    if let Some(place) = delta.not_finite() {
-        let dtype = base.adapter_dtype().name();
+    if let Some((site, part)) = delta.not_finite() {
+        let (site, dtype) = (&base.sites().get(site).name, base.adapter_dtype());
+        let advice = match dtype {
+            Dtype::F16 => "serve with --dtype bf16 or f32",
+            Dtype::BF16 | Dtype::F32 => "its numbers or lora_alpha are too large",
+        };
         return Err(invalid(format!(
-            "after folding its scaling, the adapter's {place} does not fit {dtype}, in which this \
-             server keeps adapters; serve with --dtype bf16 or f32"
+            "the adapter's {part} at {site} holds numbers that do not fit {}, in which this server \
+             keeps adapters; {advice}",
+            dtype.name()
         )));
     }
     Ok(Adapter { digest: file.digest, delta: Arc::new(delta), method: method.name(), report })

@@ -71,7 +71,9 @@ impl Settings {
         // They sized the pools and drew the indices; both are in the file.
         config.get("valid_param_lora_r");
         config.get("valid_param_private_r");
-        config.get("ft_mode");
+        if let Some(mode) = config.text("ft_mode")?.filter(|mode| *mode != "mos") {
+            return Err(super::config::bad("ft_mode", "\"mos\"", &mode.into()));
+        }
         config.flag("enable_lora_vec")?;
         super::lora::check_init(input)?;
         Ok(Self {
@@ -181,6 +183,12 @@ fn lower_repeated(
         }
         let l = width_in / shard_in;
         let picks = shape(input, &key("lora_pair_mask"), 1)?[0];
+        if !picks.is_multiple_of(l) {
+            return Err(AdapterError::Invalid(format!(
+                "tensor '{}' picks {picks} shards; expected whole rows of {l}",
+                key("lora_pair_mask")
+            )));
+        }
         let rank = picks / l;
         settings.agree(name, rank, l)?;
         let (_, shard_out) = check_shards(name, width_in, width_out, rank, l, n)?;
@@ -226,7 +234,9 @@ fn lower_repeated(
 /// The shape of a tensor that must be there with `dims` extents, none of them zero.
 fn shape<'a>(input: &Input<'a>, name: &str, dims: usize) -> Result<&'a [usize], AdapterError> {
     match input.tensors.shape(name) {
-        None => Err(AdapterError::Invalid(format!("tensor '{name}' is missing"))),
+        None => Err(AdapterError::Invalid(format!(
+            "tensor '{name}' is missing; expected it with {dims} extents"
+        ))),
         Some(shape) if shape.len() != dims || shape.contains(&0) => Err(AdapterError::Invalid(
             format!("tensor '{name}' has shape {shape:?}; expected {dims} extents, none zero"),
         )),

@@ -41,7 +41,9 @@ fn saved_module(
             name,
             "whole bias",
         )?;
-        replace_bias(input, id, &bias, delta.site(id));
+        let change = delta.site(id);
+        let scale = change.scale.clone();
+        replace_bias(input, id, &bias, scale.as_deref(), change);
     }
     Ok(())
 }
@@ -85,9 +87,16 @@ fn table_copy(
         let copy = copy.cast(dtype);
         if copy == base {
             input.tensors.ignore(&key, name, "copy of the base's table, equal to it: unused");
+        } else if delta.site(id).scale.is_some() {
+            return Err(AdapterError::Invalid(format!(
+                "tensor '{key}' differs from the base model's table, and DoRA at {name} is \
+                 relative to it; serve the adapter on the base it was trained on"
+            )));
         } else {
             delta.site(id).weight = Some(copy);
         }
+        // A copy under the other spelling as well stays unclaimed, and is refused for that.
+        return Ok(());
     }
     Ok(())
 }
@@ -95,6 +104,10 @@ fn table_copy(
 /// `bias = "lora_only"` saves the targeted modules' trained biases, `"all"` every module's.
 fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
     let mode = input.config.text("bias")?.unwrap_or("none");
+    // Only LoRA says what a trained bias means; under a scale (SSF) it could mean two things.
+    if mode != "none" && input.config.text("peft_type")? != Some("LORA") {
+        return Err(super::config::bad("bias", "none in an adapter of this kind", &mode.into()));
+    }
     let all = match mode {
         "none" => return Ok(()),
         "lora_only" => false,
@@ -119,7 +132,7 @@ fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterErro
             Some(key) if wanted && !delta.site_has_weight(id) => {
                 let (_, _, width) = named(input.base.sites(), id);
                 let bias = input.tensors.take(key, &[width], name, "whole bias")?;
-                replace_bias(input, id, &bias, delta.site(id));
+                replace_bias(input, id, &bias, None, delta.site(id));
             }
             _ => {}
         }
@@ -128,13 +141,22 @@ fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterErro
 }
 
 /// In canonical form the base's bias is added before the scale; the shift puts the new one in its
-/// place: `scale ⊙ bias + shift' = scale ⊙ bias + shift + (new − bias)`, since a method that
-/// scales (DoRA) leaves the bias unscaled.
-fn replace_bias(input: &Input<'_>, id: SiteId, new: &[f32], change: &mut SiteDelta) {
+/// place. DoRA, the one method that scales an adapted module with a trained bias, leaves the bias
+/// unscaled: `shift' = shift + (new − bias)`. A scale at a module saved whole is (IA)³'s input
+/// scale of the next linear, which scales the bias as well: `shift' = shift + scale ⊙ (new − bias)`.
+fn replace_bias(
+    input: &Input<'_>,
+    id: SiteId,
+    new: &[f32],
+    scale: Option<&[f32]>,
+    change: &mut SiteDelta,
+) {
     let old = input.base.bias(id).unwrap_or_else(|| vec![0.0; new.len()]);
-    let moved = new.iter().zip(&old).map(|(new, old)| new - old);
+    let factor = |i: usize| scale.map_or(1.0, |scale| scale[i]);
+    let pairs = new.iter().zip(&old).enumerate();
+    let moved: Vec<f32> = pairs.map(|(i, (new, old))| factor(i) * (new - old)).collect();
     change.shift = Some(match change.shift.take() {
-        None => moved.collect(),
+        None => moved,
         Some(shift) => shift.iter().zip(moved).map(|(s, m)| s + m).collect(),
     });
 }

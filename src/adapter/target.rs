@@ -5,7 +5,7 @@ use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::AdapterError;
-use super::config::{Config, bad};
+use super::config::{Config, bad, short};
 use crate::ids::SiteId;
 use crate::site::{Site, SiteKind, SiteMap};
 
@@ -55,7 +55,8 @@ fn compile(key: &str, pattern: &str, shown: &str) -> Result<Regex, AdapterError>
     let built = RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).build();
     built.map_err(|e| {
         let reason = e.to_string();
-        let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
+        let reason =
+            reason.lines().last().unwrap_or_default().trim().trim_end_matches('.').to_owned();
         AdapterError::Invalid(format!(
             "adapter_config.json: '{key}' holds the pattern '{shown}', which cannot be used: \
              {reason}; list the module names instead"
@@ -110,9 +111,12 @@ pub fn targets(
     };
     let found: Vec<SiteId> = sites.iter().filter(|(_, s)| wanted(s)).map(|(id, _)| id).collect();
     if found.is_empty() {
-        let value = config.get("target_modules").map_or("null".into(), Value::to_string);
+        let value = config.get("target_modules").map_or("null".into(), short);
+        let narrowed = ["exclude_modules", "layers_to_transform", "modules_to_save"];
+        let narrowed = narrowed.into_iter().filter_map(|key| Some((key, config.get(key)?)));
+        let with: String = narrowed.map(|(k, v)| format!(" with '{k}' {}", short(v))).collect();
         return Err(AdapterError::Invalid(format!(
-            "adapter_config.json: 'target_modules' {value} matches no module of the base model"
+            "adapter_config.json: 'target_modules' {value}{with} matches no module of the base model"
         )));
     }
     Ok(found)

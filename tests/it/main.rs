@@ -1,9 +1,14 @@
 //! One integration-test binary; one module a boundary.
 
+mod accepted;
 mod attention;
 mod backend;
+mod broken;
 mod client;
+mod definitions;
 mod fake;
+mod families;
+mod files;
 mod golden;
 mod harness;
 mod http;
@@ -12,8 +17,10 @@ mod http_connections;
 mod http_errors;
 mod hub;
 mod hub_server;
+mod merged;
 mod sampling;
 mod scheduler;
+mod schedules;
 mod synth;
 mod text;
 mod text_template;

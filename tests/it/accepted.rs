@@ -1,0 +1,271 @@
+//! Spellings and settings that mean what a plain adapter means are served, with its logits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use safetensors::Dtype as FileDtype;
+use serde_json::{Value, json};
+use tessera::adapter::{Adapter, Load};
+use tessera::backend::cpu::Cpu;
+use tessera::ids::{Slot, TokenId};
+
+use crate::files::Draft;
+use crate::harness::{Golden, distance, logits};
+
+/// What a variant is compared with.
+#[derive(Clone, Copy)]
+enum Like {
+    /// The same file unchanged: the same numbers reach the same kernels.
+    Golden(&'static str),
+    /// The same file, but for rounding that stands in the file.
+    Rounded(&'static str, f32),
+    /// No adapter.
+    Base,
+}
+
+struct Variant {
+    name: &'static str,
+    like: Like,
+    draft: Draft,
+}
+
+fn variant(
+    name: &'static str,
+    golden: &'static str,
+    like: Like,
+    change: impl Fn(&mut Draft),
+) -> Variant {
+    let mut draft = Draft::golden("llama", golden);
+    change(&mut draft);
+    Variant { name, like, draft }
+}
+
+fn same(name: &'static str, golden: &'static str, change: impl Fn(&mut Draft)) -> Variant {
+    variant(name, golden, Like::Golden(golden), change)
+}
+
+fn narrow(draft: &mut Draft, dtype: FileDtype) {
+    draft.tensors.values_mut().for_each(|raw| raw.narrow(dtype));
+}
+
+fn spellings() -> Vec<Variant> {
+    let plain = "base_model.model.";
+    vec![
+        same("default before the suffix", "lora_qv", |d| {
+            d.rename(|name| name.replace(".weight", ".default.weight"));
+        }),
+        same("default at the end", "lora_embed", |d| {
+            d.rename(|name| match name.contains("lora_embedding") {
+                true => format!("{name}.default"),
+                false => name.to_owned(),
+            });
+        }),
+        same("default at a magnitude", "lora_dora", |d| {
+            d.rename(|name| match name.ends_with("magnitude_vector") {
+                true => format!("{name}.default.weight"),
+                false => name.to_owned(),
+            });
+        }),
+        same("module.", "lora_qv", |d| d.rename(|name| format!("module.{name}"))),
+        same("_orig_mod. at the start", "ssf", |d| d.rename(|name| format!("_orig_mod.{name}"))),
+        same("wrappers inside", "ia3", |d| {
+            d.rename(|name| {
+                let name = name.replace("layers.1.", "layers.1._checkpoint_wrapped_module.");
+                name.replace("layers.2.", "layers.2._fsdp_wrapped_module._orig_mod.")
+            });
+        }),
+        same("no prefix", "lora_qv", |d| d.rename(|name| name.replace(plain, ""))),
+        same("no prefix: MoS", "mos_official", |d| d.rename(|name| name.replace(plain, ""))),
+        same("older saved module", "lora_saved_norm", |d| {
+            d.rename(|name| name.replace("norm.weight", "norm.modules_to_save.weight"));
+        }),
+        same("table copy by its own name", "lora_head", |d| {
+            d.rename(|name| name.replace("base_layer.weight", "weight"));
+        }),
+        same("indices of 64 bits", "mos_compact", |d| {
+            for (_, raw) in d.tensors.iter_mut().filter(|(name, _)| name.contains("index")) {
+                *raw = crate::files::Raw::i64(&raw.shape, &raw.integers());
+            }
+        }),
+        same("settings that were for training", "lora_qv", |d| {
+            d.set("lora_dropout", 0.3);
+            d.set("fan_in_fan_out", true);
+            d.set("megatron_core", "megatron.core");
+            d.set("qalora_group_size", 32);
+            d.set("init_lora_weights", "gaussian");
+            d.set("a_later_version_of_peft", Value::Null);
+            d.set("another", json!({}));
+        }),
+        same("no optional field", "lora_qv", |d| {
+            let keep = ["peft_type", "lora_alpha", "target_modules"];
+            d.config.retain(|key, _| keep.contains(&key.as_str()));
+        }),
+        variant("f16", "lora_all_rs", Like::Rounded("lora_all_rs", 2e-2), |d| {
+            narrow(d, FileDtype::F16);
+        }),
+        variant("bf16", "lora_all_rs", Like::Rounded("lora_all_rs", 0.1), |d| {
+            narrow(d, FileDtype::BF16);
+        }),
+    ]
+}
+
+/// `rank_pattern` and `alpha_pattern` that say by name what the plain config says for all.
+fn patterns() -> Vec<Variant> {
+    vec![
+        same("a caret in rank_pattern", "lora_qv", |d| {
+            d.set("r", 5);
+            d.set(
+                "rank_pattern",
+                json!({
+                    r"^model.layers.\d.self_attn.q_proj": 8, "v_proj": 8, ".*": 3
+                }),
+            );
+            d.set("alpha_pattern", json!({"q_proj": 16, "v_proj": 16}));
+        }),
+        same("the first key decides", "lora_qv", |d| {
+            d.set("lora_alpha", 1);
+            d.set("alpha_pattern", json!({"z": 3, ".*_proj": 16, "q_proj": 2, "v_proj": 99}));
+        }),
+        same("patterns match the end of a name", "lora_qv", |d| {
+            // None of these is the end of a module's name from a dot on.
+            d.set("rank_pattern", json!({"roj": 2, "self_attn": 3, "q_pro": 4}));
+            d.set("alpha_pattern", json!({"_proj": 2, "layers.0": 3}));
+        }),
+        same("rsLoRA by alpha", "lora_all_rs", |d| {
+            let alpha = d.config["lora_alpha"].as_f64().unwrap();
+            d.set("use_rslora", false);
+            d.set("lora_alpha", alpha * 2.0);
+        }),
+    ]
+}
+
+fn targets() -> Vec<Variant> {
+    let layers = |leaf: &str| (0..3).map(|i| format!("layers.{i}.{leaf}")).collect::<Vec<_>>();
+    vec![
+        same("all-linear", "lora_all_rs", |d| d.set("target_modules", "All-Linear")),
+        same("a pattern for a list", "lora_qv", |d| {
+            d.set("target_modules", r"model\.layers\.\d+\.self_attn\.[qv]_proj");
+        }),
+        same("full names", "lora_qv", move |d| {
+            let names = layers("self_attn.q_proj").into_iter().chain(layers("self_attn.v_proj"));
+            let names: Vec<_> = names.map(|name| format!("model.{name}")).collect();
+            d.set("target_modules", names);
+        }),
+        same("minimal suffixes", "lora_qv", move |d| {
+            let names = layers("self_attn.q_proj").into_iter().chain(["v_proj".to_owned()]);
+            d.set("target_modules", names.collect::<Vec<_>>());
+        }),
+        same("the default targets", "lora_qv", |d| d.set("target_modules", Value::Null)),
+        same("IA3's default targets", "ia3", |d| d.set("target_modules", Value::Null)),
+        same("exclusion by list", "lora_qv", |d| {
+            d.set("target_modules", "all-linear");
+            d.set(
+                "exclude_modules",
+                json!(["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+            );
+        }),
+        same("exclusion by pattern", "lora_qv", |d| {
+            d.set("target_modules", json!(["q_proj", "v_proj", "up_proj"]));
+            d.set("exclude_modules", r".*\.mlp\..*");
+        }),
+        same("layers given as one number", "lora_layer1", |d| d.set("layers_to_transform", 1)),
+        same("layers given by their list's name", "lora_layer1", |d| {
+            d.set("layers_pattern", "layers");
+        }),
+        same("feed-forward by the end of a name", "ia3", |d| {
+            d.set("feedforward_modules", json!(["own_proj"]));
+        }),
+    ]
+}
+
+fn strengths() -> Vec<Variant> {
+    vec![
+        variant("alpha 0", "lora_qv", Like::Base, |d| d.set("lora_alpha", 0)),
+        variant("B of zeros", "lora_all_rs", Like::Base, |d| d.multiply("lora_B", 0.0)),
+        same("negative alpha", "lora_qv", |d| {
+            d.set("lora_alpha", -16.0);
+            d.multiply("lora_B", -1.0);
+        }),
+        same("alpha with a fraction", "lora_qv", |d| {
+            d.set("lora_alpha", 0.5);
+            d.multiply("lora_B", 32.0);
+        }),
+    ]
+}
+
+#[test]
+fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
+    let golden = Golden::open("llama", None);
+    let folder = tempfile::tempdir().unwrap();
+    let variants: Vec<Variant> =
+        [spellings(), patterns(), targets(), strengths()].into_iter().flatten().collect();
+
+    let mut adapters: Vec<Arc<Adapter>> = Vec::new();
+    let mut plain: BTreeMap<&str, Slot> = BTreeMap::new();
+    let mut slot = |adapter: Arc<Adapter>| {
+        adapters.push(adapter);
+        Slot(adapters.len() as u32 - 1)
+    };
+    let mut pairs = Vec::new();
+    for (i, variant) in variants.iter().enumerate() {
+        let dir = folder.path().join(i.to_string());
+        variant.draft.write(&dir);
+        let loaded = golden.loader.load(&dir, None);
+        let found = slot(loaded.unwrap_or_else(|e| panic!("{}: {e}", variant.name)));
+        let expected = match variant.like {
+            Like::Base => Slot::BASE,
+            Like::Golden(name) | Like::Rounded(name, _) => {
+                *plain.entry(name).or_insert_with(|| slot(golden.adapter(name)))
+            }
+        };
+        pairs.push((found, expected));
+    }
+    let prompt: Vec<TokenId> = vec![0, 58, 78, 75, 227, 429];
+    let prompts: Vec<_> = pairs
+        .iter()
+        .flat_map(|(found, expected)| [(*found, prompt.clone()), (*expected, prompt.clone())])
+        .collect();
+    let backend = Cpu::new(2);
+    let model = golden.model(&backend);
+    let rows = logits(&golden, &backend, &model, &adapters, &prompts);
+    for (variant, rows) in variants.iter().zip(rows.chunks_exact(2 * prompt.len())) {
+        let (found, expected) = rows.split_at(prompt.len());
+        let distances = found.iter().zip(expected).map(|(a, b)| distance(a, b));
+        let worst = distances.fold(0.0, f32::max);
+        let bound = match variant.like {
+            Like::Rounded(_, bound) => {
+                assert!(worst > 0.0, "{}: nothing was rounded", variant.name);
+                bound
+            }
+            // Powers of two only: nothing may differ by even one bit.
+            Like::Golden(_) | Like::Base => 0.0,
+        };
+        println!("{}: {worst}", variant.name);
+        assert!(worst <= bound, "{}: {worst}", variant.name);
+    }
+}
+
+#[test]
+fn the_flag_for_unknown_fields_does_not_serve_what_is_known_to_be_wrong() {
+    let mut golden = Golden::open("llama", None);
+    golden.loader.allow_unknown_config_keys = true;
+    let folder = tempfile::tempdir().unwrap();
+    let load = |key: &str, value: Value| {
+        let mut draft = Draft::golden("llama", "lora_qv");
+        draft.set(key, value);
+        let dir = folder.path().join(key);
+        draft.write(&dir);
+        golden.loader.load(&dir, None)
+    };
+    assert!(load("zeta_gain", json!(1.5)).is_ok());
+    for (key, value) in [
+        ("layer_replication", json!([[0, 2], [1, 3]])),
+        ("trainable_token_indices", json!([1])),
+        ("target_parameters", json!(["a.b"])),
+        ("alora_invocation_tokens", json!([1])),
+        ("use_qalora", json!(true)),
+    ] {
+        let refused = load(key, value).unwrap_err().to_string();
+        assert!(refused.contains(key), "{refused}");
+    }
+}
