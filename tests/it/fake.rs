@@ -181,7 +181,7 @@ pub fn adapter(byte: u8) -> Arc<Adapter> {
 struct FakeLoad;
 
 impl Load for FakeLoad {
-    fn load(&self, dir: &Path) -> Result<Arc<Adapter>, AdapterError> {
+    fn load(&self, dir: &Path, _: Option<&Path>) -> Result<Arc<Adapter>, AdapterError> {
         if !dir.is_dir() {
             return Err(AdapterError::NotFound("no adapter_config.json".to_owned()));
         }

@@ -213,8 +213,7 @@ fn adapters_come_change_and_go_while_the_server_runs() {
     }
     let root = text(root.path());
     let model = text(&golden());
-    let server =
-        Server::start(&[&model, "--allow-runtime-adapters", "--adapter-root", &root]);
+    let server = Server::start(&[&model, "--allow-runtime-adapters", "--adapter-root", &root]);
     let load = |path: &str, inplace: bool| {
         let body = json!({"lora_name": "tenant", "lora_path": path, "load_inplace": inplace});
         server.post("/v1/load_lora_adapter", &body)
