@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use tessera::backend::cpu::simd::Level;
 use tessera::backend::cpu::{Cpu, Matrix};
 use tessera::backend::{Adapters, Backend, HostMatrix, Linear, Rows, Span};
 use tessera::delta::DeltaBuilder;
@@ -187,7 +188,7 @@ fn main() {
     let threads = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(2);
     let cpu = Cpu::new(threads);
     let bandwidth = read_bandwidth(threads);
-    println!("{threads} threads, {cpu:?}");
+    println!("{threads} threads, {:?}", Level::detect());
     println!("pure read: {:.1} GB/s", bandwidth / 1e9);
     for dtype in [Dtype::BF16, Dtype::F16] {
         step(&cpu, dtype);
