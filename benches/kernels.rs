@@ -1,5 +1,5 @@
-//! `cargo bench --bench kernels [THREADS]`: how near the CPU's linears come to reading their weights
-//! once (few rows) and to the processor's arithmetic (many rows), and what adapters add.
+//! `cargo bench --bench kernels [THREADS]`: how near the CPU's linears come to reading their
+//! weights once (few rows) and to the processor's arithmetic (many rows), and what adapters add.
 //!
 //! Every figure is the best of many, and stands beside a bound measured in the same run: on a
 //! shared machine only such ratios mean anything.
@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use tessera::backend::cpu::simd::Level;
 use tessera::backend::cpu::{Cpu, Matrix};
 use tessera::backend::{Adapters, Backend, HostMatrix, Linear, Rows, Span};
 use tessera::delta::DeltaBuilder;
@@ -38,18 +39,30 @@ fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 % 1013) as f32 / 1013.0 - 0.5).collect()
 }
 
-/// Bytes a second, summing 512 MB on all threads.
-fn read_bandwidth(threads: usize) -> f64 {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let buffer = vec![1u64; 64 << 20];
-    let sum = || -> u64 {
+/// What every figure of few rows is held against: summing 512 MB on all threads.
+struct Read {
+    pool: rayon::ThreadPool,
+    buffer: Vec<u64>,
+}
+
+impl Read {
+    fn new(threads: usize) -> Self {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        Self { pool, buffer: vec![1; 64 << 20] }
+    }
+
+    fn sum(&self) -> u64 {
         let add = |chunk: &[u64]| chunk.iter().fold(0u64, |a, &b| a.wrapping_add(b));
-        pool.install(|| buffer.par_chunks(1 << 16).map(add).sum())
-    };
-    let seconds = best_seconds(|| {
-        black_box(sum());
-    });
-    size_of_val(buffer.as_slice()) as f64 / seconds
+        self.pool.install(|| self.buffer.par_chunks(1 << 16).map(add).sum())
+    }
+
+    /// Bytes a second.
+    fn bandwidth(&self) -> f64 {
+        let seconds = best_seconds(|| {
+            black_box(self.sum());
+        });
+        size_of_val(self.buffer.as_slice()) as f64 / seconds
+    }
 }
 
 fn batch(cpu: &Cpu, slots: Vec<Slot>) -> <Cpu as Backend>::Batch {
@@ -74,13 +87,15 @@ fn linear(cpu: &Cpu, site: u32, [inner, outer]: [usize; 2], dtype: Dtype) -> Lin
     }
 }
 
-fn matmul(cpu: &Cpu, [inner, outer]: [usize; 2], dtype: Dtype, bandwidth: f64) {
+fn matmul(cpu: &Cpu, [inner, outer]: [usize; 2], dtype: Dtype, read: &Read) {
     let bytes = inner * outer * dtype.bytes();
     let copies = WEIGHT_BYTES_MIN.div_ceil(bytes);
     let linears: Vec<Linear<Cpu>> =
         (0..copies).map(|_| linear(cpu, 0, [inner, outer], dtype)).collect();
     let pool = cpu.pool(1);
     let mut alone = 0.0;
+    // Here and not once: a neighbour's traffic changes from minute to minute.
+    let bandwidth = read.bandwidth();
     for m in [1, 2, 4, 8, 16, 32, 128, 512] {
         let x = Matrix::new(values(m * inner), inner);
         let batch = batch(cpu, vec![Slot::BASE; m]);
@@ -186,17 +201,16 @@ fn step(cpu: &Cpu, dtype: Dtype) {
 fn main() {
     let threads = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(2);
     let cpu = Cpu::new(threads);
-    let bandwidth = read_bandwidth(threads);
-    println!("{threads} threads, {cpu:?}");
-    println!("pure read: {:.1} GB/s", bandwidth / 1e9);
+    let read = Read::new(threads);
+    println!("{threads} threads, {:?}", Level::detect());
+    println!("pure read: {:.1} GB/s", read.bandwidth() / 1e9);
     for dtype in [Dtype::BF16, Dtype::F16] {
         step(&cpu, dtype);
     }
     for shape in [[2048, 8192], [6144, 2048]] {
         for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
-            matmul(&cpu, shape, dtype, bandwidth);
+            matmul(&cpu, shape, dtype, &read);
         }
         candle_matmul(shape);
     }
-    println!("pure read, again: {:.1} GB/s", read_bandwidth(threads) / 1e9);
 }

@@ -81,7 +81,7 @@ fn shards(factor: &Factor, first: usize, width: usize) -> impl Iterator<Item = [
     })
 }
 
-/// Asks for what [`expand`] will read: a few short pieces of many rows, which no processor foresees.
+/// Asks for what [`expand`] will read: short pieces of many rows, which no processor foresees.
 pub(super) fn prefetch(level: Level, up: &Factor, pool: &Values, first: usize, width: usize) {
     let per_row = up.shards_per_row();
     with_slice!(Elements::of(pool), pool => for [shard, within, len] in shards(up, first, width) {

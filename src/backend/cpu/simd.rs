@@ -6,6 +6,8 @@
 //! or tokens shared the tile. An elementwise result depends on its own operands alone: what is left
 //! over goes through the same vector code, padded. Batched equals alone follows from these two.
 #![allow(unsafe_code)]
+// A tile is two indices into arrays of registers; iterators would hide which.
+#![allow(clippy::needless_range_loop)]
 
 mod elementwise;
 mod lanes;
