@@ -15,7 +15,7 @@ pub(super) struct Key([u8; 32]);
 impl Key {
     /// The key of the block that holds `tokens` and follows `parent` (`None`: the first block).
     pub(super) fn new(parent: Option<&Key>, adapter: Option<Digest>, tokens: &[TokenId]) -> Self {
-        let mut content = Vec::with_capacity(128 + tokens.len() * size_of::<TokenId>());
+        let mut content = Vec::with_capacity(128 + size_of_val(tokens));
         // Each field carries its length, so that no two tuples of fields have the same bytes; an
         // absent one has length 0, which no digest has.
         let mut field = |bytes: &[u8]| {

@@ -60,7 +60,7 @@ pub fn logprob(position: usize) -> f32 {
 /// A server to send requests to.
 pub struct Fake {
     pub address: SocketAddr,
-    pub seen: Arc<Mutex<Vec<(Request, Option<Digest>)>>>,
+    pub seen: Arc<Seen>,
     /// Sequences whose client left before the end.
     pub cancelled: Arc<AtomicUsize>,
     pub engine: EngineHandle,

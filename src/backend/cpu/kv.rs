@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::weight::{Elements, narrow};
 use super::{Cpu, Matrix};
-use crate::backend::{KvShape, Rows};
+use crate::backend::{KvShape, Rows, Span};
 use crate::dtype::{Dtype, Values};
 
 /// Keys and values of every layer, `[kv_heads, blocks, block_tokens, head_dim]` each: what one head
@@ -59,15 +59,17 @@ impl Kv {
 
 /// For each row, its cell: block · block_tokens + place in the block.
 fn cells(shape: &KvShape, rows: &Rows) -> Vec<usize> {
-    let mut cells = vec![0; rows.positions.len()];
-    for span in &rows.spans {
-        for row in span.start..span.start + span.len {
-            let position = rows.positions[row] as usize;
+    // The spans cover all rows, in row order.
+    let of_span = |span: &'_ Span| {
+        let positions = &rows.positions[span.start..span.start + span.len];
+        let cell = |&position: &u32| {
+            let position = position as usize;
             let block = span.block_table[position / shape.block_tokens].0 as usize;
-            cells[row] = block * shape.block_tokens + position % shape.block_tokens;
-        }
-    }
-    cells
+            block * shape.block_tokens + position % shape.block_tokens
+        };
+        positions.iter().map(cell).collect::<Vec<_>>()
+    };
+    rows.spans.iter().flat_map(of_span).collect()
 }
 
 struct Write<'a> {

@@ -411,29 +411,24 @@ impl<T: Element, S: Fn(usize) -> usize> Expand<'_, '_, T, S> {
         // `rank` coefficients, as `tokens` has checked.
         unsafe {
             let h: [*const f32; C] = std::array::from_fn(|c| self.coefficients[token + c].as_ptr());
-            let mut acc = [[L::splat(0.0); V]; C];
-            for c in 0..C {
-                for v in 0..V {
-                    acc[c][v] = L::load_f32(y[c].add(v * L::LANES));
-                }
-            }
+            let mut acc: [[L::V; V]; C] = std::array::from_fn(|c| {
+                std::array::from_fn(|v| L::load_f32(y[c].add(v * L::LANES)))
+            });
             for r in 0..rank {
                 let start = (self.start)(r) + at;
                 let row = self.rows[start..start + lanes].as_ptr();
-                let mut values = [L::splat(0.0); V];
-                for v in 0..V {
-                    values[v] = T::load::<L>(row.add(v * L::LANES));
-                }
-                for c in 0..C {
-                    let coefficient = L::splat(*h[c].add(r));
-                    for v in 0..V {
-                        acc[c][v] = L::fma(coefficient, values[v], acc[c][v]);
+                let values: [L::V; V] =
+                    std::array::from_fn(|v| T::load::<L>(row.add(v * L::LANES)));
+                for (acc, h) in acc.iter_mut().zip(h) {
+                    let coefficient = L::splat(*h.add(r));
+                    for (acc, &value) in acc.iter_mut().zip(&values) {
+                        *acc = L::fma(coefficient, value, *acc);
                     }
                 }
             }
-            for c in 0..C {
-                for v in 0..V {
-                    L::store(y[c].add(v * L::LANES), acc[c][v]);
+            for (acc, y) in acc.into_iter().zip(y) {
+                for (v, acc) in acc.into_iter().enumerate() {
+                    L::store(y.add(v * L::LANES), acc);
                 }
             }
         }
