@@ -126,7 +126,16 @@ struct Bench<'a> {
     merged: Option<Model<Cpu>>,
     pool: <Cpu as Backend>::Pool,
     cases: Vec<Case>,
-    read_bytes_per_s: f64,
+    /// What a pure read passes over, [`BANDWIDTH_BYTES`] in all.
+    buffer: Vec<u64>,
+}
+
+/// Seconds of each round.
+struct Measured {
+    /// By case.
+    steps: Vec<Vec<f64>>,
+    /// Of a pure read of [`BANDWIDTH_BYTES`].
+    reads: Vec<f64>,
 }
 
 impl<'a> Bench<'a> {
@@ -154,43 +163,65 @@ impl<'a> Bench<'a> {
             model.fold(&backend, &adapters[case.slots[0].0 as usize].delta);
             model
         });
-        let read_bytes_per_s = read_bandwidth(args.threads);
-        Ok(Self { args, checkpoint, backend, model, merged, pool, cases, read_bytes_per_s })
+        let buffer = vec![1u64; BANDWIDTH_BYTES / 8];
+        Ok(Self { args, checkpoint, backend, model, merged, pool, cases, buffer })
     }
 
     fn header(&self) -> String {
         let weights = self.checkpoint.weight_bytes();
         format!(
-            "{} weights {:.2} GB, {} threads, {}, reads {:.1} GB/s, context {}, rank {}\n",
+            "{} weights {:.2} GB, {} threads, {}, context {}, rank {}\n",
             self.checkpoint.dtype.name(),
             weights as f64 / 1e9,
             self.args.threads,
             Level::detect().name(),
-            self.read_bytes_per_s / 1e9,
             self.args.context,
             self.args.rank
         )
     }
 
-    /// Seconds of one step, for each case and round.
-    fn rounds(&self, width: usize, rows: impl Fn(&Case) -> Rows) -> Vec<Vec<f64>> {
+    /// One step of each case and one pure read, round after round.
+    fn rounds(&self, width: usize, rows: impl Fn(&Case) -> Rows) -> Measured {
         let tokens = self.args.context.max(self.args.prefill) + 1;
         let blocks = width * tokens.div_ceil(BLOCK_TOKENS);
         let shape = Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS);
         let mut kv = self.backend.kv(shape);
-        let mut seconds = vec![Vec::new(); self.cases.len()];
+        let mut measured = Measured { steps: vec![Vec::new(); self.cases.len()], reads: vec![] };
         // The first round only warms caches and is not kept.
         for round in 0..=self.args.rounds {
-            for (case, seconds) in self.cases.iter().zip(&mut seconds) {
+            let keep = |seconds: f64, times: &mut Vec<f64>| {
+                if round > 0 {
+                    times.push(seconds);
+                }
+            };
+            keep(self.read(), &mut measured.reads);
+            for (case, times) in self.cases.iter().zip(&mut measured.steps) {
                 let rows = rows(case);
                 let start = Instant::now();
                 self.step(case, rows, &mut kv);
-                if round > 0 {
-                    seconds.push(start.elapsed().as_secs_f64());
-                }
+                keep(start.elapsed().as_secs_f64(), times);
             }
         }
-        seconds
+        measured
+    }
+
+    /// Seconds of a pure read of the buffer by all threads.
+    fn read(&self) -> f64 {
+        let part = self.buffer.len().div_ceil(self.args.threads);
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in self.buffer.chunks(part) {
+                // Many accumulators, so that the additions do not wait for each other.
+                scope.spawn(move || {
+                    let mut sums = [0u64; 32];
+                    for chunk in part.chunks_exact(32) {
+                        sums.iter_mut().zip(chunk).for_each(|(s, x)| *s = s.wrapping_add(*x));
+                    }
+                    black_box(sums)
+                });
+            }
+        });
+        start.elapsed().as_secs_f64()
     }
 
     fn step(&self, case: &Case, rows: Rows, kv: &mut <Cpu as Backend>::Kv) {
@@ -233,28 +264,33 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn table(&self, title: &str, tokens: usize, seconds: &[Vec<f64>]) -> String {
-        let mut text = format!("\n{title}\n{:<10} {:>9} {:>10}", "case", "ms", "tokens/s");
-        text += &format!(" {:>8} {:>8} {:>12}\n", "of base", "of one", "of read BW");
+    /// Tokens per second are of the best round; ratios are medians over rounds.
+    fn table(&self, title: &str, tokens: usize, measured: &Measured) -> String {
+        let weights = self.checkpoint.weight_bytes() as f64;
+        let read = median(measured.reads.iter().map(|t| BANDWIDTH_BYTES as f64 / t).collect());
+        let mut text = format!("\n{title} (pure read: {:.1} GB/s)\n", read / 1e9);
+        text += &format!("{:<10} {:>9} {:>10}", "case", "ms", "tokens/s");
+        text += &format!(" {:>8} {:>8} {:>8}\n", "of base", "of one", "of read");
         let of = |name: &str| self.cases.iter().position(|case| case.name == name);
-        for (case, times) in self.cases.iter().zip(seconds) {
+        for (case, times) in self.cases.iter().zip(&measured.steps) {
             let best = times.iter().copied().fold(f64::INFINITY, f64::min);
             let ratio = |other: Option<usize>| match other {
                 None => "-".to_owned(),
                 Some(other) => {
-                    let ratios = seconds[other].iter().zip(times).map(|(o, t)| o / t);
+                    let ratios = measured.steps[other].iter().zip(times).map(|(o, t)| o / t);
                     format!("{:.2}", median(ratios.collect()))
                 }
             };
-            let share = self.checkpoint.weight_bytes() as f64 / best / self.read_bytes_per_s;
+            let shares = measured.reads.iter().zip(times);
+            let shares = shares.map(|(read, t)| weights / t / (BANDWIDTH_BYTES as f64 / read));
             text += &format!(
-                "{:<10} {:>9.2} {:>10.1} {:>8} {:>8} {:>12.2}\n",
+                "{:<10} {:>9.2} {:>10.1} {:>8} {:>8} {:>8.2}\n",
                 case.name,
                 best * 1e3,
                 tokens as f64 / best,
                 ratio(of("base")),
                 ratio(of("one")),
-                share
+                median(shares.collect())
             );
         }
         text
@@ -313,27 +349,4 @@ fn case(
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Bytes per second of a pure read by `threads`, best of several.
-fn read_bandwidth(threads: usize) -> f64 {
-    let buffer = vec![1u64; BANDWIDTH_BYTES / 8];
-    let part = buffer.len().div_ceil(threads);
-    let pass = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in buffer.chunks(part) {
-                // Many accumulators, so that the additions do not wait for each other.
-                scope.spawn(move || {
-                    let mut sums = [0u64; 32];
-                    for chunk in part.chunks_exact(32) {
-                        sums.iter_mut().zip(chunk).for_each(|(s, x)| *s = s.wrapping_add(*x));
-                    }
-                    black_box(sums)
-                });
-            }
-        });
-        BANDWIDTH_BYTES as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..7).map(|_| pass()).fold(0.0, f64::max)
 }
