@@ -4,10 +4,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential cmake pkg-config \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
-COPY src src
-COPY demo demo
-COPY benches benches
+# Whole: cargo wants every target that Cargo.toml names to be there.
+COPY . .
 RUN cargo build --release --locked --bin tessera && strip target/release/tessera
 
 FROM debian:bookworm-slim

@@ -1,5 +1,6 @@
 //! DoRA (arXiv 2402.09353; peft `tuners/lora/dora.py`):
-//! `y = (m / ‖W + s·B A‖) ⊙ (W x + s·B A x) + b`, the norm taken over each output's row of the merged weight. The base's bias is not scaled.
+//! `y = (m / ‖W + s·B A‖) ⊙ (W x + s·B A x) + b`, the norm taken over each output's
+//! row of the merged weight. The base's bias is not scaled.
 
 use rayon::prelude::*;
 

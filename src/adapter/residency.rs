@@ -65,6 +65,19 @@ impl Residency {
         place.pins -= 1;
     }
 
+    /// Gives up the slot of an adapter that nobody can ask for any more. Returns the slot if it is
+    /// free now and its content can go; a pinned one stays.
+    pub fn forget(&mut self, digest: Digest) -> Option<Slot> {
+        let slot = *self.by_digest.get(&digest)?;
+        let place = &mut self.slots[slot.0 as usize];
+        if place.pins > 0 {
+            return None;
+        }
+        place.digest = None;
+        self.by_digest.remove(&digest);
+        Some(slot)
+    }
+
     /// Adapters in slots.
     pub fn resident(&self) -> usize {
         self.by_digest.len()
@@ -94,5 +107,16 @@ mod tests {
         assert_eq!(residency.pin(digest(3)), Some(Pinned::Write(Slot(1))));
         assert_eq!(residency.pin(digest(1)), Some(Pinned::Resident(Slot(0))));
         assert_eq!(residency.resident(), 2);
+    }
+
+    #[test]
+    fn a_forgotten_adapter_leaves_its_slot_once_nothing_runs_on_it() {
+        let mut residency = Residency::new(1);
+        assert_eq!(residency.pin(digest(1)), Some(Pinned::Write(Slot(0))));
+        assert_eq!(residency.forget(digest(1)), None, "it is pinned");
+        residency.unpin(Slot(0));
+        assert_eq!(residency.forget(digest(1)), Some(Slot(0)));
+        assert_eq!((residency.forget(digest(1)), residency.resident()), (None, 0));
+        assert_eq!(residency.pin(digest(1)), Some(Pinned::Write(Slot(0))), "written again");
     }
 }

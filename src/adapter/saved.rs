@@ -143,7 +143,8 @@ fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterErro
 /// In canonical form the base's bias is added before the scale; the shift puts the new one in its
 /// place. DoRA, the one method that scales an adapted module with a trained bias, leaves the bias
 /// unscaled: `shift' = shift + (new − bias)`. A scale at a module saved whole is (IA)³'s input
-/// scale of the next linear, which scales the bias as well: `shift' = shift + scale ⊙ (new − bias)`.
+/// scale of the next linear, which scales the bias as well:
+/// `shift' = shift + scale ⊙ (new − bias)`.
 fn replace_bias(
     input: &Input<'_>,
     id: SiteId,

@@ -123,6 +123,11 @@ impl Store {
         self.names.remove(name).is_some()
     }
 
+    /// Whether any name points at this content.
+    pub fn holds(&self, digest: Digest) -> bool {
+        self.names.iter().any(|named| named.adapter.digest == digest)
+    }
+
     /// Every name, in the order of loading.
     pub fn list(&self) -> Vec<Arc<Named>> {
         let mut all: Vec<_> = self.names.iter().map(|n| n.value().clone()).collect();

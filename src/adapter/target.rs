@@ -116,7 +116,8 @@ pub fn targets(
         let narrowed = narrowed.into_iter().filter_map(|key| Some((key, config.get(key)?)));
         let with: String = narrowed.map(|(k, v)| format!(" with '{k}' {}", short(v))).collect();
         return Err(AdapterError::Invalid(format!(
-            "adapter_config.json: 'target_modules' {value}{with} matches no module of the base model"
+            "adapter_config.json: 'target_modules' {value}{with} matches no module of the base \
+             model"
         )));
     }
     Ok(found)

@@ -105,6 +105,11 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
     if let Some(merged) = &merged {
         report.push(format!("merged: '{merged}' is folded into the weights and served alone"));
     }
+    let loopback = |ip: std::net::IpAddr| ip.is_loopback();
+    if config.host != "localhost" && !config.host.parse().is_ok_and(loopback) {
+        let warning = "warning: whoever can reach this address can use it: there is no login";
+        report.push(warning.into());
+    }
     if eos_tokens.is_empty() {
         report.push("warning: no end-of-sequence token is known; set max_tokens".into());
     }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::mpsc;
 
 use crate::adapter::Adapter;
-use crate::ids::TokenId;
+use crate::ids::{Digest, TokenId};
 use crate::request::Request;
 
 /// Why a sequence ended.
@@ -30,6 +30,11 @@ pub enum FinishReason {
 /// What a client of the engine receives, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The first event: the prompt has been computed.
+    Started {
+        /// Prompt tokens whose KV was found in the prefix cache.
+        cached_tokens: u32,
+    },
     /// One more token.
     Token {
         /// The token.
@@ -43,8 +48,6 @@ pub enum Event {
     Done {
         /// Why it ended.
         reason: FinishReason,
-        /// Prompt tokens whose KV was found in the prefix cache.
-        cached_tokens: u32,
     },
     /// The last event of a sequence that the engine could not finish; the server's fault.
     Failed(String),
@@ -66,6 +69,8 @@ pub struct Generate {
 pub enum Command {
     /// Generate, sending events until done or until the receiver is dropped.
     Generate(Box<Generate>),
+    /// Free the slot of an adapter that no name points at any more.
+    Forget(Digest),
 }
 
 /// Numbers the engine publishes after each step; read without stopping it.
@@ -174,6 +179,12 @@ impl EngineHandle {
         // A send to an engine that is gone drops the sender: the receiver then reads closed.
         let _ = self.commands.send(Command::Generate(generate));
         receiver
+    }
+
+    /// Lets go of an adapter's place on the device once nothing runs on it.
+    pub fn forget(&self, digest: Digest) {
+        // An engine that is gone holds nothing.
+        let _ = self.commands.send(Command::Forget(digest));
     }
 
     /// The engine's numbers.

@@ -14,7 +14,7 @@ use super::sequence::Sequence;
 use super::{Command, EngineHandle, Event, StartError, Stats};
 use crate::adapter::{Pinned, Residency};
 use crate::backend::{Adapters, Backend, KvShape, Sampled};
-use crate::ids::SequenceId;
+use crate::ids::{Digest, SequenceId};
 use crate::model::Model;
 use crate::scheduler::{NewSequence, Plan, Scheduler, SchedulerConfig};
 
@@ -116,7 +116,10 @@ impl<B: Backend> Running<B> {
     }
 
     fn accept(&mut self, command: Command) {
-        let Command::Generate(generate) = command;
+        let generate = match command {
+            Command::Generate(generate) => generate,
+            Command::Forget(digest) => return self.forget(digest),
+        };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let new = NewSequence {
@@ -146,10 +149,18 @@ impl<B: Backend> Running<B> {
 
     fn end(&mut self, id: SequenceId) {
         self.scheduler.cancel(id);
-        if let Some(sequence) = self.sequences.remove(&id)
-            && let Some(slot) = sequence.pinned
-        {
-            self.residency.unpin(slot);
+        let Some(sequence) = self.sequences.remove(&id) else { return };
+        let (Some(slot), Some(adapter)) = (sequence.pinned, sequence.adapter) else { return };
+        self.residency.unpin(slot);
+        // Unloaded while it ran, and this was the last to hold it.
+        if Arc::strong_count(&adapter) == 1 {
+            self.forget(adapter.digest);
+        }
+    }
+
+    fn forget(&mut self, digest: Digest) {
+        if let Some(slot) = self.residency.forget(digest) {
+            self.made_of.backend.clear_slot(&mut self.pool, slot);
         }
     }
 
@@ -209,14 +220,17 @@ impl<B: Backend> Running<B> {
                 done.push(id);
                 continue;
             };
+            if sequence.generated == 0 {
+                let cached_tokens = self.scheduler.cached_tokens(id).unwrap_or(0);
+                sequence.send(Event::Started { cached_tokens });
+            }
             sequence.generated += 1;
             let reason = sequence.finish_reason(token);
             results.push((id, token, reason.is_some()));
             let Sampled { logprob, top, .. } = sampled;
             sequence.send(Event::Token { token, logprob, top });
             if let Some(reason) = reason {
-                let cached_tokens = self.scheduler.cached_tokens(id).unwrap_or(0);
-                sequence.send(Event::Done { reason, cached_tokens });
+                sequence.send(Event::Done { reason });
                 done.push(id);
             }
         }

@@ -13,6 +13,7 @@ use super::sse::{Body, whole};
 use super::wire::{LoadFields, UnloadFields};
 use super::{State, unix_now_s};
 use crate::adapter::{AdapterError, StoreError, check_name};
+use crate::ids::Digest;
 
 /// Loads an adapter under a name.
 pub(super) async fn load(state: &Arc<State>, payload: Payload) -> Result<Response<Body>, ApiError> {
@@ -52,7 +53,22 @@ fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), 
         AdapterError::NotFound(_) => missing(),
         error => ApiError::Adapter { name: name.to_owned(), error },
     })?;
-    app.store.insert(name, adapter, unix_now_s(), replace).map_err(ApiError::Store)
+    let before = digest(state, name);
+    app.store.insert(name, adapter, unix_now_s(), replace).map_err(ApiError::Store)?;
+    forget(state, before);
+    Ok(())
+}
+
+/// What a name points at now.
+fn digest(state: &State, name: &str) -> Option<Digest> {
+    state.app.store.get(name).map(|named| named.adapter.digest)
+}
+
+/// Frees what a name pointed at before, unless another name does too.
+fn forget(state: &State, before: Option<Digest>) {
+    if let Some(digest) = before.filter(|&digest| !state.app.store.holds(digest)) {
+        state.app.engine.forget(digest);
+    }
 }
 
 /// Where `path` is beneath `root` (which has no symbolic links and may have been configured as
@@ -101,9 +117,11 @@ pub(super) fn unload(state: &State, payload: &Payload) -> Result<Response<Body>,
     let name = parsed.fields.lora_name.filter(|name| !name.is_empty());
     let name = name.ok_or(ApiError::UnloadFields)?;
     check_changeable(state)?;
+    let before = digest(state, &name);
     if !state.app.store.remove(&name) {
         return Err(ApiError::AdapterUnknown(name));
     }
+    forget(state, before);
     let success = format!("Success: LoRA adapter '{name}' removed successfully.");
     Ok(whole("text/plain; charset=utf-8", success))
 }

@@ -206,6 +206,10 @@ impl Choice {
     fn take(&mut self, index: usize, event: Event) -> Result<Option<Piece>, ApiError> {
         match event {
             Event::Failed(message) => Err(ApiError::EngineFailed(message)),
+            Event::Started { cached_tokens } => {
+                self.cached_tokens = Some(cached_tokens);
+                Ok(None)
+            }
             Event::Token { token, logprob, top } => {
                 self.tokens += 1;
                 self.timing.token();
@@ -221,8 +225,7 @@ impl Choice {
                 let finish = outcome.stopped.map(|_| self.finish(Finish::Stop));
                 Ok(Some(Piece { index, text: outcome.emit, drawn: Some(drawn), finish }))
             }
-            Event::Done { reason, cached_tokens } => {
-                self.cached_tokens = Some(cached_tokens);
+            Event::Done { reason } => {
                 let (mut text, drawn) = match self.tail.take() {
                     Some((text, drawn)) => (text, Some(drawn)),
                     None => (String::new(), None),

@@ -144,6 +144,7 @@ fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
     while let Some(event) = events.blocking_recv() {
         match event {
             Event::Token { token, .. } => tokens.push(token),
+            Event::Started { .. } => {}
             Event::Done { .. } => break,
             Event::Failed(why) => panic!("{why}"),
         }

@@ -202,7 +202,8 @@ fn run(
     seen: &Arc<Seen>,
     cancelled: &Arc<AtomicUsize>,
 ) {
-    while let Some(Command::Generate(generate)) = inbox.blocking_recv() {
+    while let Some(command) = inbox.blocking_recv() {
+        let Command::Generate(generate) = command else { continue };
         let digest = generate.adapter.as_ref().map(|adapter| adapter.digest);
         seen.lock().unwrap().push((generate.request.clone(), digest));
         let (script, cancelled) = (script.clone(), cancelled.clone());
@@ -233,7 +234,10 @@ fn play(script: &Script, generate: &Generate) -> bool {
         }
         false
     };
-    let done = |reason| send(Event::Done { reason, cached_tokens: 2 });
+    let done = |reason| send(Event::Done { reason });
+    if !matches!(script, Script::Gone | Script::Fail(0)) {
+        send(Event::Started { cached_tokens: 2 });
+    }
     match script {
         Script::Say(tokens, reason) => {
             let count = tokens.len().min(generate.request.tokens_max() as usize);

@@ -173,6 +173,7 @@ fn greedy_tokens_and_logprobs_through_the_engine_equal_transformers() {
             while let Some(event) = stream.blocking_recv() {
                 match event {
                     Event::Token { token, logprob, .. } => got.push((token, logprob)),
+                    Event::Started { .. } => {}
                     Event::Done { .. } => break,
                     Event::Failed(why) => panic!("{name}/{adapter}: {why}"),
                 }

@@ -241,7 +241,8 @@ fn logprobs_of_chat_have_bytes_and_alternatives() {
         "top_logprobs": 2});
     let json = post(fake.address, CHAT, &body).json();
     let content = json["choices"][0]["logprobs"]["content"].as_array().unwrap();
-    let expected = json!({"token": "a", "logprob": number(logprob(0)), "bytes": [97], "top_logprobs": [
+    let expected = json!({"token": "a", "logprob": number(logprob(0)), "bytes": [97],
+        "top_logprobs": [
         {"token": "a", "logprob": number(logprob(0)), "bytes": [97]},
         {"token": "b", "logprob": number(logprob(0) - 1.0), "bytes": [98]},
     ]});

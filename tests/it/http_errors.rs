@@ -210,7 +210,8 @@ fn messages_that_are_no_chat_are_answered_400() {
             "unsupported_parameter",
         ),
         (
-            json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+            json!([{"role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
             "unsupported_parameter",
         ),
     ];

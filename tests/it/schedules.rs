@@ -66,11 +66,12 @@ fn submit(engine: &EngineHandle, asked: &Asked, adapter: Option<Arc<Adapter>>) -
 
 /// Tokens with their logprobs, and how many prompt tokens were found cached.
 fn finish(events: &mut Receiver<Event>) -> (Vec<(TokenId, f32)>, u32) {
-    let mut tokens = Vec::new();
+    let (mut tokens, mut cached) = (Vec::new(), 0);
     loop {
         match events.blocking_recv().expect("the engine is gone") {
             Event::Token { token, logprob, .. } => tokens.push((token, logprob)),
-            Event::Done { cached_tokens, .. } => return (tokens, cached_tokens),
+            Event::Started { cached_tokens } => cached = cached_tokens,
+            Event::Done { .. } => return (tokens, cached),
             Event::Failed(why) => panic!("{why}"),
         }
     }
@@ -160,6 +161,7 @@ impl Live {
         while let Ok(event) = self.events.try_recv() {
             match event {
                 Event::Token { token, logprob, .. } => self.got.push((token, logprob)),
+                Event::Started { .. } => {}
                 Event::Done { .. } => return true,
                 Event::Failed(why) => panic!("{why}"),
             }
@@ -390,6 +392,8 @@ fn a_request_in_flight_keeps_the_content_it_began_with() {
     let (first, second) = (asked(&before, 120), asked(&new, 20));
     let mut events = submit(&engine, &first, Some(before.clone()));
     // It is running when the name changes.
+    let started = events.blocking_recv().unwrap();
+    assert!(matches!(started, Event::Started { .. }), "{started:?}");
     let began = events.blocking_recv().unwrap();
     let Event::Token { token, logprob, .. } = began else { panic!("{began:?}") };
     store.insert("tenant", new, 0, true).unwrap();

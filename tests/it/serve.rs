@@ -231,6 +231,12 @@ fn adapters_come_change_and_go_while_the_server_runs() {
         let (status, reply) = load(outside, true);
         assert_eq!(status, 400, "{outside}: {reply}");
     }
+    let resident = || {
+        let (_, metrics) = server.get("/metrics");
+        let line = metrics.lines().find(|l| l.contains("adapters_resident") && !l.starts_with('#'));
+        line.unwrap_or("").rsplit(' ').next().unwrap_or("").to_owned()
+    };
+    assert_eq!(resident(), "1", "what was replaced has left the device");
     let gone = json!({"lora_name": "tenant"});
     assert_eq!(server.post("/v1/unload_lora_adapter", &gone).0, 200);
     assert_eq!(server.post("/v1/unload_lora_adapter", &gone).0, 404);
