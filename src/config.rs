@@ -171,7 +171,7 @@ pub struct ServeConfig {
         long,
         env = "TESSERA_THREADS",
         value_name = "N",
-        value_parser = parse_count,
+        value_parser = parse_threads,
         help_heading = "Engine"
     )]
     pub threads: Option<usize>,
@@ -250,6 +250,14 @@ pub fn parse_dtype(text: &str) -> Result<AutoDtype, String> {
 fn parse_count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|&n| n >= 1);
     count.ok_or_else(|| "expected a whole number of at least 1".into())
+}
+
+/// More threads than any machine has cores: a slip of the keyboard, not a wish.
+const THREADS_MAX: usize = 1024;
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    let threads = parse_count(text).ok().filter(|&n| n <= THREADS_MAX);
+    threads.ok_or_else(|| format!("expected a whole number from 1 to {THREADS_MAX}"))
 }
 
 /// A number of bytes, with an optional unit: k, m, g (powers of 1000) or KiB, MiB, GiB.

@@ -61,10 +61,11 @@ def complete(client, models):
             model=models[0], prompt=prompt, max_tokens=8, temperature=0, logprobs=2)
         many = isinstance(prompt, list) and not isinstance(prompt[0], int)
         assert [c.index for c in reply.choices] == list(range(len(prompt) if many else 1))
+        counted = sum(len(choice.logprobs.tokens) for choice in reply.choices)
+        assert counted == reply.usage.completion_tokens
         for choice in reply.choices:
             logprobs = choice.logprobs
-            assert len(logprobs.tokens) == len(logprobs.token_logprobs) == reply.usage.completion_tokens \
-                // len(reply.choices) or many
+            assert len(logprobs.tokens) == len(logprobs.token_logprobs)
             assert all(value <= 0 for value in logprobs.token_logprobs)
             top = zip(logprobs.token_logprobs, logprobs.top_logprobs)
             assert all(max(alternatives.values()) == value for value, alternatives in top), \
