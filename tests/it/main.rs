@@ -2,6 +2,7 @@
 
 mod golden;
 mod harness;
+mod kernels;
 mod scheduler;
 mod text;
 mod text_template;
