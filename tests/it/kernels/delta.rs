@@ -2,12 +2,13 @@
 
 use super::args::{Expand, Replace, Shrink};
 use super::device::{Buffer, Grid, Kernels, Width, all_kernels, kernels};
-use super::step::{Plan, Planes, Spec, World, assert_close, fresh, rows};
+use super::step::{Parts, Plan, Planes, Spec, World, assert_close, fresh, rows};
 use crate::Rng;
 
 /// Three slots over `sites` sites of one shape. Shards of rows are 1, 2 and 4 where they divide.
 fn specs(rank: usize, input: usize, out: usize, sites: usize) -> Vec<Vec<Option<Spec>>> {
-    let shards = |width: usize, wanted: usize| if width % wanted == 0 { wanted } else { 1 };
+    let shards =
+        |width: usize, wanted: usize| if width.is_multiple_of(wanted) { wanted } else { 1 };
     let spec = |slot: usize| Spec {
         // Ranks differ between slots.
         rank: if slot == 1 { rank.div_ceil(2) } else { rank },
@@ -24,7 +25,7 @@ fn specs(rank: usize, input: usize, out: usize, sites: usize) -> Vec<Vec<Option<
 }
 
 struct Shape {
-    rows: Vec<Vec<(usize, f32)>>,
+    rows: Vec<Parts>,
     rank: usize,
     input: usize,
     k_chunk: usize,
@@ -129,7 +130,7 @@ fn a_shrink_reaches_rows_and_parameters_beyond_32_bits() {
 }
 
 struct Expanded {
-    rows: Vec<Vec<(usize, f32)>>,
+    rows: Vec<Parts>,
     rank: usize,
     out: usize,
     first_row: u32,

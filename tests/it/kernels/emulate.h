@@ -1,14 +1,16 @@
 // Runs a kernel as C++: every thread of a block is a fiber, barriers and warp-wide operations are
 // yields. Included before a kernel's own text. Blocks run one after another on the caller's thread.
 //
-// Made to find faults: shared memory is NaN when a block starts and has canaries behind it; an async
-// copy lands only when it is waited for; threads run as far as they can, in an order that the caller
-// picks, so that a missing barrier shows; a barrier that not all threads reach is an error.
+// Made to find faults: shared memory is NaN when a block starts and has canaries behind it; threads
+// run as far as they can, in order or in reverse, so that a missing barrier shows; an async copy
+// lands when it is waited for, or in reverse at once; a barrier that not all threads reach is an
+// error; a fault of memory names the kernel.
 #pragma once
+#include <signal.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -94,6 +96,8 @@ struct Machine {
     void (*entry)(const void*) = nullptr;
     const void* args = nullptr;
     const char* error = nullptr;
+    const char* name = nullptr;
+    bool reverse = false;
 #if defined(__x86_64__)
     void* scheduler = nullptr;
 #else
@@ -168,8 +172,9 @@ inline void wait(State state) {
 }
 
 // Runs the block to its end. Warps and lanes take turns in order, or in reverse.
-inline void run_block(bool reverse) {
+inline void run_block() {
     Machine& m = machine();
+    bool reverse = m.reverse;
     size_t n = m.block.x * m.block.y * m.block.z;
     auto place = [&](size_t i, size_t count) { return reverse ? count - 1 - i : i; };
     size_t warps = (n + 31) / 32;
@@ -307,8 +312,17 @@ inline void load_tiles(uint32_t (&out)[4], const void* row, bool transposed) {
     wait(State::at_warp);
 }
 
+inline void land(const Copy& c) {
+    if (c.valid)
+        memcpy(c.to, c.from, 16);
+    else
+        memset(c.to, 0, 16);
+}
+
 inline void copy_async(void* to, const void* from, bool valid) {
-    machine().running->open.push_back({to, from, valid});
+    Copy copy = {to, from, valid};
+    if (machine().reverse) land(copy);
+    machine().running->open.push_back(copy);
 }
 
 inline void copy_commit() {
@@ -320,20 +334,25 @@ inline void copy_commit() {
 inline void copy_wait(size_t pending) {
     Fiber& f = *machine().running;
     while (f.groups.size() > pending) {
-        for (const Copy& c : f.groups.front()) {
-            if (c.valid)
-                memcpy(c.to, c.from, 16);
-            else
-                memset(c.to, 0, 16);
-        }
+        if (!machine().reverse)
+            for (const Copy& c : f.groups.front()) land(c);
         f.groups.erase(f.groups.begin());
     }
 }
 
+inline void on_fault(int signal) {
+    const char* words[] = {"emulate: ", machine().name, " reaches memory that is not its own\n"};
+    for (const char* word : words) (void)!write(2, word, strlen(word));
+    ::signal(signal, SIG_DFL);
+}
+
 // `where`: grid, block, and the first and one-past-last block to run: 12 numbers.
-inline const char* launch(void (*entry)(const void*), const unsigned* where, size_t shared_bytes,
-                          const void* args, bool reverse) {
+inline const char* launch(const char* name, void (*entry)(const void*), const unsigned* where,
+                          size_t shared_bytes, const void* args, bool reverse) {
     Machine& m = machine();
+    m.name = name, m.reverse = reverse;
+    signal(SIGSEGV, on_fault);
+    signal(SIGBUS, on_fault);
     auto dim = [&](int i) { return Dim{where[3 * i], where[3 * i + 1], where[3 * i + 2]}; };
     m.grid = dim(0), m.block = dim(1);
     Dim first = dim(2), end = dim(3);
@@ -352,7 +371,7 @@ inline const char* launch(void (*entry)(const void*), const unsigned* where, siz
                     prepare(*m.fibers[i]);
                     m.fibers[i]->thread = Dim{unsigned(i % m.block.x), 0, 0};
                 }
-                run_block(reverse);
+                run_block();
                 for (size_t i = 0; i < CANARY_BYTES; i++)
                     check(m.shared[shared_bytes + i] == 0xff, "shared memory is overrun");
             }
@@ -394,6 +413,6 @@ inline void __trap() { emulate::check(false, "a kernel is not made for these wid
     extern "C" size_t emulate_size_##name() { return sizeof(name##_args); }                       \
     extern "C" const char* emulate_##name(const unsigned* where, size_t shared_bytes,             \
                                           const void* args, bool reverse) {                       \
-        return emulate::launch([](const void* args) { name(*(const name##_args*)args); }, where,  \
-                               shared_bytes, args, reverse);                                      \
+        auto entry = [](const void* args) { name(*(const name##_args*)args); };                   \
+        return emulate::launch(#name, entry, where, shared_bytes, args, reverse);                 \
     }

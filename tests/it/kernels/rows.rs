@@ -379,10 +379,8 @@ fn check_add_rms_norm(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, f
     for row in 0..n {
         // The norm is of the residual as it is stored.
         let stored: Vec<f64> = sums[row * cols..][..cols].iter().map(|&x| f64::from(x)).collect();
-        let added = linear.row(row);
-        for column in 0..cols {
+        for (column, (value, size)) in linear.row(row).into_iter().enumerate() {
             let i = row * cols + column;
-            let (value, size) = added[column];
             let sum = (value + f64::from(residual[i]), size + f64::from(residual[i]).abs());
             assert_close(sums[i], sum, kernels.x, 2.0, "residual");
             let expected = normed(&world, &plan.rows[row], 1, &stored, column, &weight, None);

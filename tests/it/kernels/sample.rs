@@ -166,7 +166,7 @@ fn logits(rng: &mut Rng, vocabulary: usize, kind: usize) -> Vec<f32> {
         0 => row.iter_mut().for_each(|l| *l *= 12.0),
         1 => row.iter_mut().for_each(|l| *l *= 0.1),
         // Few different numbers, both zeros among them.
-        2 => row.iter_mut().for_each(|l| *l = (*l * 2.0).round() * -1.0),
+        2 => row.iter_mut().for_each(|l| *l = -(*l * 2.0).round()),
         3 => row.fill(2.5),
         _ => {
             for l in &mut row {
@@ -187,7 +187,8 @@ fn a_draw_follows_the_rules_and_the_seed() {
     let rng = &mut fresh();
     for kernels in kernels("sample.cu", [Width::F32; 3]) {
         for (vocabulary, threads) in [(1, 32), (33, 64), (1000, 128), (3001, 256), (5000, 1024)] {
-            for kind in 0..5 {
+            // A thousand fibers take their time: the kinds that differ most will do.
+            for kind in (0..5).step_by(if threads == 1024 { 2 } else { 1 }) {
                 let row = |rng: &mut Rng, p| (logits(rng, vocabulary, kind), p);
                 let rows: Vec<_> = params(rng).into_iter().map(|p| row(rng, p)).collect();
                 check(&kernels, threads, vocabulary, 0, &rows);

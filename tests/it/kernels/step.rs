@@ -53,7 +53,7 @@ pub fn fresh() -> Rng {
 }
 
 /// Bare rows, rows of one adapter of slots 0 … 2, and compositions.
-pub fn rows(rng: &mut Rng, n: usize) -> Vec<Vec<(usize, f32)>> {
+pub fn rows(rng: &mut Rng, n: usize) -> Vec<Parts> {
     let kinds = [
         vec![],
         vec![(0, 1.0)],
@@ -223,9 +223,12 @@ impl World {
     }
 }
 
+/// A row's (slot, weight) list.
+pub type Parts = Vec<(usize, f32)>;
+
 /// A step's rows grouped by what they carry.
 pub struct Plan {
-    pub rows: Vec<Vec<(usize, f32)>>,
+    pub rows: Vec<Parts>,
     pub groups: Vec<Group>,
     pub entry_row: Vec<u32>,
     entry_slot: Vec<u32>,
@@ -241,8 +244,8 @@ pub struct Plan {
 
 impl Plan {
     /// `rows[i]`: row i's (slot, weight) list.
-    pub fn new(rows: Vec<Vec<(usize, f32)>>) -> Self {
-        let mut kinds: Vec<(Vec<(usize, f32)>, Vec<u32>)> = Vec::new();
+    pub fn new(rows: Vec<Parts>) -> Self {
+        let mut kinds: Vec<(Parts, Vec<u32>)> = Vec::new();
         for (i, parts) in rows.iter().enumerate() {
             match kinds.iter_mut().find(|(kind, _)| kind == parts) {
                 Some((_, members)) => members.push(i as u32),
