@@ -1,5 +1,7 @@
 //! Compiles kernels as C++ and runs them, one fiber a thread: the only `unsafe` of these tests.
 
+#![allow(unsafe_code)]
+
 use std::alloc::Layout;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
