@@ -1,4 +1,8 @@
-//! The sampler against its rules, applied one token after the other.
+//! The sampler against its rules, applied one token after the other, and against the CPU's.
+
+use tessera::backend::cpu::{Cpu, Matrix};
+use tessera::backend::{Backend, SampleRow};
+use tessera::request::SamplingParams;
 
 use super::args::{Sample, SampleParams};
 use super::device::{Buffer, Grid, Kernels, Width, kernels};
@@ -89,6 +93,13 @@ fn draw(mut ranked: Vec<usize>, weight: impl Fn(usize) -> f64, p: &SampleParams)
     *ranked.iter().find(passes).unwrap_or_else(|| ranked.last().unwrap())
 }
 
+fn cpu_token(cpu: &Cpu, logits: &[f32], p: &SampleParams) -> Option<u32> {
+    let SampleParams { temperature, top_p, top_k, min_p, seed, .. } = *p;
+    let params = SamplingParams { temperature, top_p, top_k, min_p, seed };
+    let row = SampleRow { params, step: p.step, logprobs: None };
+    cpu.sample(&Matrix::new(logits.to_vec(), logits.len()), &[row]).remove(0).token
+}
+
 fn check(
     kernels: &Kernels,
     threads: u32,
@@ -122,7 +133,9 @@ fn check(
     let (top_tokens, top_logprobs) = (top_tokens.integers(), top_logprobs.floats());
     let close =
         |a: f32, b: f64| f64::from(a) == b || (f64::from(a) - b).abs() <= 1e-5 * (1.0 + b.abs());
+    let cpu = Cpu::new(1);
     for (i, (logits, p)) in rows.iter().enumerate() {
+        assert_eq!(tokens[i], cpu_token(&cpu, logits, p).unwrap_or(u32::MAX), "the CPU: {p:?}");
         let expected = expected(logits, p);
         let token = expected.token.map_or(u32::MAX, |t| t as u32);
         assert_eq!(tokens[i], token, "row {i} of {vocabulary}, {threads} threads, {p:?}");
@@ -156,7 +169,13 @@ fn params(rng: &mut Rng) -> Vec<SampleParams> {
         SampleParams { top_k: 40, top_p: 0.95, min_p: 0.02, temperature: 0.8, top: 1, ..plain },
         SampleParams { temperature: 1e-4, top_p: 0.5, ..plain },
     ];
-    kinds.map(|p| SampleParams { seed: rng.next(), step: rng.below(1000) as u64, ..p }).to_vec()
+    kinds
+        .map(|p| SampleParams {
+            seed: rng.below(usize::MAX) as u64,
+            step: rng.below(1000) as u64,
+            ..p
+        })
+        .to_vec()
 }
 
 /// Peaked, flat, tied, and broken rows of logits.
