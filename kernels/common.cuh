@@ -4,8 +4,8 @@
 // Widths are chosen when a kernel is compiled: TESSERA_X of activations and base weights, TESSERA_P
 // of adapters' parameters, TESSERA_KV of keys and values; each is bf16, f16 or float. Sizes are
 // run-time numbers. A kernel takes one struct by value, laid out as #[repr(C)] does. All shared
-// memory is dynamic; the comment above a kernel gives its bytes and its grid, KERNEL's last word the
-// most threads of a block. A row's place in memory is always computed in 64 bits.
+// memory is dynamic; the comment above a kernel gives its bytes and its grid, the last word of
+// KERNEL the most threads of a block. A row's place in memory is always computed in 64 bits.
 //
 // With TESSERA_EMULATE the same text compiles as C++: what has no C++ spelling has a twin here.
 #pragma once
