@@ -19,6 +19,7 @@ mod http_connections;
 mod http_errors;
 mod hub;
 mod hub_server;
+mod kernels;
 mod merged;
 mod process;
 mod sampling;

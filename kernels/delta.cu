@@ -1,0 +1,356 @@
+// Adapters: h = A x gathered from the pool (shrink), and y = scale ⊙ (y + B h) + shift (expand).
+#include "common.cuh"
+
+/// Linears that share one x at most.
+const u32 LINEARS_MAX = 4;
+/// Ranks of one work item: the height of an mma.
+const u32 SHRINK_RANKS = 16;
+/// Entries of one work item at most: four times the width of an mma.
+const u32 SHRINK_ROWS = 32;
+const u32 SHRINK_WARPS = 4;
+/// Rows that share a load of B in the expand.
+const u32 EXPAND_ROWS = 8;
+
+/// `rows` (1 … SHRINK_ROWS) entries of one adapter, SHRINK_RANKS ranks from `rank_first` at one
+/// linear of the group, and columns split · k_chunk … of x.
+struct Work {
+    u32 entry;
+    u32 rows;
+    u32 linear;
+    u32 rank_first;
+    u32 split;
+};
+
+struct Shrink {
+    /// [n, in].
+    const X* x;
+    /// [work_count].
+    const Work* work;
+    const u32* work_count;
+    /// Row of x of each entry.
+    const u32* entry_row;
+    const u32* entry_slot;
+    /// [slots, sites].
+    const Change* changes;
+    /// As in Deltas; plane = split.
+    float* h;
+    u64 plane_stride;
+    u32 rank_stride;
+    u32 linears;
+    u32 sites;
+    u32 in;
+    /// Columns of one split.
+    u32 k_chunk;
+    /// Site of each linear of the group.
+    u32 site[LINEARS_MAX];
+};
+
+DEVICE float* hidden_at(const Shrink& s, const Work& w, u32 row, u32 rank) {
+    u64 entry = ((u64)(w.entry + row) * s.linears + w.linear) * s.rank_stride;
+    return s.h + w.split * s.plane_stride + entry + rank;
+}
+
+/// 8 numbers of A as they stand; those from `count` on are 0.
+template <class T>
+DEVICE Bits16 down8_bits(const Change& c, u32 rank, u32 k, u32 count) {
+    Bits16 all = {{0, 0, 0, 0}};
+    if (rank >= c.rank || count == 0) return all;
+    const u32* offsets = c.down + (u64)rank * c.down_shards;
+    const T* at = (const T*)gathered(c.pool, offsets, c.down_shard, k, count);
+    if (at) return load8_bits(at, count);
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        if (i >= count) continue;
+        u32 column = k + i;
+        const T* p = (const T*)c.pool + offsets[column / c.down_shard] + column % c.down_shard;
+        all.word[i / 2] |= (u32)p->bits << (i % 2 * 16);
+    }
+    return all;
+}
+
+/// On tensor cores. A lane's 16 bytes of A and of x fill the same k of both operands, so neither
+/// passes through shared memory: which k is which does not matter to a sum.
+template <class T>
+DEVICE void shrink_mma(const Shrink& s, const Work& w, const Change& c, u32 k_end, float* partial) {
+    const u32 tiles = SHRINK_ROWS / 8;
+    u32 g = lane_id() / 4, t = lane_id() % 4;
+    float acc[tiles][4] = {};
+    const T* x[tiles];
+#pragma unroll
+    for (u32 tile = 0; tile < tiles; tile++) {
+        u32 row = tile * 8 + g;
+        x[tile] = row < w.rows ? (const T*)s.x + (u64)s.entry_row[w.entry + row] * s.in : nullptr;
+    }
+#pragma unroll 4
+    for (u32 k0 = w.split * s.k_chunk + warp_id() * 32; k0 < k_end; k0 += SHRINK_WARPS * 32) {
+        u32 k = k0 + t * 8;
+        u32 count = k < k_end ? smaller(8, k_end - k) : 0;
+        Bits16 low = down8_bits<T>(c, w.rank_first + g, k, count);
+        Bits16 high = down8_bits<T>(c, w.rank_first + g + 8, k, count);
+        const u32 first[4] = {low.word[0], high.word[0], low.word[1], high.word[1]};
+        const u32 second[4] = {low.word[2], high.word[2], low.word[3], high.word[3]};
+#pragma unroll
+        for (u32 tile = 0; tile < tiles; tile++) {
+            if (tile * 8 >= w.rows) continue;
+            Bits16 all = {{0, 0, 0, 0}};
+            if (x[tile]) all = load8_bits(x[tile] + k, count);
+            const u32 b0[2] = {all.word[0], all.word[1]};
+            const u32 b1[2] = {all.word[2], all.word[3]};
+            mma<T>(acc[tile], first, b0);
+            mma<T>(acc[tile], second, b1);
+        }
+    }
+    // Each warp summed a part of the columns: [warps, ranks, rows].
+    float* mine = partial + warp_id() * SHRINK_RANKS * SHRINK_ROWS;
+#pragma unroll
+    for (u32 tile = 0; tile < tiles; tile++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 rank = g + i / 2 * 8, row = tile * 8 + t * 2 + i % 2;
+            mine[rank * SHRINK_ROWS + row] = acc[tile][i];
+        }
+    }
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < SHRINK_RANKS * w.rows; i += blockDim.x) {
+        u32 rank = i % SHRINK_RANKS, row = i / SHRINK_RANKS;
+        float sum = 0.0f;
+        for (u32 warp = 0; warp < SHRINK_WARPS; warp++)
+            sum += partial[(warp * SHRINK_RANKS + rank) * SHRINK_ROWS + row];
+        if (w.rank_first + rank < c.rank) *hidden_at(s, w, row, w.rank_first + rank) = sum;
+    }
+    // The next work item writes the partial sums again.
+    __syncthreads();
+}
+
+/// For widths that tensor cores do not multiply: a warp a rank, its lanes along the columns.
+DEVICE void shrink_any(const Shrink& s, const Work& w, const Change& c, u32 k_end) {
+    const u32 together = 4;
+    for (u32 i = warp_id(); i < SHRINK_RANKS; i += SHRINK_WARPS) {
+        u32 rank = w.rank_first + i;
+        if (rank >= c.rank) break;
+        const u32* offsets = c.down + (u64)rank * c.down_shards;
+        for (u32 first = 0; first < w.rows; first += together) {
+            float acc[together] = {};
+            for (u32 k = w.split * s.k_chunk + lane_id() * 8; k < k_end; k += WARP * 8) {
+                u32 count = smaller(8, k_end - k);
+                float a[8], x[8];
+                gather8(c.pool, offsets, c.down_shard, k, count, a);
+#pragma unroll
+                for (u32 row = 0; row < together; row++) {
+                    if (first + row >= w.rows) continue;
+                    u64 at = (u64)s.entry_row[w.entry + first + row] * s.in;
+                    load8(s.x + at + k, count, x);
+#pragma unroll
+                    for (u32 j = 0; j < 8; j++) acc[row] += a[j] * x[j];
+                }
+            }
+#pragma unroll
+            for (u32 row = 0; row < together; row++) {
+                float sum = warp_reduce(acc[row], Sum());
+                if (lane_id() == 0 && first + row < w.rows)
+                    *hidden_at(s, w, first + row, rank) = sum;
+            }
+        }
+    }
+}
+
+/// h = A x for every work item. The list covers, for each entry, every linear of the group, every
+/// tile of SHRINK_RANKS ranks up to at least the adapter's rank there, and every split: then all of
+/// h that an expand reads is written. Items beyond an adapter's rank cost nothing.
+/// Grid: any x ≤ work items (blocks take items in turn), so a captured graph stays valid.
+/// Block: 128. Shared: 4 · 16 · 32 · 4 = 8192 bytes.
+KERNEL(delta_shrink, Shrink, 128) {
+    float* partial = (float*)SHARED_MEMORY;
+    u32 items = *args.work_count;
+    for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
+        Work w = args.work[item];
+        u64 slot = args.entry_slot[w.entry];
+        const Change& c = args.changes[slot * args.sites + args.site[w.linear]];
+        if (!c.down || w.rank_first >= c.rank) continue;
+        u64 end = (u64)(w.split + 1) * args.k_chunk;
+        u32 k_end = end < args.in ? (u32)end : args.in;
+        if constexpr (sizeof(X) == 2 && Same<X, P>::yes)
+            shrink_mma<X>(args, w, c, k_end, partial);
+        else
+            shrink_any(args, w, c, k_end);
+    }
+}
+
+/// Rows that carry the same parts: order[first … first + rows]; entries as in common.cuh.
+struct Group {
+    u32 first;
+    u32 rows;
+    u32 entry;
+    u32 parts;
+};
+
+struct Expand {
+    /// [n, out], in place: X, or float in delta_expand_float.
+    void* y;
+    /// [out], or null.
+    const float* bias;
+    /// Row of y at each place.
+    const u32* order;
+    /// [group_count].
+    const Group* groups;
+    const u32* group_count;
+    /// `rows` is not read.
+    Deltas deltas;
+    u32 site;
+    u32 linear;
+    u32 out;
+    u32 reserved;
+};
+
+template <class Y>
+DEVICE void expand_rows(const Expand& e, const Group& group, u32 first, u32 rows, u32 column,
+                        u32 count, float* h_tile) {
+    const Deltas& d = e.deltas;
+    float y[EXPAND_ROWS][8];
+    Y* at[EXPAND_ROWS];
+    auto load = [&](const Y* from, u32 i, float(&v)[8]) {
+        load8(from, i < rows ? count : 0, v);
+        if (e.bias)
+#pragma unroll
+            for (u32 j = 0; j < 8; j++)
+                if (j < count) v[j] += e.bias[column + j];
+    };
+#pragma unroll
+    for (u32 i = 0; i < EXPAND_ROWS; i++) {
+        u32 row = i < rows ? e.order[group.first + first + i] : 0;
+        at[i] = (Y*)e.y + (u64)row * e.out + column;
+        load(at[i], i, y[i]);
+    }
+    HiddenPlanes hidden = {e.linear};
+    for (u32 part = 0; part < group.parts; part++) {
+        u32 entry = group.entry + part * group.rows + first;
+        const Change& c = change_at(d, entry, e.site);
+        float bh[EXPAND_ROWS][8] = {};
+        u32 rank = c.up ? c.rank : 0;
+        for (u32 r0 = 0; r0 < rank; r0 += RANK_TILE) {
+            u32 ranks = smaller(RANK_TILE, rank - r0);
+            __syncthreads();
+            for (u32 i = threadIdx.x; i < ranks * EXPAND_ROWS; i += blockDim.x) {
+                u32 row = i % EXPAND_ROWS, r = i / EXPAND_ROWS;
+                h_tile[i] = row < rows ? hidden(d, c, entry + row, r0 + r) : 0.0f;
+            }
+            __syncthreads();
+            if (count == 0) continue;
+#pragma unroll 2
+            for (u32 r = 0; r < ranks; r++) {
+                float up[8];
+                const u32* offsets = c.up + (u64)(r0 + r) * c.up_shards;
+                gather8(c.pool, offsets, c.up_shard, column, count, up);
+#pragma unroll
+                for (u32 i = 0; i < EXPAND_ROWS; i++)
+#pragma unroll
+                    for (u32 j = 0; j < 8; j++) bh[i][j] += h_tile[r * EXPAND_ROWS + i] * up[j];
+            }
+        }
+        // One group, one list of weights.
+        float weight = d.entry_weight[entry];
+        bool alone = group.parts == 1 && weight == 1.0f;
+#pragma unroll
+        for (u32 i = 0; i < EXPAND_ROWS; i++) {
+            float base[8] = {};
+            // Read again rather than kept: compositions are rare, registers are not free.
+            if (!alone) load(at[i], i, base);
+            add_part(c, alone, weight, column, count, base, bh[i], y[i]);
+        }
+    }
+#pragma unroll
+    for (u32 i = 0; i < EXPAND_ROWS; i++)
+        if (i < rows) store8(at[i], count, y[i]);
+}
+
+template <class Y>
+DEVICE void expand(const Expand& args) {
+    float* h_tile = (float*)SHARED_MEMORY;
+    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
+    u32 count = column < args.out ? smaller(LANE_COLUMNS, args.out - column) : 0;
+    u32 groups = *args.group_count;
+    for (u32 i = blockIdx.x; i < groups; i += gridDim.x) {
+        Group group = args.groups[i];
+        for (u32 first = 0; first < group.rows; first += EXPAND_ROWS) {
+            u32 rows = smaller(EXPAND_ROWS, group.rows - first);
+            expand_rows<Y>(args, group, first, rows, column, count, h_tile);
+        }
+    }
+}
+
+/// y ← scale ⊙ (y + bias + B h) + shift for the rows of every group; other rows stay as they are.
+/// Grid: x any ≤ groups (blocks take groups in turn), y = ceil(out / (8 · block)).
+/// Block: 128, or fewer. Shared: RANK_TILE · EXPAND_ROWS · 4 = 2048 bytes.
+KERNEL(delta_expand, Expand, 128) { expand<X>(args); }
+/// The same for y in f32: logits.
+KERNEL(delta_expand_float, Expand, 128) { expand<float>(args); }
+
+struct Replace {
+    /// [n, in].
+    const X* x;
+    /// [n, out]: X, or float in delta_replace_float; overwritten in rows whose adapter has its
+    /// own weight.
+    void* y;
+    const u32* order;
+    const Group* groups;
+    const u32* group_count;
+    const u32* entry_slot;
+    const Change* changes;
+    u32 sites;
+    u32 site;
+    u32 in;
+    u32 out;
+};
+
+template <class Y>
+DEVICE void replace(const Replace& args) {
+    const u32 together = 4;
+    u32 column = blockIdx.y * (blockDim.x / WARP) + warp_id();
+    u32 groups = *args.group_count;
+    for (u32 i = blockIdx.x; i < groups; i += gridDim.x) {
+        Group group = args.groups[i];
+        if (group.parts != 1 || column >= args.out) continue;
+        u64 slot = args.entry_slot[group.entry];
+        const P* weight = (const P*)args.changes[slot * args.sites + args.site].weight;
+        if (!weight) continue;
+        weight += (u64)column * args.in;
+        for (u32 first = 0; first < group.rows; first += together) {
+            float acc[together] = {};
+            for (u32 k = lane_id() * 8; k < args.in; k += WARP * 8) {
+                u32 count = smaller(8, args.in - k);
+                float w[8], x[8];
+                load8(weight + k, count, w);
+#pragma unroll
+                for (u32 row = 0; row < together; row++) {
+                    if (first + row >= group.rows) continue;
+                    load8(args.x + (u64)args.order[group.first + first + row] * args.in + k, count,
+                          x);
+#pragma unroll
+                    for (u32 j = 0; j < 8; j++) acc[row] += w[j] * x[j];
+                }
+            }
+#pragma unroll
+            for (u32 row = 0; row < together; row++) {
+                float sum = warp_reduce(acc[row], Sum());
+                if (lane_id() != 0 || first + row >= group.rows) continue;
+                u64 at = (u64)args.order[group.first + first + row] * args.out;
+                ((Y*)args.y)[at + column] = narrow<Y>(sum);
+            }
+        }
+    }
+}
+
+/// y ← W x with the adapter's own W, for rows of one part at a site it replaces; run before the
+/// expand. A warp takes one output of a group's rows. Longer compositions with an own weight are
+/// not served: the host refuses them.
+/// Grid: x any ≤ groups, y = ceil(out / (block / 32)). Block: 128, or fewer whole warps.
+/// Shared: none.
+KERNEL(delta_replace, Replace, 128) { replace<X>(args); }
+/// The same for y in f32: logits.
+KERNEL(delta_replace_float, Replace, 128) { replace<float>(args); }
+
+EXPORT(delta_shrink)
+EXPORT(delta_expand)
+EXPORT(delta_expand_float)
+EXPORT(delta_replace)
+EXPORT(delta_replace_float)

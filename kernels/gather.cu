@@ -1,0 +1,83 @@
+// Rows picked by an index: token embeddings, and the rows whose logits are wanted.
+#include "common.cuh"
+
+struct Embed {
+    /// [n].
+    const u32* tokens;
+    /// [vocabulary, hidden].
+    const X* table;
+    /// [hidden], or null.
+    const float* shift;
+    /// [n, hidden].
+    X* out;
+    /// `h`, `plane_stride`, `rank_stride`, `linears` and `planes` are not read.
+    Deltas deltas;
+    u32 site;
+    u32 hidden;
+};
+
+/// x is one-hot at an embedding, so A x is a column of A.
+struct HiddenColumn {
+    u32 token;
+
+    DEVICE float operator()(const Deltas&, const Change& c, u32, u32 r) const {
+        const u32* offsets = c.down + (u64)r * c.down_shards;
+        return widen(c.pool[(u64)offsets[token / c.down_shard] + token % c.down_shard]);
+    }
+};
+
+/// Each row's token from the table, then its adapters. An adapter's own table is read in place of
+/// the base's for rows of one part; longer compositions with one are refused by the host.
+/// Grid: x = n, y = ceil(hidden / (8 · block)). Block: 128, or fewer. Shared: RANK_TILE · 4 bytes.
+KERNEL(embed, Embed, 128) {
+    float* h_tile = (float*)SHARED_MEMORY;
+    u32 row = blockIdx.x, token = args.tokens[row];
+    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
+    u32 count = column < args.hidden ? smaller(LANE_COLUMNS, args.hidden - column) : 0;
+    u64 at = (u64)token * args.hidden + column;
+    const Deltas& d = args.deltas;
+    const P* own = nullptr;
+    if (d.rows && d.rows[row].parts == 1)
+        own = (const P*)change_at(d, d.rows[row].entry, args.site).weight;
+    float y[8];
+    if (own)
+        load8(own + at, count, y);
+    else
+        load8(args.table + at, count, y);
+    if (args.shift)
+#pragma unroll
+        for (u32 i = 0; i < 8; i++)
+            if (i < count) y[i] += args.shift[column + i];
+    HiddenColumn hidden = {token};
+    apply_deltas(d, row, args.site, hidden, column, count, y, h_tile);
+    store8(args.out + (u64)row * args.hidden + column, count, y);
+}
+
+struct GatherRows {
+    /// [any, cols].
+    const X* x;
+    /// [m, cols].
+    X* out;
+    /// [m]: rows of x.
+    const u32* rows;
+    u32 cols;
+    u32 reserved;
+};
+
+/// out[i] = x[rows[i]], bit for bit.
+/// Grid: x = m, y = ceil(cols / (8 · block)). Block: 128, or fewer. Shared: none.
+KERNEL(gather_rows, GatherRows, 128) {
+    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
+    if (column >= args.cols) return;
+    u32 count = smaller(LANE_COLUMNS, args.cols - column);
+    const X* from = args.x + (u64)args.rows[blockIdx.x] * args.cols + column;
+    X* to = args.out + (u64)blockIdx.x * args.cols + column;
+    if (sizeof(X) == 2 && count == 8 && aligned16(from) && aligned16(to)) {
+        *(Bits16*)to = load16(from);
+        return;
+    }
+    for (u32 i = 0; i < count; i++) to[i] = from[i];
+}
+
+EXPORT(embed)
+EXPORT(gather_rows)

@@ -1,0 +1,93 @@
+//! What kernels take, as `kernels/*.cu` declare it. Pointers are addresses.
+
+use super::device::Address;
+
+/// Sites that share one x at most.
+pub const LINEARS_MAX: usize = 4;
+/// Entries of one shrink's work item at most.
+pub const SHRINK_ROWS: usize = 32;
+/// Ranks of one shrink's work item.
+pub const SHRINK_RANKS: usize = 16;
+/// Bytes of an expand's shared memory.
+pub const RANK_TILE_BYTES: usize = 64 * 4;
+
+macro_rules! arguments {
+    ($($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {
+        $($(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default)]
+        pub struct $name { $(pub $field: $type,)* })*
+    };
+}
+
+arguments! {
+    Change {
+        pool: Address, down: Address, up: Address, scale: Address, shift: Address,
+        weight: Address, rank: u32, down_shard: u32, down_shards: u32, up_shard: u32,
+        up_shards: u32, reserved: u32,
+    }
+    RowParts { entry: u32, stride: u32, parts: u32, }
+    Deltas {
+        changes: Address, entry_slot: Address, entry_weight: Address, rows: Address, h: Address,
+        plane_stride: u64, rank_stride: u32, linears: u32, planes: u32, sites: u32,
+    }
+    Work { entry: u32, rows: u32, linear: u32, rank_first: u32, split: u32, }
+    Shrink {
+        x: Address, work: Address, work_count: Address, entry_row: Address, entry_slot: Address,
+        changes: Address, h: Address, plane_stride: u64, rank_stride: u32, linears: u32,
+        sites: u32, in_features: u32, k_chunk: u32, site: [u32; LINEARS_MAX],
+    }
+    Group { first: u32, rows: u32, entry: u32, parts: u32, }
+    Expand {
+        y: Address, bias: Address, order: Address, groups: Address, group_count: Address,
+        deltas: Deltas, site: u32, linear: u32, out: u32, reserved: u32,
+    }
+    Replace {
+        x: Address, y: Address, order: Address, groups: Address, group_count: Address,
+        entry_slot: Address, changes: Address, sites: u32, site: u32, in_features: u32, out: u32,
+    }
+    SiluMul {
+        gate: Address, up: Address, out: Address, gate_bias: Address, up_bias: Address,
+        deltas: Deltas, gate_site: u32, up_site: u32, cols: u32, reserved: u32,
+    }
+    Add { x: Address, y: Address, cols: u32, reserved: u32, }
+    Embed {
+        tokens: Address, table: Address, shift: Address, out: Address, deltas: Deltas, site: u32,
+        hidden: u32,
+    }
+    GatherRows { x: Address, out: Address, rows: Address, cols: u32, reserved: u32, }
+    RmsNorm {
+        x: Address, out: Address, weight: Address, shift: Address, deltas: Deltas, site: u32,
+        cols: u32, width: u32, eps: f32,
+    }
+    AddRmsNorm {
+        residual: Address, y: Address, bias: Address, deltas: Deltas, site: u32, linear: u32,
+        norm: RmsNorm,
+    }
+    RopeInput {
+        x: Address, row_stride: u64, bias: Address, norm_weight: Address, heads: u32, site: u32,
+        norm_site: u32, reserved: u32,
+    }
+    RopeStore {
+        q: RopeInput, k: RopeInput, v: RopeInput, deltas: Deltas, cos: Address, sin: Address,
+        positions: Address, row_table: Address, block_tables: Address, keys: Address,
+        values: Address, block_tokens: u32, head_dim: u32, half: u32, block_heads: u32, eps: f32,
+        reserved: u32,
+    }
+    Tile { row: u32, rows: u32, first: u32, }
+    Attention {
+        q: Address, q_stride: u64, out: Address, keys: Address, values: Address,
+        positions: Address, row_table: Address, block_tables: Address, tiles: Address,
+        tile_count: Address, partial: Address, partial_sums: Address, heads: u32, kv_heads: u32,
+        head_dim: u32, block_tokens: u32, window: u32, split_tokens: u32, splits_max: u32,
+        scale: f32,
+    }
+    SampleParams {
+        temperature: f32, top_p: f32, min_p: f32, top_k: u32, seed: u64, step: u64, top: u32,
+        reserved: u32,
+    }
+    Sample {
+        logits: Address, params: Address, tokens: Address, logprobs: Address,
+        top_tokens: Address, top_logprobs: Address, vocabulary: u32, top_max: u32,
+    }
+}

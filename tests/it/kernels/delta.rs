@@ -1,0 +1,272 @@
+//! Shrink, expand and own weights against the canonical form.
+
+use super::args::{Expand, Replace, Shrink};
+use super::device::{Buffer, Grid, Kernels, Width, all_kernels, kernels};
+use super::step::{Parts, Plan, Planes, Spec, World, assert_close, fresh, rows};
+use crate::Rng;
+
+/// Three slots over `sites` sites of one shape. Shards of rows are 1, 2 and 4 where they divide.
+fn specs(rank: usize, input: usize, out: usize, sites: usize) -> Vec<Vec<Option<Spec>>> {
+    let shards =
+        |width: usize, wanted: usize| if width.is_multiple_of(wanted) { wanted } else { 1 };
+    let spec = |slot: usize| Spec {
+        // Ranks differ between slots.
+        rank: if slot == 1 { rank.div_ceil(2) } else { rank },
+        input,
+        out,
+        down_shards: shards(input, 1 << slot),
+        up_shards: shards(out, 1 << slot),
+        scale: slot != 0,
+        shift: slot == 2,
+        weight: None,
+    };
+    let site = |slot: usize, site: usize| (slot + site != 2).then(|| spec(slot));
+    (0..3).map(|slot| (0..sites).map(|s| site(slot, s)).collect()).collect()
+}
+
+struct Shape {
+    rows: Vec<Parts>,
+    rank: usize,
+    input: usize,
+    k_chunk: usize,
+    /// x pretends to be the part of a larger one that begins at this row.
+    first_row: u32,
+    pool_from: u32,
+}
+
+fn check_shrink(kernels: &Kernels, rng: &mut Rng, shape: &Shape) {
+    let Shape { rank, input, k_chunk, first_row, pool_from, .. } = *shape;
+    let (x_width, p) = (kernels.x, kernels.p);
+    let sites = [2, 0, 1];
+    let world = World::new(rng, p, &specs(rank, input, 24, 3), pool_from);
+    let mut plan = Plan::new(shape.rows.clone());
+    let x: Vec<f32> =
+        rng.vec(plan.rows.len() * input).into_iter().map(|v| x_width.round(v)).collect();
+    let x_at = Buffer::of(x_width, &x);
+    plan.entry_row_at =
+        Buffer::raw(&plan.entry_row.iter().map(|r| r + first_row).collect::<Vec<_>>());
+    let splits = input.div_ceil(k_chunk);
+    let rank_stride = rank + 1;
+    let plane_stride = plan.entries() * sites.len() * rank_stride + 3;
+    let h = Buffer::poison(Width::F32, splits * plane_stride);
+    let work = plan.work(&world, &sites, splits);
+    let (work_at, count_at) = (Buffer::raw(&work), Buffer::raw(&[work.len() as u32]));
+    let args = Shrink {
+        x: x_at.as_if_from(u64::from(first_row) * input as u64),
+        work: work_at.at(),
+        work_count: count_at.at(),
+        entry_row: plan.entry_row_at.at(),
+        entry_slot: plan.entry_slot_at.at(),
+        changes: world.changes.at(),
+        h: h.at(),
+        plane_stride: plane_stride as u64,
+        rank_stride: rank_stride as u32,
+        linears: 3,
+        sites: 3,
+        in_features: input as u32,
+        k_chunk: k_chunk as u32,
+        site: [sites[0] as u32, sites[1] as u32, sites[2] as u32, 0],
+    };
+    // Fewer blocks than work items, as a captured graph may have.
+    kernels.launch("delta_shrink", [5, 1, 1], 128, 8192, &args);
+    let h = h.floats();
+    let mut written = vec![false; h.len()];
+    for row in 0..plan.rows.len() {
+        for (part, &(slot, _)) in plan.rows[row].iter().enumerate() {
+            for (linear, &site) in sites.iter().enumerate() {
+                let x = &x[row * input..][..input];
+                let at = (plan.entry(row, part) * 3 + linear) * rank_stride;
+                for split in 0..splits {
+                    let mut only = vec![0.0; input];
+                    let range = split * k_chunk..((split + 1) * k_chunk).min(input);
+                    only[range.clone()].copy_from_slice(&x[range]);
+                    for (r, expected) in world.hidden(slot, site, &only).into_iter().enumerate() {
+                        let at = split * plane_stride + at + r;
+                        let what = format!("h row {row} slot {slot} site {site} rank {r}");
+                        assert_close(h[at], expected, Width::F32, 0.0, &what);
+                        written[at] = true;
+                    }
+                }
+            }
+        }
+    }
+    let touched = h.iter().zip(&written).filter(|(h, written)| !**written && !h.is_nan()).count();
+    assert_eq!(touched, 0, "numbers written that belong to no rank");
+}
+
+#[test]
+fn a_shrink_sums_every_split_of_gathered_rows_and_writes_nothing_else() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        for (n, rank, input, k_chunk) in [
+            (0, 16, 64, 32),
+            (1, 1, 1, 32),
+            (1, 16, 512, 128),
+            (33, 3, 40, 32),
+            (33, 16, 96, 64),
+            (7, 64, 100, 96),
+            (5, 17, 333, 64),
+        ] {
+            let rows = rows(rng, n);
+            let shape = Shape { rows, rank, input, k_chunk, first_row: 0, pool_from: 0 };
+            check_shrink(&kernels, rng, &shape);
+        }
+        // More rows of one adapter than one work item takes.
+        let rows = vec![vec![(2, 1.0)]; 70];
+        let shape = Shape { rows, rank: 16, input: 64, k_chunk: 64, first_row: 0, pool_from: 0 };
+        check_shrink(&kernels, rng, &shape);
+    }
+}
+
+#[test]
+fn a_shrink_reaches_rows_and_parameters_beyond_32_bits() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        let rows = rows(rng, 9);
+        let (first_row, pool_from) = (3_000_000_000, 4_294_960_000);
+        let shape = Shape { rows, rank: 16, input: 96, k_chunk: 64, first_row, pool_from };
+        check_shrink(&kernels, rng, &shape);
+    }
+}
+
+struct Expanded {
+    rows: Vec<Parts>,
+    rank: usize,
+    out: usize,
+    first_row: u32,
+    pool_from: u32,
+}
+
+fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool, bias: bool) {
+    let Expanded { rank, out, first_row, pool_from, .. } = *shape;
+    let width = if float { Width::F32 } else { kernels.x };
+    let sites = [0, 1];
+    let world = World::new(rng, kernels.p, &specs(rank, 8, out, 2), pool_from);
+    let mut plan = Plan::new(shape.rows.clone());
+    let planes = Planes::random(rng, &world, &plan, &sites);
+    let y: Vec<f32> = rng.vec(plan.rows.len() * out).into_iter().map(|v| width.round(v)).collect();
+    let bias = bias.then(|| rng.vec(out));
+    let y_at = Buffer::of(width, &y);
+    let bias_at = bias.as_ref().map(|b| Buffer::of(Width::F32, b));
+    let order: Vec<u32> = plan.order_at.integers().iter().map(|r| r + first_row).collect();
+    plan.order_at = Buffer::raw(&order);
+    let args = Expand {
+        y: y_at.as_if_from(u64::from(first_row) * out as u64),
+        bias: bias_at.as_ref().map_or(0, Buffer::at),
+        order: plan.order_at.at(),
+        groups: plan.groups_at.at(),
+        group_count: plan.group_count_at.at(),
+        deltas: planes.deltas(&plan, &world, 0),
+        site: 1,
+        linear: 1,
+        out: out as u32,
+        reserved: 0,
+    };
+    let name = if float { "delta_expand_float" } else { "delta_expand" };
+    kernels.launch(name, [2, out.div_ceil(8 * 128) as u32, 1], 128, 2048, &args);
+    let actual = y_at.floats();
+    for (row, parts) in plan.rows.iter().enumerate() {
+        let h = planes.row(&world, &plan, row, 1);
+        for column in 0..out {
+            let at = row * out + column;
+            let base = f64::from(y[at]) + bias.as_ref().map_or(0.0, |b| f64::from(b[column]));
+            let expected = world.output(parts, 1, column, base, &h);
+            let what = format!("row {row} column {column} {parts:?}");
+            assert_close(actual[at], expected, width, 1.0, &what);
+        }
+    }
+}
+
+#[test]
+fn an_expand_gives_the_canonical_form_for_rows_of_one_and_of_several_adapters() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        for (n, rank, out) in
+            [(0, 16, 8), (1, 1, 1), (33, 3, 36), (33, 64, 48), (12, 16, 1100), (3, 65, 77)]
+        {
+            let shape = Expanded { rows: rows(rng, n), rank, out, first_row: 0, pool_from: 0 };
+            check_expand(&kernels, rng, &shape, n % 2 == 0, n % 3 == 0);
+        }
+    }
+}
+
+#[test]
+fn an_expand_reaches_rows_and_parameters_beyond_32_bits() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        let (first_row, pool_from) = (3_000_000_000, 4_294_960_000);
+        let shape = Expanded { rows: rows(rng, 9), rank: 5, out: 44, first_row, pool_from };
+        check_expand(&kernels, rng, &shape, false, true);
+    }
+}
+
+#[test]
+fn nothing_is_written_when_the_work_list_is_empty() {
+    let rng = &mut fresh();
+    for kernels in kernels("delta.cu", [Width::Bf16; 3]) {
+        let world = World::new(rng, kernels.p, &specs(4, 8, 8, 1), 0);
+        let plan = Plan::new(vec![vec![]; 4]);
+        let (h, none) = (Buffer::poison(Width::F32, 64), Buffer::raw(&[0u32]));
+        let args = Shrink {
+            work_count: none.at(),
+            entry_slot: plan.entry_slot_at.at(),
+            changes: world.changes.at(),
+            h: h.at(),
+            ..Shrink::default()
+        };
+        kernels.launch("delta_shrink", [3, 1, 1], 128, 8192, &args);
+        assert!(h.floats().iter().all(|h| h.is_nan()));
+    }
+}
+
+#[test]
+fn an_own_weight_stands_in_for_the_bases() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        let (input, out, n, first_row) = (83, 21, 14, 1_000_000_000u32);
+        let own = |slot: usize| {
+            let weight = (slot != 1).then_some((kernels.p, input * out));
+            vec![Some(Spec { input, out, weight, ..Spec::default() })]
+        };
+        let world = World::new(rng, kernels.p, &[own(0), own(1), own(2)], 0);
+        let mut plan =
+            Plan::new((0..n).map(|i| vec![(i % 3, 1.0); usize::from(i % 4 != 0)]).collect());
+        let x: Vec<f32> = rng.vec(n * input).into_iter().map(|v| kernels.x.round(v)).collect();
+        let y: Vec<f32> = rng.vec(n * out).into_iter().map(|v| kernels.x.round(v)).collect();
+        let (x_at, y_at) = (Buffer::of(kernels.x, &x), Buffer::of(kernels.x, &y));
+        let order: Vec<u32> = plan.order_at.integers().iter().map(|r| r + first_row).collect();
+        plan.order_at = Buffer::raw(&order);
+        let args = Replace {
+            x: x_at.as_if_from(u64::from(first_row) * input as u64),
+            y: y_at.as_if_from(u64::from(first_row) * out as u64),
+            order: plan.order_at.at(),
+            groups: plan.groups_at.at(),
+            group_count: plan.group_count_at.at(),
+            entry_slot: plan.entry_slot_at.at(),
+            changes: world.changes.at(),
+            sites: 1,
+            site: 0,
+            in_features: input as u32,
+            out: out as u32,
+        };
+        let grid: Grid = [3, out.div_ceil(4) as u32, 1].into();
+        kernels.launch("delta_replace", grid, 128, 0, &args);
+        let actual = y_at.floats();
+        for (row, parts) in plan.rows.iter().enumerate() {
+            let weight = parts.first().and_then(|&(slot, _)| world.site(slot, 0)?.weight.as_ref());
+            for column in 0..out {
+                let at = row * out + column;
+                let Some(weight) = weight else {
+                    assert_eq!(actual[at], y[at], "row {row} has no weight of its own");
+                    continue;
+                };
+                let term = |k: usize| {
+                    f64::from(weight[column * input + k]) * f64::from(x[row * input + k])
+                };
+                let value = (0..input).map(term).sum();
+                let size = (0..input).map(|k| term(k).abs()).sum();
+                assert_close(actual[at], (value, size), kernels.x, 1.0, "own weight");
+            }
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! Random adapters, a step's tables as the host will build them, and the definition of an adapter's
+//! output in f64.
+
+use super::args::{Change, Deltas, Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Work};
+use super::device::{Address, Buffer, Width};
+use crate::Rng;
+
+/// Elements of an adapter's pool: rows of any width tested fit, and overlap.
+const POOL_LEN: usize = 5003;
+
+/// What to make up for one adapter at one site.
+#[derive(Clone, Copy, Default)]
+pub struct Spec {
+    pub rank: usize,
+    pub input: usize,
+    pub out: usize,
+    pub down_shards: usize,
+    pub up_shards: usize,
+    pub scale: bool,
+    pub shift: bool,
+    /// Width and length of an own weight.
+    pub weight: Option<(Width, usize)>,
+}
+
+/// One adapter at one site; a gathered row is the concatenation of shards at these offsets.
+pub struct Site {
+    pub spec: Spec,
+    down: Vec<u32>,
+    up: Vec<u32>,
+    pub scale: Option<Vec<f32>>,
+    pub shift: Option<Vec<f32>>,
+    pub weight: Option<Vec<f32>>,
+}
+
+pub struct Adapter {
+    pool: Vec<f32>,
+    pub sites: Vec<Option<Site>>,
+}
+
+/// Adapters in their slots.
+pub struct World {
+    pub adapters: Vec<Adapter>,
+    pub sites: usize,
+    pub changes: Buffer,
+    /// Everything that `changes` points to.
+    _memory: Vec<Buffer>,
+}
+
+/// Other inputs on every run; a failure says what it needs.
+pub fn fresh() -> Rng {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    Rng(now.as_nanos() as u64)
+}
+
+/// Bare rows, rows of one adapter of slots 0 … 2, and compositions.
+pub fn rows(rng: &mut Rng, n: usize) -> Vec<Parts> {
+    let kinds = [
+        vec![],
+        vec![(0, 1.0)],
+        vec![(1, 1.0)],
+        vec![(2, 1.0)],
+        vec![(2, 0.5)],
+        vec![(0, 0.75), (2, -0.5)],
+    ];
+    (0..n).map(|_| kinds[rng.below(kinds.len())].clone()).collect()
+}
+
+fn vector(rng: &mut Rng, wanted: bool, len: usize) -> Option<Vec<f32>> {
+    wanted.then(|| rng.vec(len))
+}
+
+impl Adapter {
+    fn random(rng: &mut Rng, p: Width, specs: &[Option<Spec>]) -> Self {
+        let pool: Vec<f32> = rng.vec(POOL_LEN).into_iter().map(|x| p.round(x)).collect();
+        let mut site = |spec: &Spec| {
+            let mut offsets = |width: usize, shards: usize| -> Vec<u32> {
+                if shards == 0 {
+                    return Vec::new();
+                }
+                // Odd places too: not every shard starts at 16 bytes.
+                let start = |rng: &mut Rng| rng.below(POOL_LEN - width / shards + 1) as u32;
+                (0..spec.rank * shards)
+                    .map(|i| if i % 3 == 0 { start(rng) } else { start(rng) / 8 * 8 })
+                    .collect()
+            };
+            let down = offsets(spec.input, spec.down_shards);
+            let up = offsets(spec.out, spec.up_shards);
+            let weight = spec.weight.map(|(width, len)| {
+                rng.vec(len).into_iter().map(|x| width.round(x)).collect::<Vec<f32>>()
+            });
+            let scale = vector(rng, spec.scale, spec.out);
+            Site { spec: *spec, down, up, scale, shift: vector(rng, spec.shift, spec.out), weight }
+        };
+        let sites = specs.iter().map(|spec| spec.as_ref().map(&mut site)).collect();
+        Self { pool, sites }
+    }
+
+    /// Element `(r, column)` of A, or of Bᵀ when `up`.
+    pub fn factor(&self, site: &Site, up: bool, r: usize, column: usize) -> f64 {
+        let (offsets, width, shards) = if up {
+            (&site.up, site.spec.out, site.spec.up_shards)
+        } else {
+            (&site.down, site.spec.input, site.spec.down_shards)
+        };
+        let len = width / shards;
+        f64::from(self.pool[offsets[r * shards + column / len] as usize + column % len])
+    }
+}
+
+impl World {
+    /// `specs[slot][site]`; `pool_from`: pools pretend to be the part of a larger memory that
+    /// begins at this element, and offsets count from there.
+    pub fn new(rng: &mut Rng, p: Width, specs: &[Vec<Option<Spec>>], pool_from: u32) -> Self {
+        let adapters: Vec<Adapter> = specs.iter().map(|s| Adapter::random(rng, p, s)).collect();
+        let mut memory = Vec::new();
+        let mut changes = Vec::new();
+        let mut keep = |buffer: Buffer| -> Address {
+            let at = buffer.at();
+            memory.push(buffer);
+            at
+        };
+        for adapter in &adapters {
+            let pool = Buffer::of(p, &adapter.pool);
+            let pool_at = pool.as_if_from(u64::from(pool_from));
+            keep(pool);
+            for site in &adapter.sites {
+                let Some(site) = site else {
+                    changes.push(Change::default());
+                    continue;
+                };
+                let mut offsets = |offsets: &[u32]| match offsets {
+                    [] => 0,
+                    all => {
+                        let moved: Vec<u32> = all.iter().map(|o| o + pool_from).collect();
+                        keep(Buffer::raw(&moved))
+                    }
+                };
+                let (down, up) = (offsets(&site.down), offsets(&site.up));
+                let mut floats = |values: &Option<Vec<f32>>, width: Width| {
+                    values.as_ref().map_or(0, |v| keep(Buffer::of(width, v)))
+                };
+                let spec = site.spec;
+                changes.push(Change {
+                    pool: pool_at,
+                    down,
+                    up,
+                    scale: floats(&site.scale, Width::F32),
+                    shift: floats(&site.shift, Width::F32),
+                    weight: floats(&site.weight, spec.weight.map_or(Width::F32, |(w, _)| w)),
+                    rank: spec.rank as u32,
+                    down_shard: (spec.input / spec.down_shards.max(1)) as u32,
+                    down_shards: spec.down_shards as u32,
+                    up_shard: (spec.out / spec.up_shards.max(1)) as u32,
+                    up_shards: spec.up_shards as u32,
+                    reserved: 0,
+                });
+            }
+        }
+        let changes = Buffer::raw(&changes);
+        let sites = adapters.first().map_or(0, |a| a.sites.len());
+        Self { adapters, sites, changes, _memory: memory }
+    }
+
+    pub fn site(&self, slot: usize, site: usize) -> Option<&Site> {
+        self.adapters[slot].sites[site].as_ref()
+    }
+
+    pub fn rank(&self, slot: usize, site: usize) -> usize {
+        self.site(slot, site).map_or(0, |s| if s.down.is_empty() { 0 } else { s.spec.rank })
+    }
+
+    /// h = A x by definition, with the sum of the terms' sizes.
+    pub fn hidden(&self, slot: usize, site: usize, x: &[f32]) -> Vec<(f64, f64)> {
+        let adapter = &self.adapters[slot];
+        let term = |r: usize, k: usize| {
+            adapter.factor(self.site(slot, site).unwrap(), false, r, k) * f64::from(x[k])
+        };
+        let sum = |r: usize| {
+            (0..x.len()).fold((0.0, 0.0), |(v, s), k| (v + term(r, k), s + term(r, k).abs()))
+        };
+        (0..self.rank(slot, site)).map(sum).collect()
+    }
+
+    /// One part's output from y = W x + bias at a column, and the size of its terms.
+    fn part(
+        &self,
+        slot: usize,
+        site: usize,
+        column: usize,
+        y: f64,
+        h: &[f64],
+    ) -> Option<(f64, f64)> {
+        let at = self.site(slot, site)?;
+        let up = |r: usize| self.adapters[slot].factor(at, true, r, column);
+        let (mut value, mut size) = (y, y.abs());
+        for (r, h) in h.iter().enumerate().filter(|_| !at.up.is_empty()) {
+            value += h * up(r);
+            size += (h * up(r)).abs();
+        }
+        let scale = at.scale.as_ref().map_or(1.0, |s| f64::from(s[column]));
+        let shift = at.shift.as_ref().map_or(0.0, |s| f64::from(s[column]));
+        Some((scale * value + shift, scale.abs() * size + shift.abs()))
+    }
+
+    /// A composition's output at a column: y + Σ w · (part − y). `h[part]` is A x.
+    pub fn output(
+        &self,
+        parts: &[(usize, f32)],
+        site: usize,
+        column: usize,
+        y: f64,
+        h: &[Vec<f64>],
+    ) -> (f64, f64) {
+        let mut all = (y, y.abs());
+        for (i, &(slot, weight)) in parts.iter().enumerate() {
+            if let Some((value, size)) = self.part(slot, site, column, y, &h[i]) {
+                let weight = f64::from(weight);
+                all.0 += weight * (value - y);
+                all.1 += weight.abs() * (size + y.abs());
+            }
+        }
+        all
+    }
+}
+
+/// A row's (slot, weight) list.
+pub type Parts = Vec<(usize, f32)>;
+
+/// A step's rows grouped by what they carry.
+pub struct Plan {
+    pub rows: Vec<Parts>,
+    pub groups: Vec<Group>,
+    pub entry_row: Vec<u32>,
+    entry_slot: Vec<u32>,
+    pub row_parts: Vec<RowParts>,
+    pub order_at: Buffer,
+    pub groups_at: Buffer,
+    pub group_count_at: Buffer,
+    pub entry_row_at: Buffer,
+    pub entry_slot_at: Buffer,
+    entry_weight_at: Buffer,
+    row_parts_at: Buffer,
+}
+
+impl Plan {
+    /// `rows[i]`: row i's (slot, weight) list.
+    pub fn new(rows: Vec<Parts>) -> Self {
+        let mut kinds: Vec<(Parts, Vec<u32>)> = Vec::new();
+        for (i, parts) in rows.iter().enumerate() {
+            match kinds.iter_mut().find(|(kind, _)| kind == parts) {
+                Some((_, members)) => members.push(i as u32),
+                None => kinds.push((parts.clone(), vec![i as u32])),
+            }
+        }
+        let (mut order, mut groups, mut entry_row) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut entry_slot, mut entry_weight) = (Vec::new(), Vec::new());
+        let mut row_parts = vec![RowParts::default(); rows.len()];
+        for (parts, members) in kinds {
+            let n = members.len() as u32;
+            let entry = entry_row.len() as u32;
+            let first = order.len() as u32;
+            groups.push(Group { first, rows: n, entry, parts: parts.len() as u32 });
+            for (i, &row) in members.iter().enumerate() {
+                let (entry, parts) = (entry + i as u32, parts.len() as u32);
+                row_parts[row as usize] = RowParts { entry, stride: n, parts };
+            }
+            for &(slot, weight) in &parts {
+                entry_row.extend(&members);
+                entry_slot.extend(members.iter().map(|_| slot as u32));
+                entry_weight.extend(members.iter().map(|_| weight));
+            }
+            order.extend(members);
+        }
+        Self {
+            order_at: Buffer::raw(&order),
+            groups_at: Buffer::raw(&groups),
+            group_count_at: Buffer::raw(&[groups.len() as u32]),
+            entry_row_at: Buffer::raw(&entry_row),
+            entry_slot_at: Buffer::raw(&entry_slot),
+            entry_weight_at: Buffer::raw(&entry_weight),
+            row_parts_at: Buffer::raw(&row_parts),
+            rows,
+            groups,
+            entry_row,
+            entry_slot,
+            row_parts,
+        }
+    }
+
+    pub fn entries(&self) -> usize {
+        self.entry_row.len()
+    }
+
+    /// The entry of a row's part.
+    pub fn entry(&self, row: usize, part: usize) -> usize {
+        let parts = self.row_parts[row];
+        parts.entry as usize + part * parts.stride as usize
+    }
+
+    /// The work of one shrink over linears of `sites`.
+    pub fn work(&self, world: &World, sites: &[usize], splits: usize) -> Vec<Work> {
+        let mut all = Vec::new();
+        for group in &self.groups {
+            for part in 0..group.parts {
+                let start = group.entry + part * group.rows;
+                let slot = self.entry_slot[start as usize] as usize;
+                for (linear, &site) in sites.iter().enumerate() {
+                    // A tile more than the rank asks for: it must cost nothing and write nothing.
+                    for rank in (0..=world.rank(slot, site)).step_by(SHRINK_RANKS) {
+                        for first in (0..group.rows).step_by(SHRINK_ROWS) {
+                            all.extend((0..splits).map(|split| Work {
+                                entry: start + first,
+                                rows: (group.rows - first).min(SHRINK_ROWS as u32),
+                                linear: linear as u32,
+                                rank_first: rank as u32,
+                                split: split as u32,
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// For a kernel that reads no h; row 0 of the plan is the kernel's row `first_row`.
+    pub fn deltas(&self, world: &World, first_row: u32) -> Deltas {
+        Deltas {
+            changes: world.changes.at(),
+            entry_slot: self.entry_slot_at.at(),
+            entry_weight: self.entry_weight_at.at(),
+            // Three words a row.
+            rows: self.row_parts_at.as_if_from(3 * u64::from(first_row)),
+            sites: world.sites as u32,
+            ..Deltas::default()
+        }
+    }
+}
+
+/// Made-up results of a shrink; NaN where no rank is.
+pub struct Planes {
+    values: Vec<f32>,
+    at: Buffer,
+    planes: usize,
+    plane_stride: usize,
+    rank_stride: usize,
+    linears: usize,
+}
+
+impl Planes {
+    pub fn random(rng: &mut Rng, world: &World, plan: &Plan, sites: &[usize]) -> Self {
+        let (planes, rank_stride) = (3, 67);
+        let plane_stride = plan.entries() * sites.len() * rank_stride + 5;
+        let mut values = vec![f32::NAN; planes * plane_stride];
+        for plane in 0..planes {
+            for (entry, &slot) in plan.entry_slot.iter().enumerate() {
+                for (linear, &site) in sites.iter().enumerate() {
+                    let at = plane * plane_stride + (entry * sites.len() + linear) * rank_stride;
+                    let rank = world.rank(slot as usize, site);
+                    values[at..at + rank].copy_from_slice(&rng.vec(rank));
+                }
+            }
+        }
+        let at = Buffer::of(Width::F32, &values);
+        Self { values, at, planes, plane_stride, rank_stride, linears: sites.len() }
+    }
+
+    pub fn deltas(&self, plan: &Plan, world: &World, first_row: u32) -> Deltas {
+        Deltas {
+            h: self.at.at(),
+            plane_stride: self.plane_stride as u64,
+            rank_stride: self.rank_stride as u32,
+            linears: self.linears as u32,
+            planes: self.planes as u32,
+            ..plan.deltas(world, first_row)
+        }
+    }
+
+    /// h of each part of a row at a linear whose site has the same number.
+    pub fn row(&self, world: &World, plan: &Plan, row: usize, linear: usize) -> Vec<Vec<f64>> {
+        let part = |(part, &(slot, _)): (usize, &(usize, f32))| {
+            self.hidden(plan.entry(row, part), linear, world.rank(slot, linear))
+        };
+        plan.rows[row].iter().enumerate().map(part).collect()
+    }
+
+    /// h of an entry at a linear: the planes' sum.
+    fn hidden(&self, entry: usize, linear: usize, rank: usize) -> Vec<f64> {
+        let at = (entry * self.linears + linear) * self.rank_stride;
+        let of =
+            |r: usize, plane: usize| f64::from(self.values[plane * self.plane_stride + at + r]);
+        (0..rank).map(|r| (0..self.planes).map(|plane| of(r, plane)).sum()).collect()
+    }
+}
+
+/// `n` numbers that `width` holds exactly.
+pub fn values(rng: &mut Rng, width: Width, n: usize) -> Vec<f32> {
+    rng.vec(n).into_iter().map(|x| width.round(x)).collect()
+}
+
+/// |actual − expected| within f32 sums over terms of `size`, and within the stored width.
+/// `roundings`: how often the result passed through the stored width.
+#[track_caller]
+pub fn assert_close(actual: f32, expected: (f64, f64), width: Width, roundings: f64, what: &str) {
+    let (value, size) = expected;
+    let tolerance = 4e-6 * size + roundings * width.half_step() * size.max(value.abs()) + 1e-7;
+    let error = (f64::from(actual) - value).abs();
+    // Not `>`: NaN must fail.
+    assert!(error <= tolerance, "{what}: got {actual}, expected {value} ± {tolerance}");
+}
