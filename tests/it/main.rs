@@ -7,6 +7,7 @@ mod attention;
 mod backend;
 mod broken;
 mod client;
+mod configs;
 mod definitions;
 mod fake;
 mod families;
