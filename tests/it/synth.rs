@@ -314,12 +314,12 @@ fn inspect_refuses_with_exit_code_2_and_the_reason() {
 fn a_wrong_flag_is_one_line_and_exit_code_2() {
     let text = fails(2, &["inspect", "x", "--moddel", "y"]);
     assert!(text.contains("--moddel") && text.contains("see tessera --help"), "{text}");
-    let text = fails(2, &["synth", "model", "/tmp/never", "--layers", "2"]);
+    let text = fails(2, &["synth", "model", "never-written", "--layers", "2"]);
     assert!(text.contains("--hidden"), "{text}");
     assert!(fails(2, &[]).contains("a command is missing"));
     let text = fails(2, &["synth", "model", "x", "--preset", "403m", "--dtype", "int8"]);
     assert!(text.contains("expected f32, f16 or bf16; see"), "{text}");
-    let small = "synth model /tmp/never --layers 2 --hidden 32 --intermediate 4 --heads 2 --vocab";
+    let small = "synth model never-written --layers 2 --hidden 32 --intermediate 4 --heads 2 --vocab";
     let small: Vec<&str> = small.split(' ').chain(["200"]).collect();
     assert!(fails(2, &small).contains("vocabulary of 200 is too small"));
 }
