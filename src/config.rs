@@ -240,10 +240,12 @@ pub type AutoDtype = Option<Dtype>;
 pub fn parse_dtype(text: &str) -> Result<AutoDtype, String> {
     match text {
         "auto" => Ok(None),
-        "f32" | "float32" | "float" => Ok(Some(Dtype::F32)),
-        "f16" | "float16" | "half" => Ok(Some(Dtype::F16)),
-        "bf16" | "bfloat16" => Ok(Some(Dtype::BF16)),
-        _ => Err("expected auto, f32, f16 or bf16".into()),
+        "float" => Ok(Some(Dtype::F32)),
+        "half" => Ok(Some(Dtype::F16)),
+        name => match Dtype::from_name(name) {
+            None => Err("expected auto, f32, f16 or bf16".into()),
+            known => Ok(known),
+        },
     }
 }
 

@@ -22,6 +22,16 @@ impl Dtype {
         }
     }
 
+    /// The width of this name, in our spelling or torch's.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "f32" | "float32" => Some(Dtype::F32),
+            "f16" | "float16" => Some(Dtype::F16),
+            "bf16" | "bfloat16" => Some(Dtype::BF16),
+            _ => None,
+        }
+    }
+
     /// The name in flags, logs and reports.
     pub fn name(self) -> &'static str {
         match self {

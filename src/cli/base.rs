@@ -1,6 +1,7 @@
 //! Finds a base model: a directory, a Hub id, or the built-in demo.
 
-use std::path::Path;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::hub::{HubSettings, Kind, resolve};
@@ -28,17 +29,38 @@ impl BaseModel {
     /// One line that says what is wrong and how to mend it.
     pub fn open(model: Option<&str>, dtype: Option<Dtype>) -> Result<Self, CliError> {
         let Some(model) = model else {
-            let checkpoint = Arc::new(demo::checkpoint(dtype)?);
+            let checkpoint = demo::checkpoint(dtype)?;
             let name = demo::NAME.to_owned();
             return Ok(Self { name, checkpoint, text: demo::text_files(), is_demo: true });
         };
-        let failed = |e: &dyn std::fmt::Display| CliError::Model(format!("model {model}: {e}"));
-        let dir = resolve(model, Kind::Model, &HubSettings::from_env()).map_err(|e| failed(&e))?;
-        let checkpoint = Checkpoint::open(&dir, dtype).map_err(|e| failed(&e))?;
-        let text = TextFiles::read(&dir).map_err(|e| failed(&e))?;
-        let name = name_of(model, &dir);
-        Ok(Self { name, checkpoint: Arc::new(checkpoint), text, is_demo: false })
+        let dir = find(model)?;
+        let checkpoint = open(model, &dir, dtype)?;
+        let text = TextFiles::read(&dir).map_err(|e| failed(model, &e))?;
+        Ok(Self { name: name_of(model, &dir), checkpoint, text, is_demo: false })
     }
+}
+
+/// The weights of `model` alone, or the demo's where there is none: no tokenizer is needed.
+///
+/// # Errors
+/// [`CliError::Model`] where it cannot be found or opened.
+pub fn checkpoint(model: Option<&str>, dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
+    match model {
+        None => demo::checkpoint(dtype),
+        Some(model) => open(model, &find(model)?, dtype),
+    }
+}
+
+fn failed(model: &str, e: &dyn Display) -> CliError {
+    CliError::Model(format!("model {model}: {e}"))
+}
+
+fn find(model: &str) -> Result<PathBuf, CliError> {
+    resolve(model, Kind::Model, &HubSettings::from_env()).map_err(|e| failed(model, &e))
+}
+
+fn open(model: &str, dir: &Path, dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
+    Checkpoint::open(dir, dtype).map(Arc::new).map_err(|e| failed(model, &e))
 }
 
 /// A Hub id as it is; of a path, the last part.

@@ -10,9 +10,8 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::base::BaseModel;
 use super::synth::{AdapterKind, AdapterShape, Preset, synth_adapter, synth_model};
-use super::{CliError, parse_dtype, print};
+use super::{CliError, base, parse_dtype, print};
 use crate::adapter::{Adapter, FileLimits, Load, Loader};
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
@@ -107,7 +106,7 @@ fn open(args: &BenchArgs, scratch: &Path) -> Result<Arc<Checkpoint>, CliError> {
         synth_model(&dir, &shape)?;
         return Ok(Arc::new(Checkpoint::open(&dir, None)?));
     };
-    Ok(BaseModel::open(Some(model), Some(args.dtype))?.checkpoint)
+    base::checkpoint(Some(model), Some(args.dtype))
 }
 
 /// One way of giving rows their adapters.

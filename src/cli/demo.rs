@@ -65,10 +65,10 @@ impl DemoAdapter {
 ///
 /// # Errors
 /// None on a program that was built whole.
-pub fn checkpoint(dtype: Option<Dtype>) -> Result<Checkpoint, CliError> {
+pub fn checkpoint(dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
     let weights = Source::Static(demo_file!("model/model.safetensors"));
     let names = vec!["the demo's weights".to_owned()];
-    Ok(Checkpoint::new(CONFIG, vec![weights], names, dtype)?)
+    Ok(Arc::new(Checkpoint::new(CONFIG, vec![weights], names, dtype)?))
 }
 
 /// The demo's tokenizer and template.

@@ -171,7 +171,7 @@ fn usage(wrong: &clap::Error) -> String {
 /// # Errors
 /// [`CliError::Model`] where it cannot be loaded.
 pub fn base_checkpoint(model: Option<&str>) -> Result<Arc<Checkpoint>, CliError> {
-    Ok(base::BaseModel::open(model, None)?.checkpoint)
+    base::checkpoint(model, None)
 }
 
 /// A float width in flags.
@@ -179,12 +179,7 @@ pub fn base_checkpoint(model: Option<&str>) -> Result<Arc<Checkpoint>, CliError>
 /// # Errors
 /// When it is none of the three.
 pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
-    match text {
-        "f32" | "float32" => Ok(Dtype::F32),
-        "f16" | "float16" => Ok(Dtype::F16),
-        "bf16" | "bfloat16" => Ok(Dtype::BF16),
-        _ => Err("expected f32, f16 or bf16".into()),
-    }
+    Dtype::from_name(text).ok_or_else(|| "expected f32, f16 or bf16".into())
 }
 
 /// Prints to stdout. A reader that has gone away (`tessera inspect | head`) is no failure.

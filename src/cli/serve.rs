@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
@@ -17,7 +16,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
 use crate::config::ServeConfig;
 use crate::engine::{CheckpointBase, Engine, EngineHandle};
-use crate::http::{self, App, HttpLimits};
+use crate::http::{self, App, HttpLimits, unix_now_s};
 use crate::model::{Checkpoint, Model};
 use crate::request::Limits;
 use crate::scheduler::SchedulerConfig;
@@ -128,7 +127,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         limits,
         eos_tokens,
         base_name: name,
-        created: now(),
+        created: unix_now_s(),
         merged,
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
@@ -156,11 +155,6 @@ fn hosts_allowed(config: &ServeConfig) -> Option<Vec<String>> {
     }
     let own = [config.host.as_str(), "localhost", "127.0.0.1", "[::1]"];
     Some(own.into_iter().map(str::to_owned).chain(config.allowed_host.iter().cloned()).collect())
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 
 fn cores() -> usize {
@@ -226,7 +220,7 @@ fn load_one(
             loader.load(&dir.map_err(|e| failed(&e))?, None).map_err(|e| failed(&e))?
         }
     };
-    store.insert(name, adapter.clone(), now(), false).map_err(|e| failed(&e))?;
+    store.insert(name, adapter.clone(), unix_now_s(), false).map_err(|e| failed(&e))?;
     Ok(format!(
         "adapter {name}: {}, rank {}, {}, digest {}",
         adapter.method,

@@ -39,6 +39,11 @@ impl Sequence {
         self.pinned.unwrap_or(Slot::BASE)
     }
 
+    /// Tokens of its prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.request.prompt().len()
+    }
+
     /// How to draw its next token.
     pub fn sample_row(&self) -> SampleRow {
         SampleRow {

@@ -223,6 +223,8 @@ impl<B: Backend> Running<B> {
             if sequence.generated == 0 {
                 let cached_tokens = self.scheduler.cached_tokens(id).unwrap_or(0);
                 sequence.send(Event::Started { cached_tokens });
+                let prompt_tokens = sequence.prompt_tokens() as u64;
+                self.stats.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
             }
             sequence.generated += 1;
             let reason = sequence.finish_reason(token);
@@ -266,6 +268,5 @@ impl<B: Backend> Running<B> {
         stats.prefix_hit_tokens_total.store(counts.prefix_hit_tokens_total, Ordering::Relaxed);
         let queried = counts.prefix_query_tokens_total;
         stats.prefix_query_tokens_total.store(queried, Ordering::Relaxed);
-        stats.prompt_tokens_total.store(queried, Ordering::Relaxed);
     }
 }

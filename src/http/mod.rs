@@ -194,8 +194,8 @@ async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
     }
 }
 
-/// Seconds since 1970.
-fn unix_now_s() -> u64 {
+/// Seconds since 1970, as replies and model cards tell the time.
+pub fn unix_now_s() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.unwrap_or_default().as_secs()
 }

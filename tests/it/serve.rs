@@ -272,3 +272,44 @@ fn the_healthcheck_asks_the_server() {
     let output = tessera(&["healthcheck", "--port", &port]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
 }
+
+/// The value of a metric without labels of its own.
+fn metric(server: &Server, name: &str) -> u64 {
+    let (_, page) = server.get("/metrics");
+    let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{page}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_preempted_requests_prompt_is_counted_once() {
+    // A little more than one sequence's KV: several at once preempt each other.
+    let flags = ["--max-model-len", "128", "--kv-cache-bytes", "122880", "--no-prefix-cache"];
+    let model = text(&golden());
+    let server = Server::start(&[&[model.as_str()], &flags[..]].concat());
+    let body = |first: u32| {
+        json!({"prompt": (first..first + 12).collect::<Vec<_>>(), "max_tokens": 100,
+            "ignore_eos": true})
+    };
+    thread::scope(|scope| {
+        for i in 0..4 {
+            let server = &server;
+            scope.spawn(move || {
+                assert_eq!(server.post("/v1/completions", &body(10 + i)).0, 200);
+            });
+        }
+    });
+    assert!(metric(&server, "vllm:num_preemptions_total") > 0, "the case does not preempt");
+    assert_eq!(metric(&server, "vllm:prompt_tokens_total"), 4 * 12);
+    assert_eq!(metric(&server, "vllm:generation_tokens_total"), 4 * 100);
+}
+
+#[test]
+fn an_adapter_is_inspected_against_a_model_without_a_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden().join(file), dir.path().join(file)).unwrap();
+    }
+    let (adapter, model) = (adapter("ssf"), text(dir.path()));
+    let output = tessera(&["inspect", &adapter, "--model", &model]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

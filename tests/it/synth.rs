@@ -319,7 +319,8 @@ fn a_wrong_flag_is_one_line_and_exit_code_2() {
     assert!(fails(2, &[]).contains("a command is missing"));
     let text = fails(2, &["synth", "model", "x", "--preset", "403m", "--dtype", "int8"]);
     assert!(text.contains("expected f32, f16 or bf16; see"), "{text}");
-    let small = "synth model never-written --layers 2 --hidden 32 --intermediate 4 --heads 2 --vocab";
+    let small =
+        "synth model never-written --layers 2 --hidden 32 --intermediate 4 --heads 2 --vocab";
     let small: Vec<&str> = small.split(' ').chain(["200"]).collect();
     assert!(fails(2, &small).contains("vocabulary of 200 is too small"));
 }
