@@ -160,7 +160,7 @@ fn step(cpu: &Cpu, dtype: Dtype) {
             let site = builder.site(linear.site);
             (site.down, site.up) = (Some(down), Some(up));
         }
-        cpu.write_slot(&mut pool, Slot(slot), Arc::new(builder.finish(dtype)));
+        cpu.write_slot(&mut pool, Slot(slot), Arc::new(builder.finish(dtype))).unwrap();
     }
     let x = Matrix::new(values(4 * 2048), 2048);
     let wide = Matrix::new(values(4 * 6144), 6144);

@@ -7,6 +7,7 @@
 //! batch, nor on how a prompt was cut into chunks.
 
 pub mod cpu;
+pub mod cuda;
 
 use std::sync::Arc;
 
@@ -14,6 +15,34 @@ use crate::delta::{Delta, SiteDelta};
 use crate::dtype::{Dtype, Values};
 use crate::ids::{BlockId, SiteId, Slot, TokenId};
 use crate::request::SamplingParams;
+
+/// Linears that read one x and come together at most.
+pub const LINEARS_MAX: usize = 3;
+
+/// A step that the device could not compute. Its rows have no result; what was resident before it
+/// is as it was, unless the device is lost.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct Fault {
+    /// What failed, as the device put it.
+    pub message: String,
+    /// Whether nothing will ever run on the device again in this process.
+    pub lost: bool,
+}
+
+/// Why an adapter is not in a slot.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SlotError {
+    /// Others hold the memory; it fits once enough of them have left.
+    #[error("the adapter needs {needed} bytes on the device, more than is free beside the others")]
+    Full {
+        /// Bytes of the adapter on the device.
+        needed: u64,
+    },
+    /// It can never be there.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// One device.
 pub trait Backend: Send + Sync + Sized + 'static {
@@ -42,12 +71,38 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn kv(&self, shape: KvShape) -> Self::Kv;
     /// An empty pool of `slots` places.
     fn pool(&self, slots: usize) -> Self::Pool;
-    /// Puts an adapter into a slot, replacing what was there.
-    fn write_slot(&self, pool: &mut Self::Pool, slot: Slot, delta: Arc<Delta>);
+    /// Puts an adapter into a slot, replacing what was there. Its rows may run once
+    /// [`Backend::slot_ready`] says so.
+    ///
+    /// # Errors
+    /// [`SlotError`]; the slot is then empty.
+    fn write_slot(
+        &self,
+        pool: &mut Self::Pool,
+        slot: Slot,
+        delta: Arc<Delta>,
+    ) -> Result<(), SlotError>;
+    /// Whether a written slot's content has arrived.
+    ///
+    /// # Errors
+    /// When it never will; the slot can be written again.
+    fn slot_ready(&self, _pool: &Self::Pool, _slot: Slot) -> Result<bool, SlotError> {
+        Ok(true)
+    }
     /// Empties a slot.
     fn clear_slot(&self, pool: &mut Self::Pool, slot: Slot);
     /// Uploads one step's rows.
     fn batch(&self, rows: Rows) -> Self::Batch;
+    /// Runs a step: `ops` are the batch's ops, up to the logits. A device that has recorded equal
+    /// ops of an earlier step may run those and not call `ops`.
+    fn run(
+        &self,
+        _batch: &Self::Batch,
+        _adapters: Adapters<'_, Self>,
+        ops: impl FnOnce() -> Self::Tensor,
+    ) -> Self::Tensor {
+        ops()
+    }
 
     /// Table `[vocabulary, d]` → `[n, d]`: each row's token, then its adapter at the site.
     fn embed(
@@ -58,7 +113,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Self::Tensor;
 
     /// `x [n, in]` → one `[n, out]` for each linear: `W x + bias`, then each row's adapter.
-    /// Linears that read the same x come together, so that their adapters shrink x in one pass.
+    /// Linears that read the same x come together (at most [`LINEARS_MAX`]), so that their adapters
+    /// shrink x in one pass.
     fn linears<const N: usize>(
         &self,
         x: &Self::Tensor,
@@ -117,9 +173,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         adapters: Adapters<'_, Self>,
     ) -> Self::Tensor;
     /// Draws one token from each row of `[m, vocabulary]`.
-    fn sample(&self, logits: &Self::Tensor, rows: &[SampleRow]) -> Vec<Sampled>;
+    ///
+    /// # Errors
+    /// The first [`Fault`] since the last one was told: ops after it did nothing.
+    fn sample(&self, logits: &Self::Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>, Fault>;
     /// Copies a tensor to the host, row-major.
-    fn download(&self, x: &Self::Tensor) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// As [`Backend::sample`].
+    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>, Fault>;
 
     /// Folds one adapter's change into a copy of a linear (merged mode).
     fn fold_linear(&self, linear: &mut Linear<Self>, change: &SiteDelta, pool: &Values);

@@ -155,7 +155,8 @@ impl<'a> Bench<'a> {
         let cases: Vec<Case> = cases.collect::<Result<_, _>>()?;
         let mut pool = backend.pool(adapters.len());
         for (slot, adapter) in adapters.iter().enumerate() {
-            backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone());
+            let written = backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone());
+            written.map_err(|e| CliError::General(e.to_string()))?;
         }
         let merged = cases.iter().find(|case| case.merged).map(|case| {
             let mut model = Model::load(&checkpoint, &backend, positions, &|_| {});
@@ -231,7 +232,9 @@ impl<'a> Bench<'a> {
         let batch = self.backend.batch(rows);
         let adapters = Adapters { pool: &self.pool };
         let logits = model.forward(&self.backend, &batch, kv, adapters);
-        black_box(self.backend.sample(&logits, &samples));
+        black_box(
+            self.backend.sample(&logits, &samples).expect("This is a bug: the CPU has no faults."),
+        );
     }
 
     /// One new token for each of `rows` sequences.

@@ -181,7 +181,8 @@ impl<B: Backend> Running<B> {
         let sampling: Vec<SequenceId> =
             plan.entries.iter().filter(|entry| entry.samples).map(|entry| entry.id).collect();
         let params: Vec<_> = sampling.iter().map(|id| self.sequences[id].sample_row()).collect();
-        let sampled = backend.sample(&logits, &params);
+        let sampled =
+            backend.sample(&logits, &params).expect("This is a bug: the CPU has no faults.");
         self.commit(&plan, &sampling, sampled);
     }
 
@@ -198,7 +199,8 @@ impl<B: Backend> Running<B> {
                 None => return false,
                 Some(Pinned::Resident(slot)) => slot,
                 Some(Pinned::Write(slot)) => {
-                    made_of.backend.write_slot(pool, slot, adapter.delta.clone());
+                    let written = made_of.backend.write_slot(pool, slot, adapter.delta.clone());
+                    written.expect("This is a bug: every adapter fits the host.");
                     slot
                 }
             };

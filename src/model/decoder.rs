@@ -63,6 +63,10 @@ impl<B: Backend> Model<B> {
         kv: &mut B::Kv,
         adapters: Adapters<'_, B>,
     ) -> B::Tensor {
+        b.run(batch, adapters, || self.ops(b, batch, kv, adapters))
+    }
+
+    fn ops(&self, b: &B, batch: &B::Batch, kv: &mut B::Kv, adapters: Adapters<'_, B>) -> B::Tensor {
         let mut x = b.embed(&self.embedding, batch, adapters);
         for (index, layer) in self.layers.iter().enumerate() {
             let h = b.rms_norm(&x, &layer.input_norm, batch, adapters);

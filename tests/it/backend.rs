@@ -144,7 +144,7 @@ fn case(rng: &mut Rng, cpu: &Cpu, inner: usize, dtype: Dtype) -> Case {
 fn run(cpu: &Cpu, case: &Case, x: &Matrix, slots: &[Slot]) -> [Matrix; 3] {
     let mut pool = cpu.pool(4);
     for (slot, delta) in case.deltas.iter().enumerate() {
-        cpu.write_slot(&mut pool, Slot(slot as u32 + 1), delta.clone());
+        cpu.write_slot(&mut pool, Slot(slot as u32 + 1), delta.clone()).unwrap();
     }
     let batch = cpu.batch(rows(vec![0; slots.len()], slots.to_vec(), Vec::new()));
     let linears = case.linears.each_ref();
@@ -213,7 +213,7 @@ fn the_head_sees_the_adapters_of_the_rows_whose_logits_are_wanted() {
     let case = case(&mut rng, &cpu, 40, Dtype::F16);
     let mut pool = cpu.pool(4);
     for (slot, delta) in case.deltas.iter().enumerate() {
-        cpu.write_slot(&mut pool, Slot(slot as u32 + 1), delta.clone());
+        cpu.write_slot(&mut pool, Slot(slot as u32 + 1), delta.clone()).unwrap();
     }
     let slots = vec![Slot(1), Slot::BASE, Slot(2), Slot(3), Slot(2)];
     let x = Matrix::new(rng.vec(5 * 40), 40);
@@ -244,8 +244,9 @@ fn merged_linears_equal_unmerged_ones_and_leave_a_tied_matrix_alone() {
         }
         let merged = run(&cpu, &case, &x, &[Slot::BASE; 3]);
         for (merged, unmerged) in merged.iter().zip(&unmerged) {
-            let exact: Vec<f64> = cpu.download(unmerged).iter().map(|&y| f64::from(y)).collect();
-            assert_close(&cpu.download(merged), &exact, &format!("round {round}"));
+            let exact: Vec<f64> =
+                cpu.download(unmerged).unwrap().iter().map(|&y| f64::from(y)).collect();
+            assert_close(&cpu.download(merged).unwrap(), &exact, &format!("round {round}"));
         }
         for ((linear, weight), bias) in case.linears.iter_mut().zip(tied).zip(&case.biases) {
             linear.weight = weight;
@@ -275,7 +276,7 @@ fn embeddings_agree_with_f64_unmerged_and_merged() {
             hidden,
         };
         let mut pool = cpu.pool(1);
-        cpu.write_slot(&mut pool, Slot(0), delta.clone());
+        cpu.write_slot(&mut pool, Slot(0), delta.clone()).unwrap();
         let tokens: Vec<u32> = (0..6).map(|_| rng.below(vocabulary) as u32).collect();
         let slots = (0..6).map(|i| [Slot::BASE, Slot(0)][i % 2]).collect();
         let batch = cpu.batch(rows(tokens.clone(), slots, Vec::new()));
@@ -326,7 +327,7 @@ fn norms_agree_with_f64_for_whole_rows_and_for_heads() {
         let mut builder = DeltaBuilder::default();
         *builder.site(SiteId(3)) = site.clone();
         let mut pool = cpu.pool(1);
-        cpu.write_slot(&mut pool, Slot(0), Arc::new(builder.finish(Dtype::F32)));
+        cpu.write_slot(&mut pool, Slot(0), Arc::new(builder.finish(Dtype::F32))).unwrap();
         let x = Matrix::new(rng.vec(2 * width * groups), width * groups);
         let batch = cpu.batch(rows(vec![0; 2], vec![Slot::BASE, Slot(0)], Vec::new()));
         let out = cpu.rms_norm(&x, &norm, &batch, Adapters { pool: &pool });
@@ -365,11 +366,11 @@ fn the_gated_activation_and_the_sum_agree_with_f64() {
         let silu = |x: f64| x / (1.0 + (-x).exp());
         let pairs = || (0..n).flat_map(|r| gate.row(r).iter().zip(up.row(r)));
         let exact: Vec<f64> = pairs().map(|(&g, &u)| silu(g.into()) * f64::from(u)).collect();
-        assert_close(&cpu.download(&cpu.silu_mul(&gate, &up)), &exact, "silu");
+        assert_close(&cpu.download(&cpu.silu_mul(&gate, &up)).unwrap(), &exact, "silu");
         let mut sum = gate.clone();
         cpu.add(&mut sum, &up);
         let exact: Vec<f64> = pairs().map(|(&g, &u)| f64::from(g) + f64::from(u)).collect();
-        assert_close(&cpu.download(&sum), &exact, "sum");
+        assert_close(&cpu.download(&sum).unwrap(), &exact, "sum");
     }
 }
 

@@ -114,12 +114,12 @@ pub fn logits(
     let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS));
     let mut pool = backend.pool(adapters.len());
     for (slot, adapter) in adapters.iter().enumerate() {
-        backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone());
+        backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone()).unwrap();
     }
     let batch = backend.batch(prompts_as_rows(prompts));
     let adapters = tessera::backend::Adapters { pool: &pool };
     let logits = model.forward(backend, &batch, &mut kv, adapters);
-    let flat = backend.download(&logits);
+    let flat = backend.download(&logits).unwrap();
     flat.chunks_exact(golden.checkpoint.config.vocabulary).map(<[f32]>::to_vec).collect()
 }
 

@@ -4,7 +4,6 @@
 //! not lean on a barrier that is missing. It says nothing about speed, nor about what only a GPU
 //! does: there, `tools/gpu-check` has the word.
 
-mod args;
 mod attention;
 mod delta;
 mod device;

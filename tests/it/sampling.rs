@@ -9,7 +9,7 @@ use crate::Rng;
 fn draw(cpu: &Cpu, logits: &[f32], params: &SamplingParams, step: u64) -> Sampled {
     let row = SampleRow { params: params.clone(), step, logprobs: None };
     let logits = Matrix::new(logits.to_vec(), logits.len());
-    cpu.sample(&logits, &[row]).remove(0)
+    cpu.sample(&logits, &[row]).unwrap().remove(0)
 }
 
 /// Probability of each token after the filters, by their definitions: sort, cut, renormalise.
@@ -129,10 +129,10 @@ fn a_draw_depends_on_seed_and_step_and_not_on_its_neighbours() {
         logprobs: Some(3),
     };
     let rows: Vec<SampleRow> = (0..8).map(row).collect();
-    let together = cpu.sample(&Matrix::new(logits.clone(), vocabulary), &rows);
+    let together = cpu.sample(&Matrix::new(logits.clone(), vocabulary), &rows).unwrap();
     for (i, row) in rows.iter().enumerate() {
         let alone = Matrix::new(logits[i * vocabulary..][..vocabulary].to_vec(), vocabulary);
-        assert_eq!(cpu.sample(&alone, std::slice::from_ref(row))[0], together[i]);
+        assert_eq!(cpu.sample(&alone, std::slice::from_ref(row)).unwrap()[0], together[i]);
     }
     let tokens = |seed: u64| -> Vec<_> {
         let params = SamplingParams { seed, ..rows[0].params.clone() };
@@ -174,7 +174,7 @@ fn logprobs_are_those_of_the_raw_logits_best_first() {
     let logits: Vec<f32> = rng.vec(3000).iter().map(|x| x * 9.0).collect();
     let params = SamplingParams { temperature: 0.5, top_p: 0.5, top_k: 40, min_p: 0.1, seed: 1 };
     let row = SampleRow { params, step: 0, logprobs: Some(100) };
-    let sampled = cpu.sample(&Matrix::new(logits.clone(), 3000), &[row]).remove(0);
+    let sampled = cpu.sample(&Matrix::new(logits.clone(), 3000), &[row]).unwrap().remove(0);
     let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
     let exact = |token: u32| f64::from(logits[token as usize]) - sum.ln();
     let close = |token: u32, found: f32| (f64::from(found) - exact(token)).abs() < 1e-5;

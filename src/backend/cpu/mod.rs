@@ -21,8 +21,8 @@ pub use self::pool::{Batch, Pool};
 use self::simd::Level;
 pub use self::weight::Weight;
 use super::{
-    Adapters, AttentionShape, Backend, Embedding, HostMatrix, KvShape, Linear, Norm, RopeTable,
-    Rows, SampleRow, Sampled,
+    Adapters, AttentionShape, Backend, Embedding, Fault, HostMatrix, KvShape, Linear, Norm,
+    RopeTable, Rows, SampleRow, Sampled, SlotError,
 };
 use crate::delta::{Delta, SiteDelta};
 use crate::dtype::Values;
@@ -165,8 +165,9 @@ impl Backend for Cpu {
         Pool::new(slots)
     }
 
-    fn write_slot(&self, pool: &mut Pool, slot: Slot, delta: Arc<Delta>) {
+    fn write_slot(&self, pool: &mut Pool, slot: Slot, delta: Arc<Delta>) -> Result<(), SlotError> {
         pool.set(slot, Some(delta));
+        Ok(())
     }
 
     fn clear_slot(&self, pool: &mut Pool, slot: Slot) {
@@ -253,12 +254,12 @@ impl Backend for Cpu {
         logits
     }
 
-    fn sample(&self, logits: &Matrix, rows: &[SampleRow]) -> Vec<Sampled> {
-        sample::sample(self, logits, rows)
+    fn sample(&self, logits: &Matrix, rows: &[SampleRow]) -> Result<Vec<Sampled>, Fault> {
+        Ok(sample::sample(self, logits, rows))
     }
 
-    fn download(&self, x: &Matrix) -> Vec<f32> {
-        x.data.clone()
+    fn download(&self, x: &Matrix) -> Result<Vec<f32>, Fault> {
+        Ok(x.data.clone())
     }
 
     fn fold_linear(&self, linear: &mut Linear<Cpu>, change: &SiteDelta, pool: &Values) {

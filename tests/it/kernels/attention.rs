@@ -1,9 +1,9 @@
 //! Paged attention against softmax(q kᵀ · scale) v in f64.
 
-use super::args::{Attention, Tile};
 use super::device::{Buffer, Kernels, Width, all_kernels};
 use super::step::{assert_close, fresh, values};
 use crate::Rng;
+use tessera::backend::cuda::args::{Attention, Tile};
 
 #[derive(Clone, Copy)]
 struct Shape {

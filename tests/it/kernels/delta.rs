@@ -1,9 +1,9 @@
 //! Shrink, expand and own weights against the canonical form.
 
-use super::args::{Expand, Replace, Shrink};
 use super::device::{Buffer, Grid, Kernels, Width, all_kernels, kernels};
 use super::step::{Parts, Plan, Planes, Spec, World, assert_close, fresh, rows};
 use crate::Rng;
+use tessera::backend::cuda::args::{Expand, Replace, Shrink};
 
 /// Three slots over `sites` sites of one shape. Shards of rows are 1, 2 and 4 where they divide.
 fn specs(rank: usize, input: usize, out: usize, sites: usize) -> Vec<Vec<Option<Spec>>> {

@@ -1,10 +1,10 @@
 //! Rotary positions and the store of keys and values, with the linears' adapters and head norms.
 
-use super::args::{RANK_TILE_BYTES, RopeInput, RopeStore};
 use super::device::{Buffer, Kernels, Width, all_kernels};
 use super::rows::{Linear, grid, linear_specs, norm_specs, normed};
 use super::step::{Plan, Planes, World, assert_close, fresh, rows, values};
 use crate::Rng;
+use tessera::backend::cuda::args::{RANK_TILE_BYTES, RopeInput, RopeStore};
 
 #[derive(Clone, Copy)]
 struct Rope {

@@ -1,9 +1,11 @@
 //! Kernels that take a row at a time: embedding, norms, gated activation.
 
-use super::args::{Add, AddRmsNorm, Embed, GatherRows, RANK_TILE_BYTES, RmsNorm, SiluMul};
 use super::device::{Buffer, Grid, Kernels, Width, all_kernels};
 use super::step::{Plan, Planes, Spec, World, assert_close, fresh, rows, values};
 use crate::Rng;
+use tessera::backend::cuda::args::{
+    Add, AddRmsNorm, Embed, GatherRows, RANK_TILE_BYTES, RmsNorm, SiluMul,
+};
 
 /// A first row at which row · width is beyond 32 bits even for the narrowest tests.
 const FAR_ROW: u32 = 2_000_000_000;

@@ -4,10 +4,10 @@ use tessera::backend::cpu::{Cpu, Matrix};
 use tessera::backend::{Backend, SampleRow};
 use tessera::request::SamplingParams;
 
-use super::args::{Sample, SampleParams};
 use super::device::{Buffer, Grid, Kernels, Width, kernels};
 use super::step::fresh;
 use crate::Rng;
+use tessera::backend::cuda::args::{Sample, SampleParams};
 
 /// The exponential both samplers use (Cephes' polynomial): a draw is defined by its bits.
 fn exp(x: f32) -> f32 {
@@ -97,7 +97,7 @@ fn cpu_token(cpu: &Cpu, logits: &[f32], p: &SampleParams) -> Option<u32> {
     let SampleParams { temperature, top_p, top_k, min_p, seed, .. } = *p;
     let params = SamplingParams { temperature, top_p, top_k, min_p, seed };
     let row = SampleRow { params, step: p.step, logprobs: None };
-    cpu.sample(&Matrix::new(logits.to_vec(), logits.len()), &[row]).remove(0).token
+    cpu.sample(&Matrix::new(logits.to_vec(), logits.len()), &[row]).unwrap().remove(0).token
 }
 
 fn check(

@@ -1,9 +1,11 @@
 //! Random adapters, a step's tables as the host will build them, and the definition of an adapter's
 //! output in f64.
 
-use super::args::{Change, Deltas, Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Work};
 use super::device::{Address, Buffer, Width};
 use crate::Rng;
+use tessera::backend::cuda::args::{
+    Change, Deltas, Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Work,
+};
 
 /// Elements of an adapter's pool: rows of any width tested fit, and overlap.
 const POOL_LEN: usize = 5003;

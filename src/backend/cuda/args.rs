@@ -1,9 +1,10 @@
-//! What kernels take, as `kernels/*.cu` declare it. Pointers are addresses.
+//! What kernels take, as `kernels/*.cu` declare it: see there for what each field means.
 
-use super::device::Address;
+/// A device pointer; 0 is null.
+pub type Address = u64;
 
-/// Sites that share one x at most.
-pub const LINEARS_MAX: usize = 4;
+/// Sites of one shrink's arguments: at least [`crate::backend::LINEARS_MAX`].
+pub const LINEARS: usize = 4;
 /// Entries of one shrink's work item at most.
 pub const SHRINK_ROWS: usize = 32;
 /// Ranks of one shrink's work item.
@@ -16,6 +17,7 @@ macro_rules! arguments {
         $($(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default)]
+        #[allow(missing_docs)]
         pub struct $name { $(pub $field: $type,)* })*
     };
 }
@@ -35,7 +37,7 @@ arguments! {
     Shrink {
         x: Address, work: Address, work_count: Address, entry_row: Address, entry_slot: Address,
         changes: Address, h: Address, plane_stride: u64, rank_stride: u32, linears: u32,
-        sites: u32, in_features: u32, k_chunk: u32, site: [u32; LINEARS_MAX],
+        sites: u32, in_features: u32, k_chunk: u32, site: [u32; LINEARS],
     }
     Group { first: u32, rows: u32, entry: u32, parts: u32, }
     Expand {

@@ -1,0 +1,3 @@
+//! NVIDIA cards, through the driver alone: nothing of CUDA is needed to build.
+
+pub mod args;
