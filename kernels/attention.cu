@@ -13,6 +13,8 @@ struct Tile {
     u32 row;
     u32 rows;
     u32 first;
+    /// Packed queries of the tiles before it.
+    u32 before;
 };
 
 struct Attention {
@@ -32,9 +34,11 @@ struct Attention {
     /// [tile_count].
     const Tile* tiles;
     const u32* tile_count;
-    /// [n, heads, splits_max, head_dim]; neither is touched for rows of one split.
+    /// [packed queries of all tiles, kv_heads, splits_max, head_dim]; neither is touched for rows
+    /// of one split.
     float* partial;
-    /// [n, heads, splits_max, 2]: the highest score (base 2) and the sum of weights below it.
+    /// [packed queries, kv_heads, splits_max, 2]: the highest score (base 2) and the sum of weights
+    /// below it.
     float* partial_sums;
     u32 heads;
     u32 kv_heads;
@@ -58,6 +62,8 @@ DEVICE u32 first_seen(const Attention& a, u32 position) {
 }
 
 struct Query {
+    /// Among all packed queries and key/value heads.
+    u64 place;
     u32 row;
     u32 head;
     u32 position;
@@ -67,6 +73,7 @@ struct Query {
 DEVICE Query query_at(const Attention& a, const Tile& tile, u32 packed, u32 kv_head) {
     u32 group = a.heads / a.kv_heads;
     Query query;
+    query.place = (u64)(tile.before + packed - tile.first) * a.kv_heads + kv_head;
     query.row = tile.row + packed / group;
     query.head = kv_head * group + packed % group;
     query.position = a.positions[query.row];
@@ -90,7 +97,7 @@ DEVICE void write_result(const Attention& a, const Query& query, u32 split, u32 
         a.out[at * a.head_dim + d] = narrow<X>(value / sum);
         return;
     }
-    at = at * a.splits_max + (split - first_split);
+    at = query.place * a.splits_max + (split - first_split);
     a.partial[at * a.head_dim + d] = value;
     if (d == 0) {
         a.partial_sums[at * 2] = highest;
@@ -438,16 +445,13 @@ KERNEL(attention_any, Attention, 128) {
     }
 }
 
-/// Sums the splits of every row that has several, in their order; `tiles` is not read.
-/// Grid: x = n, y = heads. Block: 128, or fewer. Shared: none.
-KERNEL(attention_combine, Attention, 128) {
-    u32 row = blockIdx.x, head = blockIdx.y, position = args.positions[row];
-    u32 first = first_seen(args, position) / args.split_tokens;
-    u32 splits = position / args.split_tokens - first + 1;
+/// Sums the splits of one packed query, where it has several, in their order.
+DEVICE void combine(const Attention& args, const Query& query) {
+    u32 splits = query.position / args.split_tokens - query.first / args.split_tokens + 1;
     if (splits == 1) return;
-    u64 at = (u64)row * args.heads + head;
-    const float* sums = args.partial_sums + at * args.splits_max * 2;
-    const float* parts = args.partial + at * args.splits_max * args.head_dim;
+    u64 at = (u64)query.row * args.heads + query.head;
+    const float* sums = args.partial_sums + query.place * args.splits_max * 2;
+    const float* parts = args.partial + query.place * args.splits_max * args.head_dim;
     float highest = -infinite();
     for (u32 s = 0; s < splits; s++) highest = fmaxf(highest, sums[s * 2]);
     for (u32 d = threadIdx.x; d < args.head_dim; d += blockDim.x) {
@@ -458,6 +462,17 @@ KERNEL(attention_combine, Attention, 128) {
             sum += share * sums[s * 2 + 1];
         }
         args.out[at * args.head_dim + d] = narrow<X>(value / sum);
+    }
+}
+
+/// Sums the splits of every query of the tiles.
+/// Grid: x = 16, y = kv_heads, z any ≤ tiles. Block: 128, or fewer. Shared: none.
+KERNEL(attention_combine, Attention, 128) {
+    u32 group = args.heads / args.kv_heads, tiles = *args.tile_count;
+    for (u32 i = blockIdx.z; i < tiles; i += gridDim.z) {
+        Tile tile = args.tiles[i];
+        if (blockIdx.x < smaller(gridDim.x, tile.rows * group - tile.first))
+            combine(args, query_at(args, tile, tile.first + blockIdx.x, blockIdx.y));
     }
 }
 

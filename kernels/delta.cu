@@ -11,13 +11,19 @@ const u32 SHRINK_WARPS = 4;
 /// Rows that share a load of B in the expand.
 const u32 EXPAND_ROWS = 8;
 
-/// `rows` (1 … SHRINK_ROWS) entries of one adapter, SHRINK_RANKS ranks from `rank_first` at one
-/// linear of the group, and columns split · k_chunk … of x.
+/// `rows` (1 … SHRINK_ROWS) entries of one adapter, and SHRINK_RANKS ranks from `rank_first`.
 struct Work {
     u32 entry;
     u32 rows;
-    u32 linear;
     u32 rank_first;
+};
+
+/// Work at one linear of the group, over columns split · k_chunk … of x.
+struct Item {
+    u32 entry;
+    u32 rows;
+    u32 rank_first;
+    u32 linear;
     u32 split;
 };
 
@@ -41,11 +47,13 @@ struct Shrink {
     u32 in;
     /// Columns of one split.
     u32 k_chunk;
+    /// One that begins beyond `in` is a plane of zeros.
+    u32 splits;
     /// Site of each linear of the group.
     u32 site[LINEARS_MAX];
 };
 
-DEVICE float* hidden_at(const Shrink& s, const Work& w, u32 row, u32 rank) {
+DEVICE float* hidden_at(const Shrink& s, const Item& w, u32 row, u32 rank) {
     u64 entry = ((u64)(w.entry + row) * s.linears + w.linear) * s.rank_stride;
     return s.h + w.split * s.plane_stride + entry + rank;
 }
@@ -71,7 +79,7 @@ DEVICE Bits16 down8_bits(const Change& c, u32 rank, u32 k, u32 count) {
 /// On tensor cores. A lane's 16 bytes of A and of x fill the same k of both operands, so neither
 /// passes through shared memory: which k is which does not matter to a sum.
 template <class T>
-DEVICE void shrink_mma(const Shrink& s, const Work& w, const Change& c, u32 k_end, float* partial) {
+DEVICE void shrink_mma(const Shrink& s, const Item& w, const Change& c, u32 k_end, float* partial) {
     const u32 tiles = SHRINK_ROWS / 8;
     u32 g = lane_id() / 4, t = lane_id() % 4;
     float acc[tiles][4] = {};
@@ -123,7 +131,7 @@ DEVICE void shrink_mma(const Shrink& s, const Work& w, const Change& c, u32 k_en
 }
 
 /// For widths that tensor cores do not multiply: a warp a rank, its lanes along the columns.
-DEVICE void shrink_any(const Shrink& s, const Work& w, const Change& c, u32 k_end) {
+DEVICE void shrink_any(const Shrink& s, const Item& w, const Change& c, u32 k_end) {
     const u32 together = 4;
     for (u32 i = warp_id(); i < SHRINK_RANKS; i += SHRINK_WARPS) {
         u32 rank = w.rank_first + i;
@@ -154,16 +162,18 @@ DEVICE void shrink_any(const Shrink& s, const Work& w, const Change& c, u32 k_en
     }
 }
 
-/// h = A x for every work item. The list covers, for each entry, every linear of the group, every
-/// tile of SHRINK_RANKS ranks up to at least the adapter's rank there, and every split: then all of
-/// h that an expand reads is written. Items beyond an adapter's rank cost nothing.
-/// Grid: any x ≤ work items (blocks take items in turn), so a captured graph stays valid.
+/// h = A x for every work item, linear of the group and split. The list covers, for each entry,
+/// every tile of SHRINK_RANKS ranks up to at least the adapter's largest rank: then all of h that
+/// an expand reads is written. Items beyond an adapter's rank cost nothing.
+/// Grid: any x (blocks take items in turn), so a captured graph stays valid.
 /// Block: 128. Shared: 4 · 16 · 32 · 4 = 8192 bytes.
 KERNEL(delta_shrink, Shrink, 128) {
     float* partial = (float*)SHARED_MEMORY;
-    u32 items = *args.work_count;
+    u32 items = *args.work_count * args.linears * args.splits;
     for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
-        Work w = args.work[item];
+        Work work = args.work[item / (args.linears * args.splits)];
+        Item w = {work.entry, work.rows, work.rank_first, item / args.splits % args.linears,
+                  item % args.splits};
         u64 slot = args.entry_slot[w.entry];
         const Change& c = args.changes[slot * args.sites + args.site[w.linear]];
         if (!c.down || w.rank_first >= c.rank) continue;
@@ -185,7 +195,7 @@ struct Group {
 };
 
 struct Expand {
-    /// [n, out], in place: X, or float in delta_expand_float.
+    /// [n, out], in place: X, or float in delta_expand_float; row i starts at y + i · y_stride.
     void* y;
     /// [out], or null.
     const float* bias;
@@ -196,6 +206,7 @@ struct Expand {
     const u32* group_count;
     /// `rows` is not read.
     Deltas deltas;
+    u64 y_stride;
     u32 site;
     u32 linear;
     u32 out;
@@ -218,7 +229,7 @@ DEVICE void expand_rows(const Expand& e, const Group& group, u32 first, u32 rows
 #pragma unroll
     for (u32 i = 0; i < EXPAND_ROWS; i++) {
         u32 row = i < rows ? e.order[group.first + first + i] : 0;
-        at[i] = (Y*)e.y + (u64)row * e.out + column;
+        at[i] = (Y*)e.y + row * e.y_stride + column;
         load(at[i], i, y[i]);
     }
     HiddenPlanes hidden = {e.linear};
@@ -289,13 +300,14 @@ struct Replace {
     /// [n, in].
     const X* x;
     /// [n, out]: X, or float in delta_replace_float; overwritten in rows whose adapter has its
-    /// own weight.
+    /// own weight. Row i starts at y + i · y_stride.
     void* y;
     const u32* order;
     const Group* groups;
     const u32* group_count;
     const u32* entry_slot;
     const Change* changes;
+    u64 y_stride;
     u32 sites;
     u32 site;
     u32 in;
@@ -333,7 +345,7 @@ DEVICE void replace(const Replace& args) {
             for (u32 row = 0; row < together; row++) {
                 float sum = warp_reduce(acc[row], Sum());
                 if (lane_id() != 0 || first + row >= group.rows) continue;
-                u64 at = (u64)args.order[group.first + first + row] * args.out;
+                u64 at = args.order[group.first + first + row] * args.y_stride;
                 ((Y*)args.y)[at + column] = narrow<Y>(sum);
             }
         }

@@ -2,16 +2,17 @@
 #include "common.cuh"
 
 struct SiluMul {
-    /// [n, cols]: the linears' outputs before bias and adapters.
+    /// [n, cols]: the linears' outputs before bias and adapters; row i starts at i · stride.
     const X* gate;
     const X* up;
-    /// [n, cols]; may be gate or up.
+    /// [n, cols]; may be gate or up where `stride` is `cols`.
     X* out;
     /// [cols], or null.
     const float* gate_bias;
     const float* up_bias;
     /// Of the group (gate, up).
     Deltas deltas;
+    u64 stride;
     u32 gate_site;
     u32 up_site;
     u32 cols;
@@ -20,9 +21,9 @@ struct SiluMul {
 
 /// A linear's columns as they would be stored, adapters applied.
 DEVICE void linear_columns(const X* y, const float* bias, const Deltas& d, u32 row, u32 site,
-                           u32 linear, u32 cols, u32 column, u32 count, float (&v)[8],
+                           u32 linear, u64 stride, u32 column, u32 count, float (&v)[8],
                            float* h_tile) {
-    load8(y + (u64)row * cols + column, count, v);
+    load8(y + row * stride + column, count, v);
     if (bias)
 #pragma unroll
         for (u32 i = 0; i < 8; i++)
@@ -41,9 +42,9 @@ KERNEL(silu_mul, SiluMul, 128) {
     u32 count = column < args.cols ? smaller(LANE_COLUMNS, args.cols - column) : 0;
     float gate[8], up[8];
     const Deltas& d = args.deltas;
-    linear_columns(args.gate, args.gate_bias, d, row, args.gate_site, 0, args.cols, column, count,
+    linear_columns(args.gate, args.gate_bias, d, row, args.gate_site, 0, args.stride, column, count,
                    gate, h_tile);
-    linear_columns(args.up, args.up_bias, d, row, args.up_site, 1, args.cols, column, count, up,
+    linear_columns(args.up, args.up_bias, d, row, args.up_site, 1, args.stride, column, count, up,
                    h_tile);
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {

@@ -10,6 +10,8 @@ struct RopeInput {
     const float* bias;
     /// [head_dim] of a norm of each head, or null; never of v.
     const float* norm_weight;
+    /// [head_dim], added after that weight, or null.
+    const float* norm_shift;
     u32 heads;
     /// Of the linear, and of the norm.
     u32 site;
@@ -54,8 +56,9 @@ DEVICE void finish_head(const RopeStore& a, const RopeInput& in, u32 row, bool r
         squares = warp_reduce(squares, Sum());
         float factor = 1.0f / sqrtf(squares / (float)a.head_dim + a.eps);
         for (u32 i = lane_id(); i < a.head_dim; i += WARP) {
+            float shift = in.norm_shift ? in.norm_shift[i] : 0.0f;
             head[i] = rounded(norm_column(a.deltas, row, in.norm_site, head[i] * factor,
-                                          in.norm_weight[i], 0.0f, i));
+                                          in.norm_weight[i], shift, i));
         }
         __syncwarp();
     }

@@ -98,6 +98,15 @@ impl Values {
         if self.dtype() == dtype { self } else { Values::from_f32(self.to_f32(), dtype) }
     }
 
+    /// The numbers as they lie in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Values::F32(v) => bytemuck::cast_slice(v),
+            Values::F16(v) => bytemuck::cast_slice(v),
+            Values::BF16(v) => bytemuck::cast_slice(v),
+        }
+    }
+
     /// Element `index`, widened.
     pub fn get(&self, index: usize) -> f32 {
         match self {

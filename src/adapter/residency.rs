@@ -26,7 +26,12 @@ pub enum Pinned {
     /// It was there.
     Resident(Slot),
     /// The slot is now its own; its content must be written before the next step.
-    Write(Slot),
+    Write {
+        /// Where.
+        slot: Slot,
+        /// Whether another adapter was there.
+        evicts: bool,
+    },
 }
 
 impl Residency {
@@ -48,14 +53,15 @@ impl Residency {
         let free = self.slots.iter().enumerate().filter(|(_, place)| place.pins == 0);
         let (index, _) = free.min_by_key(|(_, place)| (place.digest.is_some(), place.used))?;
         let place = &mut self.slots[index];
-        if let Some(evicted) = place.digest.replace(digest) {
+        let evicted = place.digest.replace(digest);
+        if let Some(evicted) = evicted {
             self.by_digest.remove(&evicted);
         }
         place.pins = 1;
         place.used = self.clock;
         let slot = Slot(index as u32);
         self.by_digest.insert(digest, slot);
-        Some(Pinned::Write(slot))
+        Some(Pinned::Write { slot, evicts: evicted.is_some() })
     }
 
     /// Gives back one pin of [`Residency::pin`].
@@ -63,6 +69,26 @@ impl Residency {
         let place = &mut self.slots[slot.0 as usize];
         assert!(place.pins > 0, "This is a bug: slot {} unpinned twice.", slot.0);
         place.pins -= 1;
+    }
+
+    /// Gives back one pin of a slot whose content is not what it should be: the next
+    /// [`Residency::pin`] of that adapter writes it again.
+    pub fn abandon(&mut self, slot: Slot) {
+        self.unpin(slot);
+        if let Some(digest) = self.slots[slot.0 as usize].digest.take() {
+            self.by_digest.remove(&digest);
+        }
+    }
+
+    /// Takes the longest unused unpinned adapter out of its slot.
+    pub fn evict(&mut self) -> Option<Slot> {
+        let held = self.slots.iter().enumerate();
+        let held = held.filter(|(_, place)| place.pins == 0 && place.digest.is_some());
+        let (index, _) = held.min_by_key(|(_, place)| place.used)?;
+        if let Some(digest) = self.slots[index].digest.take() {
+            self.by_digest.remove(&digest);
+        }
+        Some(Slot(index as u32))
     }
 
     /// Gives up the slot of an adapter that nobody can ask for any more. Returns the slot if it is
@@ -92,11 +118,15 @@ mod tests {
         Digest([n; 32])
     }
 
+    fn write(slot: u32, evicts: bool) -> Option<Pinned> {
+        Some(Pinned::Write { slot: Slot(slot), evicts })
+    }
+
     #[test]
     fn pinned_slots_are_never_taken_and_the_oldest_unpinned_goes_first() {
         let mut residency = Residency::new(2);
-        assert_eq!(residency.pin(digest(1)), Some(Pinned::Write(Slot(0))));
-        assert_eq!(residency.pin(digest(2)), Some(Pinned::Write(Slot(1))));
+        assert_eq!(residency.pin(digest(1)), write(0, false));
+        assert_eq!(residency.pin(digest(2)), write(1, false));
         assert_eq!(residency.pin(digest(1)), Some(Pinned::Resident(Slot(0))));
         assert_eq!(residency.pin(digest(3)), None);
         residency.unpin(Slot(0));
@@ -104,7 +134,7 @@ mod tests {
         residency.unpin(Slot(1));
         residency.unpin(Slot(0));
         // Adapter 2 was used before the second use of adapter 1.
-        assert_eq!(residency.pin(digest(3)), Some(Pinned::Write(Slot(1))));
+        assert_eq!(residency.pin(digest(3)), write(1, true));
         assert_eq!(residency.pin(digest(1)), Some(Pinned::Resident(Slot(0))));
         assert_eq!(residency.resident(), 2);
     }
@@ -112,11 +142,27 @@ mod tests {
     #[test]
     fn a_forgotten_adapter_leaves_its_slot_once_nothing_runs_on_it() {
         let mut residency = Residency::new(1);
-        assert_eq!(residency.pin(digest(1)), Some(Pinned::Write(Slot(0))));
+        assert_eq!(residency.pin(digest(1)), write(0, false));
         assert_eq!(residency.forget(digest(1)), None, "it is pinned");
         residency.unpin(Slot(0));
         assert_eq!(residency.forget(digest(1)), Some(Slot(0)));
         assert_eq!((residency.forget(digest(1)), residency.resident()), (None, 0));
-        assert_eq!(residency.pin(digest(1)), Some(Pinned::Write(Slot(0))), "written again");
+        assert_eq!(residency.pin(digest(1)), write(0, false), "written again");
+    }
+
+    #[test]
+    fn an_abandoned_slot_is_written_again_and_eviction_spares_what_is_pinned() {
+        let mut residency = Residency::new(2);
+        assert_eq!(residency.pin(digest(1)), write(0, false));
+        assert_eq!(residency.pin(digest(1)), Some(Pinned::Resident(Slot(0))));
+        residency.abandon(Slot(0));
+        assert_eq!(residency.pin(digest(1)), write(1, false), "one pin is left on the first slot");
+        residency.abandon(Slot(0));
+        assert_eq!(residency.pin(digest(2)), write(0, false));
+        assert_eq!(residency.evict(), None);
+        residency.unpin(Slot(1));
+        residency.unpin(Slot(0));
+        assert_eq!((residency.evict(), residency.evict()), (Some(Slot(1)), Some(Slot(0))));
+        assert_eq!((residency.evict(), residency.resident()), (None, 0));
     }
 }

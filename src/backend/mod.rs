@@ -94,12 +94,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Uploads one step's rows.
     fn batch(&self, rows: Rows) -> Self::Batch;
     /// Runs a step: `ops` are the batch's ops, up to the logits. A device that has recorded equal
-    /// ops of an earlier step may run those and not call `ops`.
+    /// ops of an earlier step may run those and not call `ops`; one that cannot record them may
+    /// call `ops` again.
     fn run(
         &self,
         _batch: &Self::Batch,
         _adapters: Adapters<'_, Self>,
-        ops: impl FnOnce() -> Self::Tensor,
+        mut ops: impl FnMut() -> Self::Tensor,
     ) -> Self::Tensor {
         ops()
     }

@@ -3,10 +3,13 @@
 
 mod base;
 mod batch;
+mod gpu;
+mod places;
 mod sequence;
 mod step;
 
 pub use base::CheckpointBase;
+pub use gpu::{Gpu, GpuSettings, wait_until_ready};
 pub use step::Engine;
 
 use std::sync::Arc;
@@ -96,8 +99,14 @@ pub struct Stats {
     pub preemptions_total: AtomicU64,
     /// Steps run.
     pub steps_total: AtomicU64,
+    /// Steps that failed.
+    pub failed_steps_total: AtomicU64,
     /// Adapters in device slots.
     pub adapters_resident: AtomicUsize,
+    /// Adapters put into a slot.
+    pub adapter_loads_total: AtomicU64,
+    /// Adapters that made room for others.
+    pub adapter_evictions_total: AtomicU64,
     /// Set when the engine thread has ended.
     pub stopped: AtomicBool,
 }

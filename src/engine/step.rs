@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::batch::rows;
+use super::places::Places;
 use super::sequence::Sequence;
 use super::{Command, EngineHandle, Event, StartError, Stats};
-use crate::adapter::{Pinned, Residency};
-use crate::backend::{Adapters, Backend, KvShape, Sampled};
+use crate::backend::{Adapters, Backend, Fault, KvShape, Sampled};
 use crate::ids::{Digest, SequenceId};
 use crate::model::Model;
 use crate::scheduler::{NewSequence, Plan, Scheduler, SchedulerConfig};
@@ -57,8 +57,7 @@ impl<B: Backend> Engine<B> {
 struct Running<B: Backend> {
     made_of: Engine<B>,
     kv: B::Kv,
-    pool: B::Pool,
-    residency: Residency,
+    places: Places<B>,
     scheduler: Scheduler,
     sequences: BTreeMap<SequenceId, Sequence>,
     next_id: u64,
@@ -74,10 +73,9 @@ impl<B: Backend> Running<B> {
         stats: Arc<Stats>,
     ) -> Self {
         let kv = made_of.backend.kv(made_of.kv_shape);
-        let pool = made_of.backend.pool(made_of.adapter_slots_max);
-        let residency = Residency::new(made_of.adapter_slots_max);
+        let places = Places::new(&made_of.backend, made_of.adapter_slots_max);
         let sequences = BTreeMap::new();
-        Self { made_of, kv, pool, residency, scheduler, sequences, next_id: 0, inbox, stats }
+        Self { made_of, kv, places, scheduler, sequences, next_id: 0, inbox, stats }
     }
 
     fn run(mut self) {
@@ -86,14 +84,25 @@ impl<B: Backend> Running<B> {
             self.drop_cancelled();
             let step = catch_unwind(AssertUnwindSafe(|| self.step()));
             match step {
-                Ok(()) => failed_steps = 0,
+                Ok(Ok(())) => failed_steps = 0,
+                Ok(Err(fault)) => {
+                    failed_steps += 1;
+                    self.stats.failed_steps_total.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(failed_steps, "a step failed with its sequences: {fault}");
+                    if fault.lost || failed_steps == FAILED_STEPS_MAX {
+                        self.fail_all(&fault.message);
+                        break;
+                    }
+                }
                 Err(_) => {
                     failed_steps += 1;
+                    self.stats.failed_steps_total.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(failed_steps, "a step panicked; its sequences have failed");
-                    self.fail_everything("the engine failed while computing this request");
+                    self.fail_all("the engine failed while computing this request");
                     if failed_steps == FAILED_STEPS_MAX {
                         break;
                     }
+                    self.start_over();
                 }
             }
             self.publish();
@@ -151,7 +160,7 @@ impl<B: Backend> Running<B> {
         self.scheduler.cancel(id);
         let Some(sequence) = self.sequences.remove(&id) else { return };
         let (Some(slot), Some(adapter)) = (sequence.pinned, sequence.adapter) else { return };
-        self.residency.unpin(slot);
+        self.places.unpin(slot);
         // Unloaded while it ran, and this was the last to hold it.
         if Arc::strong_count(&adapter) == 1 {
             self.forget(adapter.digest);
@@ -159,54 +168,55 @@ impl<B: Backend> Running<B> {
     }
 
     fn forget(&mut self, digest: Digest) {
-        if let Some(slot) = self.residency.forget(digest) {
-            self.made_of.backend.clear_slot(&mut self.pool, slot);
-        }
+        self.places.forget(&self.made_of.backend, digest);
     }
 
     /// schedule → batch → forward → sample → commit, on one screen.
-    fn step(&mut self) {
+    fn step(&mut self) -> Result<(), Fault> {
         let plan = self.plan();
         if plan.entries.is_empty() {
             if !self.sequences.is_empty() {
                 thread::sleep(NOTHING_TO_RUN_PAUSE);
             }
-            return;
+            return Ok(());
         }
         let Engine { backend, model, .. } = &self.made_of;
         let batch = backend.batch(rows(&plan, &self.sequences));
-        let adapters = Adapters { pool: &self.pool };
+        let adapters = Adapters { pool: &self.places.pool };
         let logits = model.forward(backend, &batch, &mut self.kv, adapters);
 
         let sampling: Vec<SequenceId> =
             plan.entries.iter().filter(|entry| entry.samples).map(|entry| entry.id).collect();
         let params: Vec<_> = sampling.iter().map(|id| self.sequences[id].sample_row()).collect();
-        let sampled =
-            backend.sample(&logits, &params).expect("This is a bug: the CPU has no faults.");
-        self.commit(&plan, &sampling, sampled);
+        match backend.sample(&logits, &params) {
+            Ok(sampled) => self.commit(&plan, &sampling, sampled),
+            Err(fault) => {
+                // Nothing of the step was committed: what others have computed is as it was.
+                plan.entries.iter().for_each(|entry| self.fail(entry.id, &fault.message));
+                return Err(fault);
+            }
+        }
+        Ok(())
     }
 
-    /// Asks the scheduler; an adapter is put into a slot when its first sequence is to run.
+    /// Asks the scheduler; an adapter is put into a slot when its first sequence is to run, and
+    /// that sequence waits until it is there.
     fn plan(&mut self) -> Plan {
-        let Self { scheduler, sequences, residency, made_of, pool, .. } = self;
-        scheduler.plan(&mut |id| {
+        let Self { scheduler, sequences, places, made_of, stats, .. } = self;
+        let mut refused = Vec::new();
+        let plan = scheduler.plan(&mut |id| {
             let Some(sequence) = sequences.get_mut(&id) else { return false };
             let Some(adapter) = &sequence.adapter else { return true };
-            if sequence.pinned.is_some() {
-                return true;
-            }
-            let slot = match residency.pin(adapter.digest) {
-                None => return false,
-                Some(Pinned::Resident(slot)) => slot,
-                Some(Pinned::Write(slot)) => {
-                    let written = made_of.backend.write_slot(pool, slot, adapter.delta.clone());
-                    written.expect("This is a bug: every adapter fits the host.");
-                    slot
+            match places.place(&made_of.backend, adapter, &mut sequence.pinned, stats) {
+                Ok(can_run) => can_run,
+                Err(why) => {
+                    refused.push((id, why));
+                    false
                 }
-            };
-            sequence.pinned = Some(slot);
-            true
-        })
+            }
+        });
+        refused.into_iter().for_each(|(id, why)| self.fail(id, &why));
+        plan
     }
 
     /// Records the drawn tokens and tells the clients. A client that cannot take an event at once
@@ -244,17 +254,26 @@ impl<B: Backend> Running<B> {
         self.stats.steps_total.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// After a panic nothing the step touched can be trusted: start over, with the model as it is.
-    fn fail_everything(&mut self, why: &str) {
+    fn fail(&mut self, id: SequenceId, why: &str) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.send(Event::Failed(why.to_owned()));
+        }
+        self.end(id);
+    }
+
+    fn fail_all(&mut self, why: &str) {
         for (_, mut sequence) in std::mem::take(&mut self.sequences) {
             sequence.send(Event::Failed(why.to_owned()));
         }
+    }
+
+    /// After a panic nothing the step touched can be trusted, but the model is as it was.
+    fn start_over(&mut self) {
         let Engine { backend, kv_shape, scheduler, adapter_slots_max, .. } = &self.made_of;
         if let Ok(fresh) = Scheduler::new(scheduler.clone()) {
             self.scheduler = fresh;
         }
-        self.residency = Residency::new(*adapter_slots_max);
-        self.pool = backend.pool(*adapter_slots_max);
+        self.places = Places::new(backend, *adapter_slots_max);
         self.kv = backend.kv(*kv_shape);
     }
 
@@ -265,7 +284,7 @@ impl<B: Backend> Running<B> {
         stats.running.store(counts.running, Ordering::Relaxed);
         stats.blocks_used.store(counts.blocks_used, Ordering::Relaxed);
         stats.blocks_total.store(counts.blocks_total, Ordering::Relaxed);
-        stats.adapters_resident.store(self.residency.resident(), Ordering::Relaxed);
+        stats.adapters_resident.store(self.places.resident(), Ordering::Relaxed);
         stats.preemptions_total.store(counts.preemptions_total, Ordering::Relaxed);
         stats.prefix_hit_tokens_total.store(counts.prefix_hit_tokens_total, Ordering::Relaxed);
         let queried = counts.prefix_query_tokens_total;

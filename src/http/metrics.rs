@@ -197,6 +197,13 @@ pub(super) fn page(state: &State) -> String {
     let counters = [
         ("vllm:prompt_tokens_total", "Prompt tokens processed.", &stats.prompt_tokens_total),
         ("vllm:generation_tokens_total", "Tokens drawn.", &stats.generation_tokens_total),
+        ("tessera:failed_steps_total", "Steps that failed.", &stats.failed_steps_total),
+        ("tessera:adapter_loads_total", "Adapters put on the device.", &stats.adapter_loads_total),
+        (
+            "tessera:adapter_evictions_total",
+            "Adapters that left the device for others.",
+            &stats.adapter_evictions_total,
+        ),
         (
             "vllm:prefix_cache_queries_total",
             "Prompt tokens looked up in the prefix cache.",

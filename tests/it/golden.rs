@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tessera::adapter::Adapter;
+use tessera::backend::Backend;
 use tessera::backend::cpu::Cpu;
 use tessera::engine::{EngineHandle, Event};
 use tessera::ids::{Slot, TokenId};
+use tessera::model::Model;
 use tessera::request::{Limits, Request, RequestFields, SamplingParams};
 
 use crate::harness::{Golden, distance, golden_dir, logits, roomy};
@@ -80,7 +82,7 @@ fn cases(golden: &Golden) -> Vec<(String, Option<Arc<Adapter>>, Expected)> {
     std::iter::once(base).chain(adapters).collect()
 }
 
-fn models() -> Vec<String> {
+pub fn models() -> Vec<String> {
     let entries = std::fs::read_dir(golden_dir()).unwrap().map(Result::unwrap);
     let dirs = entries.filter(|e| e.path().join("config.json").exists());
     let mut names: Vec<String> = dirs.map(|e| e.file_name().into_string().unwrap()).collect();
@@ -91,11 +93,20 @@ fn models() -> Vec<String> {
 
 #[test]
 fn logits_of_every_adapter_in_one_batch_equal_pefts() {
+    check_logits(&|golden, _, _| {
+        let backend = Cpu::new(2);
+        let model = golden.model(&backend);
+        (backend, model)
+    });
+}
+
+/// Opens a model for steps of so many rows and adapters.
+type Open<'a, B> = &'a dyn Fn(&Golden, usize, usize) -> (B, Model<B>);
+
+pub fn check_logits<B: Backend>(device: Open<'_, B>) {
     let mut worst = (0.0, String::new());
     for name in models() {
         let golden = Golden::open(&name, None);
-        let backend = Cpu::new(2);
-        let model = golden.model(&backend);
         let cases = cases(&golden);
         let adapters: Vec<_> = cases.iter().filter_map(|(_, a, _)| a.clone()).collect();
         let slot = |case: usize| if case == 0 { Slot::BASE } else { Slot(case as u32 - 1) };
@@ -109,6 +120,8 @@ fn logits_of_every_adapter_in_one_batch_equal_pefts() {
             .iter()
             .map(|&(case, prompt)| (slot(case), cases[case].2.prompts[prompt].ids.clone()))
             .collect();
+        let rows = prompts.iter().map(|(_, ids)| ids.len()).sum();
+        let (backend, model) = device(&golden, rows, adapters.len());
         let mut rows = logits(&golden, &backend, &model, &adapters, &prompts).into_iter();
         for ((case, prompt), (_, ids)) in order.into_iter().zip(&prompts) {
             let (adapter, _, expected) = &cases[case];
@@ -152,9 +165,13 @@ fn submit(
 
 #[test]
 fn greedy_tokens_and_logprobs_through_the_engine_equal_transformers() {
+    check_tokens(&|golden| golden.engine(roomy(), 4));
+}
+
+pub fn check_tokens(start: &dyn Fn(&Golden) -> EngineHandle) {
     for name in models() {
         let golden = Golden::open(&name, None);
-        let engine = golden.engine(roomy(), 4);
+        let engine = start(&golden);
         let vocabulary = golden.checkpoint.config.vocabulary;
         let cases = cases(&golden);
         let mut streams = Vec::new();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tessera::adapter::{Adapter, FileLimits, Load, Loader};
 use tessera::backend::{Backend, Rows, Span, cpu::Cpu};
 use tessera::dtype::Dtype;
-use tessera::engine::{CheckpointBase, Engine, EngineHandle};
+use tessera::engine::{CheckpointBase, Engine, EngineHandle, wait_until_ready};
 use tessera::ids::{BlockId, Slot, TokenId};
 use tessera::model::{Checkpoint, Model};
 use tessera::scheduler::SchedulerConfig;
@@ -59,7 +59,7 @@ impl Golden {
         names
     }
 
-    pub fn model(&self, backend: &Cpu) -> Model<Cpu> {
+    pub fn model<B: Backend>(&self, backend: &B) -> Model<B> {
         Model::load(&self.checkpoint, backend, POSITIONS_MAX, &|_| {})
     }
 
@@ -103,10 +103,10 @@ pub fn prompts_as_rows(prompts: &[(Slot, Vec<TokenId>)]) -> Rows {
 }
 
 /// Logits of every row of `prompts`, computed in one step.
-pub fn logits(
+pub fn logits<B: Backend>(
     golden: &Golden,
-    backend: &Cpu,
-    model: &Model<Cpu>,
+    backend: &B,
+    model: &Model<B>,
     adapters: &[Arc<Adapter>],
     prompts: &[(Slot, Vec<TokenId>)],
 ) -> Vec<Vec<f32>> {
@@ -114,7 +114,9 @@ pub fn logits(
     let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS));
     let mut pool = backend.pool(adapters.len());
     for (slot, adapter) in adapters.iter().enumerate() {
-        backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone()).unwrap();
+        let slot = Slot(slot as u32);
+        backend.write_slot(&mut pool, slot, adapter.delta.clone()).unwrap();
+        wait_until_ready(backend, &pool, slot).unwrap();
     }
     let batch = backend.batch(prompts_as_rows(prompts));
     let adapters = tessera::backend::Adapters { pool: &pool };

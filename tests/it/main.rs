@@ -8,6 +8,7 @@ mod backend;
 mod broken;
 mod client;
 mod configs;
+mod cuda;
 mod definitions;
 mod fake;
 mod families;

@@ -15,12 +15,16 @@ const LAYERS: &[&[&str]] = &[
     &["delta", "request", "site"],
     &["dtype", "ids"],
 ];
-/// The only files that may say `unsafe`: the vector kernels, the instructions they are made of, and
-/// the mapping of checkpoint files.
+/// The only files that may say `unsafe`: the vector kernels, the instructions they are made of, the
+/// calls to the driver, and the mapping of checkpoint files.
 const UNSAFE_FILES: &[&str] = &[
     "backend/cpu/simd.rs",
     "backend/cpu/simd/elementwise.rs",
     "backend/cpu/simd/lanes.rs",
+    "backend/cuda/launch.rs",
+    "backend/cuda/launch/blas.rs",
+    "backend/cuda/launch/nvrtc.rs",
+    "backend/cuda/launch/stream.rs",
     "model/mmap.rs",
 ];
 const FILE_LINES_MAX: usize = 500;

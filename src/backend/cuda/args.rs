@@ -16,7 +16,7 @@ macro_rules! arguments {
     ($($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {
         $($(#[$meta])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default)]
+        #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
         #[allow(missing_docs)]
         pub struct $name { $(pub $field: $type,)* })*
     };
@@ -33,24 +33,25 @@ arguments! {
         changes: Address, entry_slot: Address, entry_weight: Address, rows: Address, h: Address,
         plane_stride: u64, rank_stride: u32, linears: u32, planes: u32, sites: u32,
     }
-    Work { entry: u32, rows: u32, linear: u32, rank_first: u32, split: u32, }
+    Work { entry: u32, rows: u32, rank_first: u32, }
     Shrink {
         x: Address, work: Address, work_count: Address, entry_row: Address, entry_slot: Address,
         changes: Address, h: Address, plane_stride: u64, rank_stride: u32, linears: u32,
-        sites: u32, in_features: u32, k_chunk: u32, site: [u32; LINEARS],
+        sites: u32, in_features: u32, k_chunk: u32, splits: u32, site: [u32; LINEARS],
     }
     Group { first: u32, rows: u32, entry: u32, parts: u32, }
     Expand {
         y: Address, bias: Address, order: Address, groups: Address, group_count: Address,
-        deltas: Deltas, site: u32, linear: u32, out: u32, reserved: u32,
+        deltas: Deltas, y_stride: u64, site: u32, linear: u32, out: u32, reserved: u32,
     }
     Replace {
         x: Address, y: Address, order: Address, groups: Address, group_count: Address,
-        entry_slot: Address, changes: Address, sites: u32, site: u32, in_features: u32, out: u32,
+        entry_slot: Address, changes: Address, y_stride: u64, sites: u32, site: u32,
+        in_features: u32, out: u32,
     }
     SiluMul {
         gate: Address, up: Address, out: Address, gate_bias: Address, up_bias: Address,
-        deltas: Deltas, gate_site: u32, up_site: u32, cols: u32, reserved: u32,
+        deltas: Deltas, stride: u64, gate_site: u32, up_site: u32, cols: u32, reserved: u32,
     }
     Add { x: Address, y: Address, cols: u32, reserved: u32, }
     Embed {
@@ -67,8 +68,8 @@ arguments! {
         norm: RmsNorm,
     }
     RopeInput {
-        x: Address, row_stride: u64, bias: Address, norm_weight: Address, heads: u32, site: u32,
-        norm_site: u32, reserved: u32,
+        x: Address, row_stride: u64, bias: Address, norm_weight: Address,
+        norm_shift: Address, heads: u32, site: u32, norm_site: u32, reserved: u32,
     }
     RopeStore {
         q: RopeInput, k: RopeInput, v: RopeInput, deltas: Deltas, cos: Address, sin: Address,
@@ -76,7 +77,8 @@ arguments! {
         values: Address, block_tokens: u32, head_dim: u32, half: u32, block_heads: u32, eps: f32,
         reserved: u32,
     }
-    Tile { row: u32, rows: u32, first: u32, }
+    Fold { from: Address, to: Address, change: Address, cols: u32, embedding: u32, }
+    Tile { row: u32, rows: u32, first: u32, before: u32, }
     Attention {
         q: Address, q_stride: u64, out: Address, keys: Address, values: Address,
         positions: Address, row_table: Address, block_tables: Address, tiles: Address,

@@ -1,3 +1,442 @@
-//! NVIDIA cards, through the driver alone: nothing of CUDA is needed to build.
+//! NVIDIA GPUs: kernels of our own beside cuBLASLt's products, decode steps replayed from
+//! recordings. All memory is taken at start.
+//!
+//! The driver, cuBLASLt and NVRTC are opened at run time: the same program runs without them.
+//! Nothing waits for the card but the read of the drawn tokens. So an error shows there: ops after
+//! the first that failed do nothing, and `sample` or `download` tells it.
 
+mod arena;
 pub mod args;
+mod attention;
+mod compile;
+mod fold;
+mod launch;
+mod memory;
+mod ops;
+mod pool;
+mod sample;
+mod step;
+mod tables;
+mod tensor;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytemuck::Pod;
+
+use self::arena::Arena;
+use self::args::Address;
+use self::compile::Kernels;
+pub use self::launch::OpenError;
+use self::launch::{Card, Memory, Products, Stream};
+use self::memory::{Bump, Taken, Vectors};
+pub use self::memory::{DeviceMemory, Kv, StepLimits};
+pub use self::pool::Pool;
+use self::sample::SampleMemory;
+pub use self::step::Batch;
+use self::step::Recordings;
+pub use self::tensor::Tensor;
+use super::{
+    Adapters, AttentionShape, Backend, Embedding, Fault, HostMatrix, KvShape, Linear, Norm,
+    RopeTable, Rows, SampleRow, Sampled, SlotError,
+};
+use crate::delta::{Delta, SiteDelta};
+use crate::dtype::{Dtype, Values};
+use crate::ids::Slot;
+
+/// For products whose sums are split: what cuBLASLt recommends for recent cards.
+const WORKSPACE_BYTES: u64 = 32 << 20;
+
+/// What a process needs to know before it opens a card.
+#[derive(Clone, Copy)]
+pub struct CudaSettings<'a> {
+    /// Which card, as `CUDA_VISIBLE_DEVICES` counts them.
+    pub ordinal: usize,
+    /// Width of weights, activations, adapters and KV.
+    pub dtype: Dtype,
+    /// Bytes of the model's matrices.
+    pub weight_bytes: u64,
+    /// How many there are.
+    pub matrices: usize,
+    /// Query heads of one key/value head.
+    pub group: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Widest x of a linear.
+    pub width_max: usize,
+    /// Tokens of one KV page.
+    pub block_tokens: usize,
+    /// Longest sequence.
+    pub context_tokens_max: usize,
+    /// Folder of compiled kernels; `None` compiles at every start.
+    pub kernel_cache: Option<&'a Path>,
+    /// Told what takes time.
+    pub heard: &'a dyn Fn(&str),
+}
+
+/// What is fixed about the model.
+#[derive(Clone, Copy, Debug)]
+struct ModelShape {
+    group: usize,
+    head_dim: usize,
+    width_max: usize,
+    block_tokens: usize,
+    split_tokens: usize,
+}
+
+/// One card.
+#[derive(Debug)]
+pub struct Cuda {
+    card: Card,
+    dtype: Dtype,
+    model: ModelShape,
+    kernels: Kernels,
+    products: Products,
+    stream: Stream,
+    weights: Mutex<Bump>,
+    vectors: Mutex<Vectors>,
+    /// The first error since the last one was told.
+    fault: Mutex<Option<Fault>>,
+    /// Steps only take their places: nothing runs.
+    dry: AtomicBool,
+    arena: Mutex<Arena>,
+    tables: Mutex<memory::StepTables>,
+    sampling: Mutex<Option<SampleMemory>>,
+    recordings: Mutex<Recordings>,
+    taken: OnceLock<Taken>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A frozen matrix on the card.
+#[derive(Debug)]
+pub struct Weight {
+    address: Address,
+    bytes: u64,
+    _memory: Memory,
+}
+
+/// A frozen f32 vector on the card, and on the host to be merged with others.
+#[derive(Debug)]
+pub struct Vector {
+    address: Address,
+    values: Vec<f32>,
+}
+
+/// Rotary cosines and sines on the card.
+#[derive(Debug)]
+pub struct Rope {
+    cos: Vector,
+    sin: Vector,
+    half: usize,
+}
+
+impl Cuda {
+    /// Opens a card, compiles the kernels or finds them compiled, and takes the weights' memory.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(settings: &CudaSettings<'_>) -> Result<Self, OpenError> {
+        let card = Card::open(settings.ordinal)?;
+        let kernels = Kernels::load(&card, settings.dtype, settings.kernel_cache, settings.heard)?;
+        let mend = "a smaller model or a larger card is needed";
+        let workspace = card.allocate(WORKSPACE_BYTES, "cuBLASLt's workspace", mend)?;
+        let products = Products::open(settings.dtype, workspace)?;
+        let room = settings.matrices as u64 * arena::ALIGNMENT_BYTES;
+        let weights = card.allocate(settings.weight_bytes + room, "the model's weights", mend)?;
+        let model = ModelShape {
+            group: settings.group,
+            head_dim: settings.head_dim,
+            width_max: settings.width_max,
+            block_tokens: settings.block_tokens,
+            split_tokens: attention::split_tokens(settings.context_tokens_max),
+        };
+        Ok(Self {
+            stream: card.stream()?,
+            card,
+            dtype: settings.dtype,
+            model,
+            kernels,
+            products,
+            weights: Mutex::new(Bump::new(weights)),
+            vectors: Mutex::default(),
+            fault: Mutex::default(),
+            dry: AtomicBool::new(false),
+            arena: Mutex::new(Arena::at(0, 0)),
+            tables: Mutex::default(),
+            sampling: Mutex::default(),
+            recordings: Mutex::default(),
+            taken: OnceLock::new(),
+        })
+    }
+
+    /// The card and its driver, for people.
+    pub fn describe(&self) -> String {
+        let ((major, minor), driver) = (self.card.capability(), self.card.driver_version());
+        format!(
+            "{} (compute capability {major}.{minor}, driver for CUDA {}.{})",
+            self.card.name(),
+            driver / 1000,
+            driver % 1000 / 10
+        )
+    }
+
+    /// Steps that are recorded now.
+    pub fn recorded(&self) -> usize {
+        lock(&self.recordings).ready()
+    }
+
+    /// The first error since the last call, if any: for what returns none of its own.
+    ///
+    /// # Errors
+    /// That error.
+    pub fn settled(&self) -> Result<(), Fault> {
+        let mut fault = lock(&self.fault);
+        match &*fault {
+            None => Ok(()),
+            Some(lost) if lost.lost => Err(lost.clone()),
+            Some(_) => Err(fault.take().expect("This is a bug: it was there.")),
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        lock(&self.fault).is_none()
+    }
+
+    fn is_dry(&self) -> bool {
+        self.dry.load(Ordering::Relaxed)
+    }
+
+    /// Calls the card, unless something went wrong before. Whether all is well.
+    fn attempt(&self, call: impl FnOnce() -> Result<(), Fault>) -> bool {
+        if self.is_dry() || !self.is_well() {
+            return false;
+        }
+        match self.card.bind().and_then(|()| call()) {
+            Ok(()) => true,
+            Err(fault) => {
+                tracing::error!("{fault}");
+                *lock(&self.fault) = Some(fault);
+                false
+            }
+        }
+    }
+
+    fn fail(&self, message: &str) {
+        self.attempt(|| Err(Fault { message: message.to_owned(), lost: false }));
+    }
+
+    fn launch<A: Pod>(
+        &self,
+        name: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        args: &A,
+    ) {
+        self.attempt(|| {
+            self.stream.launch(self.kernels.get(name)?, grid, threads, shared_bytes, args)
+        });
+    }
+
+    fn vector(&self, values: &[f32]) -> Vector {
+        let mut address = 0;
+        self.attempt(|| {
+            let bytes: &[u8] = bytemuck::cast_slice(values);
+            let place = lock(&self.vectors).take(&self.card, bytes.len() as u64)?;
+            address = place.address();
+            self.stream.upload_now(bytes, &place)
+        });
+        Vector { address, values: values.to_vec() }
+    }
+
+    fn arena(&self) -> Arena {
+        lock(&self.arena).clone()
+    }
+
+    fn model_group(&self) -> usize {
+        self.model.group
+    }
+
+    fn has_prefill_kernel(&self) -> bool {
+        attention::has_tensor_cores(self.dtype, self.model.head_dim)
+    }
+
+    fn split_tokens(&self) -> usize {
+        self.model.split_tokens
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.model.block_tokens
+    }
+
+    fn width_max(&self) -> usize {
+        self.model.width_max
+    }
+}
+
+impl Backend for Cuda {
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type Vector = Vector;
+    type Kv = Kv;
+    type Pool = Pool;
+    type Batch = Batch;
+    type Rope = Rope;
+
+    fn upload(&self, matrix: HostMatrix) -> Weight {
+        let values = matrix.values.cast(self.dtype);
+        let bytes = values.bytes() as u64;
+        let mut weights = lock(&self.weights);
+        let place = weights.take(bytes);
+        let address = place.as_ref().map_or(0, launch::Region::address);
+        self.attempt(|| match &place {
+            Some(place) => self.stream.upload_now(values.as_bytes(), place),
+            None => Err(Fault {
+                message: "the model has more weights than its configuration says".into(),
+                lost: false,
+            }),
+        });
+        Weight { address, bytes, _memory: weights.memory() }
+    }
+
+    fn upload_vector(&self, vector: &[f32]) -> Vector {
+        self.vector(vector)
+    }
+
+    fn upload_rope(&self, rope: RopeTable) -> Rope {
+        let [cos, sin] = [rope.cos, rope.sin].map(|v| Vector { values: vec![], ..self.vector(&v) });
+        Rope { cos, sin, half: rope.half }
+    }
+
+    fn kv(&self, shape: KvShape) -> Kv {
+        self.taken_kv(shape)
+    }
+
+    fn pool(&self, slots: usize) -> Pool {
+        Pool::new(slots, self.taken.get().map(|taken| taken.adapters.clone()))
+    }
+
+    fn write_slot(&self, pool: &mut Pool, slot: Slot, delta: Arc<Delta>) -> Result<(), SlotError> {
+        pool.write(slot, delta)
+    }
+
+    fn slot_ready(&self, pool: &Pool, slot: Slot) -> Result<bool, SlotError> {
+        pool.ready(slot)
+    }
+
+    fn clear_slot(&self, pool: &mut Pool, slot: Slot) {
+        pool.clear(slot);
+    }
+
+    fn batch(&self, rows: Rows) -> Batch {
+        Batch::new(rows)
+    }
+
+    fn run(
+        &self,
+        batch: &Batch,
+        adapters: Adapters<'_, Self>,
+        ops: impl FnMut() -> Tensor,
+    ) -> Tensor {
+        self.run_batch(batch, adapters.pool, ops)
+    }
+
+    fn embed(&self, table: &Embedding<Self>, batch: &Batch, _: Adapters<'_, Self>) -> Tensor {
+        self.embed_rows(table, batch.step())
+    }
+
+    fn linears<const N: usize>(
+        &self,
+        x: &Tensor,
+        linears: [&Linear<Self>; N],
+        batch: &Batch,
+        _: Adapters<'_, Self>,
+    ) -> [Tensor; N] {
+        self.linear_rows(x, linears, batch.step().rows(), false)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Tensor,
+        norm: &Norm<Self>,
+        batch: &Batch,
+        _: Adapters<'_, Self>,
+    ) -> Tensor {
+        self.norm_rows(x, norm, batch.step().rows())
+    }
+
+    fn rope_and_store(
+        &self,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        v: &Tensor,
+        rope: &Rope,
+        layer: usize,
+        kv: &mut Kv,
+        batch: &Batch,
+    ) {
+        self.rope_rows([q, k, v], rope, layer, kv, batch.step());
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        shape: &AttentionShape,
+        layer: usize,
+        kv: &Kv,
+        batch: &Batch,
+    ) -> Tensor {
+        self.attention_rows(q, shape, layer, kv, batch.step())
+    }
+
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        self.silu_mul_rows(gate, up)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        self.add_rows(x, y);
+    }
+
+    fn last_rows(&self, x: &Tensor, batch: &Batch) -> Tensor {
+        self.gather(x, batch.step())
+    }
+
+    fn head(
+        &self,
+        x: &Tensor,
+        head: &Linear<Self>,
+        batch: &Batch,
+        _: Adapters<'_, Self>,
+    ) -> Tensor {
+        let [logits] = self.linear_rows(x, [head], batch.step().logit_rows(), true);
+        logits
+    }
+
+    fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>, Fault> {
+        let sampled = self.sample_rows(logits, rows);
+        self.step_is_over();
+        sampled
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
+        let values = self.read(x);
+        self.step_is_over();
+        values
+    }
+
+    fn fold_linear(&self, linear: &mut Linear<Self>, change: &SiteDelta, pool: &Values) {
+        self.merge_linear(linear, change, pool);
+    }
+
+    fn fold_norm(&self, norm: &mut Norm<Self>, change: &SiteDelta) {
+        self.merge_norm(norm, change);
+    }
+
+    fn fold_embedding(&self, table: &mut Embedding<Self>, change: &SiteDelta, pool: &Values) {
+        self.merge_embedding(table, change, pool);
+    }
+}

@@ -90,10 +90,12 @@ fn at(table: &[u32], shape: &Shape, head: usize, position: usize) -> usize {
 fn tiles(shape: &Shape, queries: usize) -> Vec<Tile> {
     let group = shape.heads / shape.kv_heads;
     let mut row = 0;
-    let mut all = Vec::new();
+    let (mut all, mut before) = (Vec::new(), 0);
     for &(_, len) in shape.spans {
-        let firsts = (0..len * group).step_by(queries);
-        all.extend(firsts.map(|first| Tile { row, rows: len as u32, first: first as u32 }));
+        let firsts = (0..(len * group) as u32).step_by(queries);
+        let tile = |first| Tile { row, rows: len as u32, first, before: before + first };
+        all.extend(firsts.map(tile));
+        before += (len * group) as u32;
         row += len as u32;
     }
     all
@@ -150,7 +152,7 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
     };
     // Fewer blocks than splits and tiles: both are taken in turn.
     kernels.launch(name, [2, kv_heads as u32, 3], 128, shared, &args);
-    kernels.launch("attention_combine", [n as u32, heads as u32, 1], 128, 0, &args);
+    kernels.launch("attention_combine", [64, kv_heads as u32, 2], 128, 0, &args);
     let (out, _, _) = (out.floats(), partial.floats(), sums.floats());
     let tensor_cores = name != "attention_any";
     for row in 0..n {

@@ -45,11 +45,12 @@ fn check_shrink(kernels: &Kernels, rng: &mut Rng, shape: &Shape) {
     let x_at = Buffer::of(x_width, &x);
     plan.entry_row_at =
         Buffer::raw(&plan.entry_row.iter().map(|r| r + first_row).collect::<Vec<_>>());
-    let splits = input.div_ceil(k_chunk);
+    // One more than x has columns for.
+    let splits = input.div_ceil(k_chunk) + 1;
     let rank_stride = rank + 1;
     let plane_stride = plan.entries() * sites.len() * rank_stride + 3;
     let h = Buffer::poison(Width::F32, splits * plane_stride);
-    let work = plan.work(&world, &sites, splits);
+    let work = plan.work(&world);
     let (work_at, count_at) = (Buffer::raw(&work), Buffer::raw(&[work.len() as u32]));
     let args = Shrink {
         x: x_at.as_if_from(u64::from(first_row) * input as u64),
@@ -65,6 +66,7 @@ fn check_shrink(kernels: &Kernels, rng: &mut Rng, shape: &Shape) {
         sites: 3,
         in_features: input as u32,
         k_chunk: k_chunk as u32,
+        splits: splits as u32,
         site: [sites[0] as u32, sites[1] as u32, sites[2] as u32, 0],
     };
     // Fewer blocks than work items, as a captured graph may have.
@@ -78,7 +80,7 @@ fn check_shrink(kernels: &Kernels, rng: &mut Rng, shape: &Shape) {
                 let at = (plan.entry(row, part) * 3 + linear) * rank_stride;
                 for split in 0..splits {
                     let mut only = vec![0.0; input];
-                    let range = split * k_chunk..((split + 1) * k_chunk).min(input);
+                    let range = (split * k_chunk).min(input)..((split + 1) * k_chunk).min(input);
                     only[range.clone()].copy_from_slice(&x[range]);
                     for (r, expected) in world.hidden(slot, site, &only).into_iter().enumerate() {
                         let at = split * plane_stride + at + r;
@@ -144,19 +146,23 @@ fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool,
     let world = World::new(rng, kernels.p, &specs(rank, 8, out, 2), pool_from);
     let mut plan = Plan::new(shape.rows.clone());
     let planes = Planes::random(rng, &world, &plan, &sites);
-    let y: Vec<f32> = rng.vec(plan.rows.len() * out).into_iter().map(|v| width.round(v)).collect();
+    // Outputs of several linears may lie side by side.
+    let stride = out + 5;
+    let y: Vec<f32> =
+        rng.vec(plan.rows.len() * stride).into_iter().map(|v| width.round(v)).collect();
     let bias = bias.then(|| rng.vec(out));
     let y_at = Buffer::of(width, &y);
     let bias_at = bias.as_ref().map(|b| Buffer::of(Width::F32, b));
     let order: Vec<u32> = plan.order_at.integers().iter().map(|r| r + first_row).collect();
     plan.order_at = Buffer::raw(&order);
     let args = Expand {
-        y: y_at.as_if_from(u64::from(first_row) * out as u64),
+        y: y_at.as_if_from(u64::from(first_row) * stride as u64),
         bias: bias_at.as_ref().map_or(0, Buffer::at),
         order: plan.order_at.at(),
         groups: plan.groups_at.at(),
         group_count: plan.group_count_at.at(),
         deltas: planes.deltas(&plan, &world, 0),
+        y_stride: stride as u64,
         site: 1,
         linear: 1,
         out: out as u32,
@@ -167,8 +173,10 @@ fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool,
     let actual = y_at.floats();
     for (row, parts) in plan.rows.iter().enumerate() {
         let h = planes.row(&world, &plan, row, 1);
+        let beside = row * stride + out..(row + 1) * stride;
+        assert_eq!(actual[beside.clone()], y[beside], "what stands beside is another's");
         for column in 0..out {
-            let at = row * out + column;
+            let at = row * stride + column;
             let base = f64::from(y[at]) + bias.as_ref().map_or(0.0, |b| f64::from(b[column]));
             let expected = world.output(parts, 1, column, base, &h);
             let what = format!("row {row} column {column} {parts:?}");
@@ -244,6 +252,7 @@ fn an_own_weight_stands_in_for_the_bases() {
             group_count: plan.group_count_at.at(),
             entry_slot: plan.entry_slot_at.at(),
             changes: world.changes.at(),
+            y_stride: out as u64,
             sites: 1,
             site: 0,
             in_features: input as u32,

@@ -80,8 +80,8 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
     let qkv_at = Buffer::of(kernels.x, &qkv);
     let biases = widths.map(|w| Some(rng.vec(w)));
     let bias_at = biases.each_ref().map(|b| Buffer::of(Width::F32, b.as_ref().unwrap()));
-    let weight = rng.vec(head_dim);
-    let weight_at = Buffer::of(Width::F32, &weight);
+    let norm = [(); 2].map(|()| rng.vec(head_dim));
+    let [weight_at, shift_at] = norm.each_ref().map(|v| Buffer::of(Width::F32, v));
     let row_table: Vec<u32> = (0..n as u32).map(|i| 3 * i).collect();
     let block = kv_heads * BLOCK_TOKENS * head_dim;
     let [keys, values] = [(); 2].map(|()| Buffer::poison(kernels.kv, 3 * n * block));
@@ -92,6 +92,7 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
         row_stride: stride as u64,
         bias: bias_at[i].at(),
         norm_weight: if norms && i < 2 { weight_at.at() } else { 0 },
+        norm_shift: if norms && i < 2 { shift_at.at() } else { 0 },
         heads: [heads, kv_heads, kv_heads][i] as u32,
         site: i as u32,
         norm_site: 3,
@@ -138,10 +139,10 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
         cols: widths[i],
         linear: i,
     };
-    let weight = norms.then_some(weight.as_slice());
+    let norm = norms.then_some(&norm);
     let heads = |i: usize| {
         let linear = linear(i);
-        let row = |row| finished(kernels, &places, &linear, row, head_dim, weight);
+        let row = |row| finished(kernels, &places, &linear, row, head_dim, norm);
         (0..n).map(row).collect::<Vec<_>>()
     };
     let q = qkv_at.floats();
@@ -161,18 +162,18 @@ fn finished(
     linear: &Linear<'_>,
     row: usize,
     head_dim: usize,
-    norm_weight: Option<&[f32]>,
+    norm: Option<&[Vec<f32>; 2]>,
 ) -> Vec<(f64, f64)> {
     if linear.linear == 2 {
         return linear.row(row);
     }
     let head = |raw: &[(f64, f64)]| {
-        let Some(weight) = norm_weight else { return places.rotate(row, raw) };
+        let Some([weight, shift]) = norm else { return places.rotate(row, raw) };
         let stored: Vec<f64> = raw.iter().map(|v| f64::from(kernels.x.round(v.0 as f32))).collect();
         let parts = &linear.plan.rows[row];
         let normed: Vec<(f64, f64)> = (0..raw.len())
             .map(|d| {
-                let (value, size) = normed(linear.world, parts, 3, &stored, d, weight, None);
+                let (value, size) = normed(linear.world, parts, 3, &stored, d, weight, Some(shift));
                 // An error of what is normed counts as a share of it.
                 (value, size * (1.0 + raw[d].1 / raw[d].0.abs().max(1e-3)))
             })

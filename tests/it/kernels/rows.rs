@@ -74,17 +74,24 @@ fn check_silu_mul(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, first
     let planes = Planes::random(rng, &world, &plan, &[0, 1]);
     let [gate, up] = [(); 2].map(|()| values(rng, kernels.x, n * cols));
     let gate_bias = (n % 2 == 1).then(|| rng.vec(cols));
-    let [gate_at, up_at] = [&gate, &up].map(|v| Buffer::of(kernels.x, v));
+    // Side by side, as one product leaves them.
+    let stride = 2 * cols;
+    let pairs = gate.chunks(cols).zip(up.chunks(cols));
+    let both: Vec<f32> = pairs.flat_map(|(gate, up)| [gate, up].concat()).collect();
+    let both = Buffer::of(kernels.x, &both);
+    let gate_at = both.as_if_from(far(first_row, stride));
+    let up_at = gate_at.wrapping_add((cols * kernels.x.bytes()) as u64);
     let bias_at = gate_bias.as_ref().map(|b| Buffer::of(Width::F32, b));
     let out = Buffer::poison(kernels.x, n * cols);
     let from = far(first_row, cols);
     let args = SiluMul {
-        gate: gate_at.as_if_from(from),
-        up: up_at.as_if_from(from),
+        gate: gate_at,
+        up: up_at,
         out: out.as_if_from(from),
         gate_bias: bias_at.as_ref().map_or(0, Buffer::at),
         up_bias: 0,
         deltas: planes.deltas(&plan, &world, first_row),
+        stride: stride as u64,
         gate_site: 0,
         up_site: 1,
         cols: cols as u32,

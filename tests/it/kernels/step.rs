@@ -299,25 +299,22 @@ impl Plan {
         parts.entry as usize + part * parts.stride as usize
     }
 
-    /// The work of one shrink over linears of `sites`.
-    pub fn work(&self, world: &World, sites: &[usize], splits: usize) -> Vec<Work> {
+    /// The work of one shrink.
+    pub fn work(&self, world: &World) -> Vec<Work> {
         let mut all = Vec::new();
         for group in &self.groups {
             for part in 0..group.parts {
                 let start = group.entry + part * group.rows;
                 let slot = self.entry_slot[start as usize] as usize;
-                for (linear, &site) in sites.iter().enumerate() {
-                    // A tile more than the rank asks for: it must cost nothing and write nothing.
-                    for rank in (0..=world.rank(slot, site)).step_by(SHRINK_RANKS) {
-                        for first in (0..group.rows).step_by(SHRINK_ROWS) {
-                            all.extend((0..splits).map(|split| Work {
-                                entry: start + first,
-                                rows: (group.rows - first).min(SHRINK_ROWS as u32),
-                                linear: linear as u32,
-                                rank_first: rank as u32,
-                                split: split as u32,
-                            }));
-                        }
+                let ranks = (0..world.sites).map(|site| world.rank(slot, site)).max().unwrap();
+                // A tile more than the rank asks for: it must cost nothing and write nothing.
+                for rank in (0..=ranks).step_by(SHRINK_RANKS) {
+                    for first in (0..group.rows).step_by(SHRINK_ROWS) {
+                        all.push(Work {
+                            entry: start + first,
+                            rows: (group.rows - first).min(SHRINK_ROWS as u32),
+                            rank_first: rank as u32,
+                        });
                     }
                 }
             }

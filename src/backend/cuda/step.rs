@@ -1,0 +1,377 @@
+//! One step on the card: its tables in one upload, and decode steps replayed from recordings.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+
+use super::args::{Address, Deltas};
+use super::launch::Graph;
+use super::tables::{self, DeltaTables, Fixed, Shape, Tables};
+use super::tensor::{Place, Tensor};
+use super::{Cuda, Pool, lock};
+use crate::backend::{Fault, Rows};
+use crate::ids::{BlockId, Slot};
+
+/// Rows of a recorded step at most.
+const RECORDED_ROWS_MAX: usize = 256;
+/// Recordings kept: each takes some memory of the card that is not taken at start.
+const RECORDINGS_MAX: usize = 256;
+/// Rows of one adapter from which an expand of its own beats one inside of the next kernel: it
+/// loads B once for eight of them.
+const STANDALONE_ROWS: usize = 4;
+/// Columns of x from which a shrink is split once more.
+const SPLIT_COLUMNS: usize = 512;
+const SPLITS_MAX: usize = 8;
+
+/// One step's rows; what they become on the card is known when they run.
+#[derive(Debug)]
+pub struct Batch {
+    pub(super) rows: Rows,
+    pub(super) step: OnceCell<Step>,
+}
+
+impl Batch {
+    pub(super) fn new(rows: Rows) -> Self {
+        Self { rows, step: OnceCell::new() }
+    }
+
+    pub(super) fn step(&self) -> &Step {
+        self.step.get().expect("This is a bug: ops are called outside of a run.")
+    }
+}
+
+/// A step's tables on the card.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub tables: Tables,
+    /// The longest context of a short span, or of its class.
+    pub context: usize,
+    rows: RowTables,
+    logit_rows: RowTables,
+    base: Address,
+}
+
+/// What kernels read of the adapters of some rows.
+#[derive(Clone, Debug)]
+pub(super) struct RowTables {
+    /// `rows` is 0 when no row has an adapter.
+    pub deltas: Deltas,
+    pub entry_row: Address,
+    /// Room for entries.
+    pub entries: usize,
+    pub order: Address,
+    pub groups: Address,
+    pub group_count: Address,
+    pub group_count_all: Address,
+    pub groups_max: usize,
+    /// Expands run alone.
+    pub standalone: bool,
+    /// An adapter has a linear's whole weight.
+    pub own_weights: bool,
+    /// `None`: no adapter has a low-rank part.
+    pub factors: Option<Factors>,
+}
+
+/// The work of a step's shrinks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Factors {
+    pub work: Address,
+    pub work_count: Address,
+    pub works: usize,
+    pub rank_stride: usize,
+    pub splits: usize,
+}
+
+/// What a recording was made for: steps that differ in none of these run the same kernels on the
+/// same places.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Class {
+    rows: usize,
+    pages: usize,
+    adapters: bool,
+    ranks: usize,
+    standalone: bool,
+}
+
+/// What is known of a class.
+#[derive(Debug)]
+enum Recording {
+    /// It ran once: libraries have made their choices.
+    Warm,
+    Ready(Recorded),
+    /// It cannot be recorded.
+    Never,
+}
+
+#[derive(Debug)]
+struct Recorded {
+    graph: Graph,
+    logits: (Address, usize, usize),
+    /// When it was replayed last, as [`Recordings`] counts.
+    used: u64,
+}
+
+/// Recordings by class.
+#[derive(Debug, Default)]
+pub(super) struct Recordings {
+    by_class: HashMap<Class, Recording>,
+    clock: u64,
+}
+
+impl Recordings {
+    pub(super) fn ready(&self) -> usize {
+        self.by_class.values().filter(|r| matches!(r, Recording::Ready(_))).count()
+    }
+
+    /// For whoever changes what recorded steps read.
+    pub(super) fn clear(&mut self) {
+        self.by_class.clear();
+    }
+
+    fn keep(&mut self, class: Class, graph: Graph, logits: (Address, usize, usize)) {
+        if self.ready() >= RECORDINGS_MAX {
+            let used = |recording: &Recording| match recording {
+                Recording::Ready(recorded) => Some(recorded.used),
+                _ => None,
+            };
+            let all = self.by_class.iter().filter_map(|(class, r)| Some((used(r)?, *class)));
+            if let Some((_, oldest)) = all.min_by_key(|(used, _)| *used) {
+                self.by_class.remove(&oldest);
+            }
+        }
+        self.clock += 1;
+        let recorded = Recorded { graph, logits, used: self.clock };
+        self.by_class.insert(class, Recording::Ready(recorded));
+    }
+}
+
+impl Step {
+    pub(super) fn at(&self, word: usize) -> Address {
+        self.base + 4 * word as u64
+    }
+
+    pub(super) fn rows(&self) -> &RowTables {
+        &self.rows
+    }
+
+    pub(super) fn logit_rows(&self) -> &RowTables {
+        &self.logit_rows
+    }
+}
+
+/// What a step's rows carry, all together.
+struct Carried {
+    ranks: usize,
+    adapters: bool,
+    standalone: bool,
+    own_weights: bool,
+}
+
+impl Carried {
+    fn of(slots: &[Slot], pool: &Pool) -> Self {
+        let mut distinct: Vec<Slot> =
+            slots.iter().copied().filter(|&slot| slot != Slot::BASE).collect();
+        let rows = distinct.len();
+        distinct.sort_unstable();
+        distinct.dedup();
+        Self {
+            ranks: distinct.iter().map(|&slot| pool.rank(slot)).max().unwrap_or(0),
+            adapters: rows > 0,
+            standalone: rows > 0 && rows >= STANDALONE_ROWS * distinct.len(),
+            own_weights: distinct.iter().any(|&slot| pool.own_weight(slot)),
+        }
+    }
+}
+
+/// Ranks of a recorded step's room: few classes, each at most four times the one before.
+fn rank_class(ranks: usize) -> usize {
+    match ranks {
+        0 => 0,
+        1..=16 => 16,
+        17..=64 => 64,
+        65..=256 => 256,
+        _ => ranks.next_power_of_two(),
+    }
+}
+
+impl Cuda {
+    /// Runs a batch's ops, or what was recorded of equal ones.
+    pub(super) fn run_batch(
+        &self,
+        batch: &Batch,
+        pool: &Pool,
+        mut ops: impl FnMut() -> Tensor,
+    ) -> Tensor {
+        let carried = Carried::of(&batch.rows.slots, pool);
+        let class = self.class(&batch.rows, &carried);
+        let (rows, fixed) = match &class {
+            None => (None, None),
+            Some(class) => {
+                let spare = BlockId(self.spare_page());
+                let padded = tables::padded(&batch.rows, class.rows, spare);
+                (Some(padded), Some(Fixed { pages: class.pages, ranks: class.ranks }))
+            }
+        };
+        let rows = rows.as_ref().unwrap_or(&batch.rows);
+        let step = self.upload_step(rows, fixed, &carried, pool);
+        let wanted = batch.rows.logit_rows.len();
+        assert!(batch.step.set(step).is_ok(), "This is a bug: a batch runs once.");
+        let mut logits = match class {
+            Some(class) if !self.is_dry() => self.run_class(class, ops),
+            _ => ops(),
+        };
+        logits.rows = wanted;
+        logits
+    }
+
+    /// The class of a step that may be recorded: one token a sequence, all sampled.
+    fn class(&self, rows: &Rows, carried: &Carried) -> Option<Class> {
+        let n = rows.tokens.len();
+        let decodes = rows.spans.iter().all(|span| span.len == 1) && rows.logit_rows.len() == n;
+        if !decodes || n == 0 || n > RECORDED_ROWS_MAX || carried.own_weights || !self.records() {
+            return None;
+        }
+        let pages = rows.spans.iter().map(|span| span.block_table.len()).max().unwrap_or(1);
+        Some(Class {
+            rows: n.next_power_of_two(),
+            pages: pages.next_power_of_two(),
+            adapters: carried.adapters,
+            ranks: rank_class(carried.ranks),
+            standalone: carried.standalone,
+        })
+    }
+
+    fn run_class(&self, class: Class, mut ops: impl FnMut() -> Tensor) -> Tensor {
+        let mut recordings = lock(&self.recordings);
+        let recordings = &mut *recordings;
+        match recordings.by_class.get_mut(&class) {
+            Some(Recording::Ready(recorded)) => {
+                recordings.clock += 1;
+                recorded.used = recordings.clock;
+                self.attempt(|| self.stream.replay(&recorded.graph));
+                let (address, rows, cols) = recorded.logits;
+                let place = Place { address, block: None };
+                Tensor { float: true, ..Tensor::new(place, rows, cols) }
+            }
+            Some(Recording::Never) => ops(),
+            None => {
+                let logits = ops();
+                if self.is_well() {
+                    recordings.by_class.insert(class, Recording::Warm);
+                }
+                logits
+            }
+            Some(Recording::Warm) => match self.record(&mut ops) {
+                Ok((logits, graph)) => {
+                    self.attempt(|| self.stream.replay(&graph));
+                    let place = (logits.place.address, logits.rows, logits.cols);
+                    recordings.keep(class, graph, place);
+                    logits
+                }
+                Err(fault) => {
+                    tracing::warn!("steps of {} rows run unrecorded: {fault}", class.rows);
+                    recordings.by_class.insert(class, Recording::Never);
+                    ops()
+                }
+            },
+        }
+    }
+
+    /// Records ops; nothing runs. What fails is told here, unless the card is lost.
+    fn record(&self, mut ops: impl FnMut() -> Tensor) -> Result<(Tensor, Graph), Fault> {
+        self.settled()?;
+        self.card.bind()?;
+        self.stream.begin_capture()?;
+        let logits = ops();
+        // Ends the recording whatever happened during it.
+        let graph = self.stream.end_capture();
+        self.settled()?;
+        Ok((logits, graph?))
+    }
+
+    fn upload_step(
+        &self,
+        rows: &Rows,
+        fixed: Option<Fixed>,
+        carried: &Carried,
+        pool: &Pool,
+    ) -> Step {
+        let shape =
+            Shape { group: self.model_group(), prefill_kernel: self.has_prefill_kernel(), fixed };
+        let (words, tables) = tables::build(rows, &shape, &|slot| pool.rank(slot));
+        let base = self.upload_words(&words.words);
+        let context = match fixed {
+            Some(fixed) => fixed.pages * self.block_tokens(),
+            None => tables.context,
+        };
+        let at = |t: &DeltaTables| self.row_tables(t, base, fixed, carried, pool);
+        let (of_rows, logit_rows) = (at(&tables.deltas), at(&tables.logit_deltas));
+        Step { tables, context, rows: of_rows, logit_rows, base }
+    }
+
+    fn row_tables(
+        &self,
+        t: &DeltaTables,
+        base: Address,
+        fixed: Option<Fixed>,
+        carried: &Carried,
+        pool: &Pool,
+    ) -> RowTables {
+        let at = |word: usize| base + 4 * word as u64;
+        let (changes, sites) = pool.changes();
+        let deltas = Deltas {
+            changes,
+            entry_slot: at(t.entry_slot),
+            entry_weight: at(t.entry_weight),
+            rows: if carried.adapters { at(t.rows) } else { 0 },
+            sites,
+            ..Deltas::default()
+        };
+        let rank_stride = fixed.map_or(carried.ranks, |fixed| fixed.ranks);
+        let factors = Factors {
+            work: at(t.work),
+            work_count: at(t.work_count),
+            works: t.works,
+            rank_stride,
+            splits: (self.width_max() / SPLIT_COLUMNS).clamp(1, SPLITS_MAX),
+        };
+        RowTables {
+            deltas,
+            entry_row: at(t.entry_row),
+            entries: t.entries,
+            order: at(t.order),
+            groups: at(t.groups),
+            group_count: at(t.group_count),
+            group_count_all: at(t.group_count_all),
+            groups_max: t.groups_max,
+            standalone: carried.standalone,
+            own_weights: carried.own_weights,
+            factors: (rank_stride > 0).then_some(factors),
+        }
+    }
+
+    /// Puts a step's words where the kernels look for them.
+    fn upload_words(&self, words: &[u32]) -> Address {
+        let bytes: &[u8] = bytemuck::cast_slice(words);
+        let mut tables = lock(&self.tables);
+        tables.bytes_max = tables.bytes_max.max(bytes.len() as u64);
+        let tables = &mut *tables;
+        let Some(memory) = &mut tables.memory else { return 0 };
+        let address = memory.device.address();
+        self.attempt(|| {
+            if bytes.len() as u64 > memory.device.bytes() {
+                return Err(Fault {
+                    message: "a step has more tables than the one measured at start".into(),
+                    lost: false,
+                });
+            }
+            if memory.in_use {
+                self.stream.synchronize()?;
+            }
+            memory.pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+            memory.in_use = true;
+            let to = memory.device.sub(0, bytes.len() as u64);
+            self.stream.upload(&memory.pinned, 0..bytes.len(), &to)
+        });
+        address
+    }
+}

@@ -1,0 +1,129 @@
+//! What steps compute.
+
+use tessera::backend::cpu::Cpu;
+use tessera::backend::{Adapters, Backend, Rows, SampleRow, Span};
+use tessera::dtype::Dtype;
+use tessera::engine::Gpu;
+use tessera::ids::{BlockId, Slot};
+use tessera::request::SamplingParams;
+
+use super::card::{Card, is_real, limits};
+use crate::Rng;
+use crate::golden::{check_logits, check_tokens};
+use crate::harness::{BLOCK_TOKENS, Golden, logits, roomy};
+
+#[test]
+fn logits_of_every_adapter_in_one_batch_equal_pefts_on_a_card() {
+    let card = Card::new();
+    check_logits(&|golden, rows, adapters| {
+        let Gpu { backend, model, .. } = card.open(golden, limits(rows, adapters), rows);
+        (backend, model)
+    });
+}
+
+#[test]
+fn greedy_tokens_through_the_engine_equal_transformers_on_a_card() {
+    let card = Card::new();
+    check_tokens(&|golden| card.engine(golden, roomy(), 4));
+    if !is_real() {
+        assert!(card.get("replays") > 20, "{} steps were replayed", card.get("replays"));
+    }
+}
+
+/// Root of the mean square of differences, as a share of that of `b`.
+fn share(a: &[f32], b: &[f32]) -> f32 {
+    let squares = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>();
+    let difference = squares(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    (difference / squares(&mut b.iter().copied())).sqrt()
+}
+
+#[test]
+fn narrow_widths_agree_with_the_cpu() {
+    let card = Card::new();
+    for (name, dtype, bound) in
+        [("llama", Dtype::F16, 0.02), ("llama", Dtype::BF16, 0.15), ("qwen3", Dtype::F16, 0.02)]
+    {
+        let Some(name) = crate::golden::models().into_iter().find(|m| m.starts_with(name)) else {
+            panic!("no golden model starts with {name}");
+        };
+        let golden = Golden::open(&name, Some(dtype));
+        let adapters: Vec<_> =
+            golden.adapter_names().iter().map(|name| golden.adapter(name)).collect();
+        let rng = &mut Rng(5);
+        let vocabulary = golden.checkpoint.config.vocabulary;
+        // A prompt long enough for tiles of prompts, between short ones.
+        let prompts: Vec<_> = (0..=adapters.len())
+            .map(|i| {
+                let len = if i == 2 { 70 } else { 1 + i % 5 };
+                let prompt = (0..len).map(|_| rng.below(vocabulary) as u32).collect::<Vec<_>>();
+                (if i == 0 { Slot::BASE } else { Slot(i as u32 - 1) }, prompt)
+            })
+            .collect();
+        let rows: usize = prompts.iter().map(|(_, prompt)| prompt.len()).sum();
+        let Gpu { backend, model, .. } = card.open(&golden, limits(rows, adapters.len()), rows);
+        let actual = logits(&golden, &backend, &model, &adapters, &prompts);
+        let cpu = Cpu::new(2);
+        let expected = logits(&golden, &cpu, &golden.model(&cpu), &adapters, &prompts);
+        for (row, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+            let share = share(actual, expected);
+            assert!(share < bound, "{name} {dtype:?} row {row}: {share}");
+        }
+    }
+}
+
+/// One token for each of `slots`, after `context` others.
+fn decode(slots: &[Slot], context: usize, token: u32) -> Rows {
+    let mut rows = Rows::default();
+    let pages = (context + 1).div_ceil(BLOCK_TOKENS) + 1;
+    for (row, &slot) in slots.iter().enumerate() {
+        rows.tokens.push(token + row as u32);
+        rows.positions.push(context as u32);
+        rows.slots.push(slot);
+        let block_table = (row * pages..(row + 1) * pages).map(|b| BlockId(b as u32)).collect();
+        rows.spans.push(Span { start: row, len: 1, block_table });
+        rows.logit_rows.push(row as u32);
+    }
+    rows
+}
+
+#[test]
+fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
+    let card = Card::new();
+    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
+    let names = golden.adapter_names();
+    let adapters: Vec<_> = names.iter().take(6).map(|name| golden.adapter(name)).collect();
+    let Gpu { backend, model, .. } = card.open(&golden, limits(64, 6), 64);
+    let kv_shape = tessera::model::Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
+    let (mut kv, mut pool) = (backend.kv(kv_shape), backend.pool(6));
+    for (slot, adapter) in adapters.iter().enumerate() {
+        let slot = Slot(slot as u32);
+        backend.write_slot(&mut pool, slot, adapter.delta.clone()).unwrap();
+        tessera::engine::wait_until_ready(&backend, &pool, slot).unwrap();
+    }
+    let params = SamplingParams { temperature: 1.0, seed: 3, ..SamplingParams::greedy() };
+    let sample = SampleRow { params, step: 0, logprobs: Some(4) };
+    let mut step = |slots: &[Slot], token: u32| {
+        let batch = backend.batch(decode(slots, 0, token));
+        let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
+        let drawn = backend.sample(&logits, &vec![sample.clone(); slots.len()]).unwrap();
+        (drawn, backend.download(&logits).unwrap())
+    };
+    let mixes: Vec<Vec<Slot>> = vec![
+        vec![Slot(0), Slot(1), Slot::BASE],
+        vec![Slot(2), Slot(0), Slot(2)],
+        vec![Slot::BASE, Slot(5), Slot(4)],
+    ];
+    let first: Vec<_> = mixes.iter().map(|slots| step(slots, 5)).collect();
+    // Every class is warm, then recorded; later steps of other rows replay it.
+    for _ in 0..3 {
+        for (slots, first) in mixes.iter().zip(&first) {
+            step(slots, 40);
+            let again = step(slots, 5);
+            assert!(again == *first, "{slots:?}");
+        }
+    }
+    assert!(backend.recorded() > 0);
+    if !is_real() {
+        assert!(card.get("replays") >= 12);
+    }
+}
