@@ -88,16 +88,27 @@ pub struct ServeConfig {
     )]
     pub adapter_file_bytes: u64,
 
-    /// Distinct adapters in one batch; requests for further ones wait for a place.
+    /// Distinct adapters in one batch; requests for further ones wait for a place. Default: 64, and
+    /// 256 on a GPU.
     #[arg(
         long,
         env = "TESSERA_ADAPTER_SLOTS",
         value_name = "N",
-        default_value = "64",
         value_parser = parse_count,
         help_heading = "Adapters"
     )]
-    pub adapter_slots: usize,
+    pub adapter_slots: Option<usize>,
+
+    /// GPU memory for resident adapters; others wait on the host. Default: an eighth of what the
+    /// weights leave.
+    #[arg(
+        long,
+        env = "TESSERA_ADAPTER_GPU_BYTES",
+        value_name = "BYTES",
+        value_parser = parse_bytes,
+        help_heading = "Adapters"
+    )]
+    pub adapter_gpu_bytes: Option<u64>,
 
     /// Address to listen on.
     #[arg(
@@ -155,6 +166,34 @@ pub struct ServeConfig {
     )]
     pub drain_seconds: u64,
 
+    /// Where the model runs: auto (a GPU if there is one that can be used), cpu, cuda or cuda:N.
+    #[arg(
+        long,
+        env = "TESSERA_DEVICE",
+        value_name = "DEVICE",
+        default_value = "auto",
+        value_parser = parse_device,
+        help_heading = "Engine"
+    )]
+    pub device: Device,
+
+    /// Share of the GPU's memory that is taken in all; what the weights, a step and the adapters
+    /// leave of it is the KV cache.
+    #[arg(
+        long,
+        env = "TESSERA_GPU_MEMORY_UTILIZATION",
+        value_name = "SHARE",
+        default_value = "0.9",
+        value_parser = parse_share,
+        help_heading = "Engine"
+    )]
+    pub gpu_memory_utilization: f64,
+
+    /// Folder where kernels compiled for the GPU are kept; default: tessera/kernels in the user's
+    /// cache folder.
+    #[arg(long, env = "TESSERA_KERNEL_CACHE", value_name = "DIR", help_heading = "Engine")]
+    pub kernel_cache: Option<PathBuf>,
+
     /// Width weights are kept in: auto (the file's), f32, f16 or bf16.
     #[arg(
         long,
@@ -187,30 +226,29 @@ pub struct ServeConfig {
     )]
     pub max_model_len: Option<usize>,
 
-    /// Sequences that run at once.
+    /// Sequences that run at once. Default: 64, and 256 on a GPU.
     #[arg(
         long,
         env = "TESSERA_MAX_NUM_SEQS",
         value_name = "N",
-        default_value = "64",
         value_parser = parse_count,
         help_heading = "Engine"
     )]
-    pub max_num_seqs: usize,
+    pub max_num_seqs: Option<usize>,
 
-    /// Tokens of one step over all sequences; longer prompts run in chunks.
+    /// Tokens of one step over all sequences; longer prompts run in chunks. Default: 512, and 2048
+    /// on a GPU.
     #[arg(
         long,
         env = "TESSERA_MAX_NUM_BATCHED_TOKENS",
         value_name = "TOKENS",
-        default_value = "512",
         value_parser = parse_count,
         help_heading = "Engine"
     )]
-    pub max_num_batched_tokens: usize,
+    pub max_num_batched_tokens: Option<usize>,
 
     /// Memory for the KV cache, e.g. 4GiB; default: enough for every sequence at full length, and
-    /// at most a quarter of the memory available.
+    /// at most a quarter of the memory available; on a GPU, see --gpu-memory-utilization.
     #[arg(
         long,
         env = "TESSERA_KV_CACHE_BYTES",
@@ -228,6 +266,40 @@ pub struct ServeConfig {
         help_heading = "Engine"
     )]
     pub no_prefix_cache: bool,
+}
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Device {
+    /// The first GPU if one can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This GPU, as `CUDA_VISIBLE_DEVICES` counts them, or none.
+    Cuda(usize),
+}
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// The names that are known.
+pub fn parse_device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Some(Device::Auto),
+        "cpu" => Some(Device::Cpu),
+        "cuda" => Some(Device::Cuda(0)),
+        other => {
+            let number = other.strip_prefix("cuda:").and_then(|number| number.parse::<u16>().ok());
+            number.map(|number| Device::Cuda(number.into()))
+        }
+    }
+    .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".into())
+}
+
+/// More than 0, at most 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|&share| share > 0.0 && share <= 1.0);
+    share.ok_or_else(|| "expected a number above 0 and at most 1".into())
 }
 
 /// `--dtype`: `None` is auto.
@@ -361,6 +433,18 @@ mod tests {
         assert_eq!(parse_bytes("2MB"), Ok(2_000_000));
         for bad in ["", "0", "-1", "4 parsecs", "GiB", "1e400"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices_are_named_with_or_without_a_number() {
+        assert_eq!(parse_device("cuda"), Ok(Device::Cuda(0)));
+        assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda(3)));
+        for bad in ["gpu", "cuda:", "cuda:-1", "cuda:99999999", "CPU", ""] {
+            assert!(parse_device(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "1.1", "nan", "-1", "many"] {
+            assert!(parse_share(bad).is_err(), "{bad}");
         }
     }
 

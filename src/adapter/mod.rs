@@ -26,7 +26,7 @@ pub use store::{Adapter, Named, Store, StoreError, check_name};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::delta::DeltaBuilder;
+use crate::delta::{Delta, DeltaBuilder};
 use crate::dtype::Dtype;
 use crate::ids::SiteId;
 use crate::site::SiteMap;
@@ -67,6 +67,13 @@ pub trait Base: Send + Sync {
     fn weight(&self, site: SiteId) -> Vec<f32>;
     /// A site's bias, `[out]`.
     fn bias(&self, site: SiteId) -> Option<Vec<f32>>;
+    /// Whether the device can hold it.
+    ///
+    /// # Errors
+    /// What it takes and what there is.
+    fn fits(&self, _delta: &Delta) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// What became of each tensor of an adapter file.
@@ -122,7 +129,9 @@ pub struct Loader<B> {
 impl<B: Base> Load for Loader<B> {
     fn load(&self, dir: &Path, within: Option<&Path>) -> Result<Arc<Adapter>, AdapterError> {
         let file = AdapterFile::read(dir, &self.limits, within)?;
-        lower(&file, &self.base, self.allow_unknown_config_keys).map(Arc::new)
+        let adapter = lower(&file, &self.base, self.allow_unknown_config_keys)?;
+        self.base.fits(&adapter.delta).map_err(AdapterError::Invalid)?;
+        Ok(Arc::new(adapter))
     }
 }
 

@@ -149,7 +149,7 @@ impl<'a> Bench<'a> {
         let rows_max = args.rows.iter().copied().max().unwrap_or(1);
         let mut adapters = Vec::new();
         let cases = args.cases.iter().map(|name| {
-            let base = CheckpointBase(checkpoint.clone());
+            let base = CheckpointBase::new(checkpoint.clone());
             case(name, rows_max, args.rank, base, scratch, &mut adapters)
         });
         let cases: Vec<Case> = cases.collect::<Result<_, _>>()?;

@@ -43,7 +43,7 @@ pub fn run(args: &InspectArgs, find_base: &FindBase) -> Result<(), CliError> {
     let dir = found.map_err(|error| CliError::Adapter(error.to_string()))?;
     // Read first: a directory without an adapter is told without loading a model.
     let file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
-    let base = CheckpointBase(find_base(args.model.as_deref())?);
+    let base = CheckpointBase::new(find_base(args.model.as_deref())?);
     let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
     print(&if args.json { as_json(&adapter) } else { as_table(&adapter) })
 }

@@ -3,6 +3,7 @@
 mod base;
 mod bench;
 mod demo;
+mod device;
 mod healthcheck;
 pub mod hub;
 pub mod inspect;

@@ -1,31 +1,21 @@
 //! `tessera serve`: from settings to a listening server.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
 
 use super::base::BaseModel;
 use super::hub::{HubSettings, Kind, resolve};
-use super::memory::{available_bytes, human};
-use super::{CliError, demo, print, shutdown};
+use super::memory::human;
+use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Adapter, FileLimits, Load, Loader, Store};
-use crate::backend::cpu::Cpu;
-use crate::backend::cpu::simd::Level;
 use crate::config::ServeConfig;
-use crate::engine::{CheckpointBase, Engine, EngineHandle};
+use crate::engine::CheckpointBase;
 use crate::http::{self, App, HttpLimits, unix_now_s};
-use crate::model::{Checkpoint, Model};
 use crate::request::Limits;
-use crate::scheduler::SchedulerConfig;
 use crate::text::{ChatTemplate, Tokenizer, stop_token_ids};
 
-/// Positions of one KV page: small enough to waste little, large enough to read fast.
-const BLOCK_TOKENS: usize = 16;
-/// The share of available memory that the KV cache takes when not told.
-const KV_MEMORY_SHARE: u64 = 4;
 /// Alternatives a position may report, as OpenAI's chat API allows.
 const LOGPROBS_MAX: u32 = 20;
 
@@ -83,24 +73,26 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         ))
     })?;
 
-    let loader = Loader {
-        base: CheckpointBase(checkpoint.clone()),
+    let loader = |base| Loader {
+        base,
         limits: FileLimits::new(config.adapter_file_bytes),
         allow_unknown_config_keys: config.allow_unknown_config_keys,
     };
     let store = Arc::new(Store::new(config.adapter_host_bytes));
-    load_adapters(config, &base, &name, &loader, &store, &mut report)?;
+    let on_host = loader(CheckpointBase::new(checkpoint.clone()));
+    load_adapters(config, &base, &name, &on_host, &store, &mut report)?;
 
-    let sizes = Sizes::choose(config, &checkpoint)?;
-    let threads = config.threads.unwrap_or_else(cores);
-    let (engine, merged) = engine(config, &checkpoint, &sizes, threads, &store)?;
+    let bytes = human(checkpoint.weight_bytes());
+    let (architecture, dtype) = (&checkpoint.config.architecture, checkpoint.dtype.name());
+    report.push(format!("model {name}: {architecture}, {dtype}, {bytes} of weights"));
+    let started = device::start(config, &checkpoint, &store, &say, &mut report)?;
+    let merged = config.merge.clone();
     let model_error = |e: &dyn std::fmt::Display| CliError::Model(format!("model {name}: {e}"));
-    let context = sizes.context_tokens as u32;
+    let context = started.context_tokens as u32;
     let tokenizer =
         Tokenizer::from_bytes(&base.text.tokenizer, context).map_err(|e| model_error(&e))?;
     let template = ChatTemplate::from_files(&base.text, context).map_err(|e| model_error(&e))?;
     let eos_tokens = stop_token_ids(&base.text, &tokenizer).map_err(|e| model_error(&e))?;
-    sizes.describe(config, &checkpoint, &name, threads, &mut report);
     if let Some(merged) = &merged {
         report.push(format!("merged: '{merged}' is folded into the weights and served alone"));
     }
@@ -119,9 +111,9 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         logprobs_max: LOGPROBS_MAX,
     };
     let app = App {
-        engine,
+        engine: started.engine,
         store,
-        loader: Arc::new(loader),
+        loader: Arc::new(loader(started.base)),
         tokenizer: Arc::new(tokenizer),
         template,
         limits,
@@ -155,10 +147,6 @@ fn hosts_allowed(config: &ServeConfig) -> Option<Vec<String>> {
     }
     let own = [config.host.as_str(), "localhost", "127.0.0.1", "[::1]"];
     Some(own.into_iter().map(str::to_owned).chain(config.allowed_host.iter().cloned()).collect())
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn load_adapters(
@@ -228,122 +216,4 @@ fn load_one(
         human(adapter.delta.bytes() as u64),
         &adapter.digest.to_string()[..12]
     ))
-}
-
-/// What the KV cache and a step measure.
-struct Sizes {
-    context_tokens: usize,
-    blocks: usize,
-    kv_bytes: u64,
-}
-
-impl Sizes {
-    fn choose(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<Self, CliError> {
-        let block_bytes = Model::<Cpu>::kv_shape(checkpoint, 1, BLOCK_TOKENS).block_bytes() as u64;
-        let trained = checkpoint.config.positions_max;
-        let wanted = config.max_model_len.unwrap_or(trained);
-        if wanted > trained {
-            return Err(CliError::Config(format!(
-                "--max-model-len {wanted} is more than the {trained} tokens the model was trained \
-                 for (max_position_embeddings in config.json)"
-            )));
-        }
-        let full = (wanted.div_ceil(BLOCK_TOKENS) * config.max_num_seqs) as u64 * block_bytes;
-        let share = available_bytes().map_or(full, |bytes| bytes / KV_MEMORY_SHARE);
-        let budget = config.kv_cache_bytes.unwrap_or_else(|| full.min(share));
-        let blocks = (budget / block_bytes) as usize;
-        // The last token drawn needs no place in the cache.
-        let fits = (blocks * BLOCK_TOKENS).min(wanted);
-        if blocks == 0 || (config.max_model_len.is_some() && fits < wanted) {
-            let needed = wanted.div_ceil(BLOCK_TOKENS) as u64 * block_bytes;
-            return Err(CliError::Config(format!(
-                "a KV cache of {budget} bytes holds {fits} tokens and --max-model-len is {wanted}; \
-                 give --kv-cache-bytes {needed} or more, or a smaller --max-model-len"
-            )));
-        }
-        Ok(Self { context_tokens: fits, blocks, kv_bytes: blocks as u64 * block_bytes })
-    }
-
-    fn describe(
-        &self,
-        config: &ServeConfig,
-        checkpoint: &Checkpoint,
-        name: &str,
-        threads: usize,
-        report: &mut Vec<String>,
-    ) {
-        let weights = human(checkpoint.weight_bytes());
-        let dtype = checkpoint.dtype.name();
-        let architecture = &checkpoint.config.architecture;
-        report.push(format!("model {name}: {architecture}, {dtype}, {weights} of weights"));
-        report.push(format!("device: cpu, {threads} threads, {}", Level::detect().name()));
-        report.push(format!(
-            "KV cache: {}, {} tokens; context at most {} tokens",
-            human(self.kv_bytes),
-            self.blocks * BLOCK_TOKENS,
-            self.context_tokens
-        ));
-        report.push(format!(
-            "limits: {} sequences at once, {} tokens a step, {} requests waiting, {} adapters a \
-             batch, {} of adapters in memory",
-            config.max_num_seqs,
-            config.max_num_batched_tokens,
-            config.queue_requests,
-            config.adapter_slots,
-            human(config.adapter_host_bytes)
-        ));
-    }
-}
-
-/// Loads the model onto the device, folds the adapter to merge, and starts the engine.
-fn engine(
-    config: &ServeConfig,
-    checkpoint: &Arc<Checkpoint>,
-    sizes: &Sizes,
-    threads: usize,
-    store: &Store,
-) -> Result<(EngineHandle, Option<String>), CliError> {
-    let merged = match &config.merge {
-        None => None,
-        Some(name) => Some(store.get(name).ok_or_else(|| {
-            CliError::Config(format!(
-                "--merge {name}: no adapter of this name is given; add --adapter {name}=DIR"
-            ))
-        })?),
-    };
-    let backend = Cpu::new(threads);
-    let bar = progress(checkpoint.weight_bytes());
-    let loaded = |bytes| bar.inc(bytes);
-    let mut model = Model::load(checkpoint, &backend, sizes.context_tokens, &loaded);
-    bar.finish_and_clear();
-    if let Some(named) = &merged {
-        model.fold(&backend, &named.adapter.delta);
-    }
-    let kv_shape = Model::<Cpu>::kv_shape(checkpoint, sizes.blocks, BLOCK_TOKENS);
-    let requests_max = config.max_num_seqs + config.queue_requests;
-    let scheduler = SchedulerConfig {
-        sequences_max: config.max_num_seqs,
-        batch_tokens_max: config.max_num_batched_tokens,
-        block_tokens: BLOCK_TOKENS,
-        blocks: sizes.blocks,
-        queue_requests_max: requests_max,
-        prefix_cache: !config.no_prefix_cache,
-    };
-    let slots = config.adapter_slots;
-    let engine = Engine { backend, model, kv_shape, scheduler, adapter_slots_max: slots };
-    let handle = engine.start(requests_max).map_err(|e| {
-        CliError::Config(format!("{e}; see --max-num-seqs and --max-num-batched-tokens"))
-    })?;
-    Ok((handle, merged.map(|named| named.name.clone())))
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn progress(bytes: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = "loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}";
-    let style =
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(bytes).with_style(style)
 }

@@ -7,6 +7,9 @@ use crate::backend::{Adapters, Backend};
 use crate::model::{Checkpoint, Model};
 use crate::site::SiteKind;
 
+/// Tokens that `kernels/sample.cu` can weigh.
+const VOCABULARY_MAX: usize = 1 << 18;
+
 /// What a GPU is to serve.
 #[derive(Clone, Copy)]
 pub struct GpuSettings<'a> {
@@ -36,12 +39,18 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the card, loads the model, and measures the largest step.
+    /// Opens the card, loads the model, measures the largest step and takes its memory.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(checkpoint: &Checkpoint, settings: &GpuSettings<'_>) -> Result<Self, OpenError> {
         let config = &checkpoint.config;
+        if config.vocabulary > VOCABULARY_MAX {
+            return Err(OpenError::Unusable(format!(
+                "the model has {} tokens and a GPU draws from at most {VOCABULARY_MAX}",
+                config.vocabulary
+            )));
+        }
         let linears = checkpoint.sites.iter().filter(|(_, site)| site.kind == SiteKind::Linear);
         let backend = Cuda::open(&CudaSettings {
             ordinal: settings.ordinal,
@@ -63,6 +72,7 @@ impl Gpu {
         let step_bytes = backend.measure(&settings.limits, kv, &|batch, kv, pool| {
             model.forward(&backend, batch, kv, Adapters { pool })
         });
+        backend.take_step(&settings.limits, step_bytes)?;
         Ok(Self { backend, model, step_bytes, limits: settings.limits })
     }
 
@@ -81,7 +91,7 @@ impl Gpu {
         let adapter_slots = self.limits.adapter_slots;
         let sites = &checkpoint.sites;
         let wanted = DeviceMemory { kv, adapter_bytes, adapter_slots, sites };
-        self.backend.take(&self.limits, self.step_bytes, &wanted)
+        self.backend.take(&wanted)
     }
 }
 

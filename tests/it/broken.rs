@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use tessera::adapter::{AdapterError, FileLimits, Load, Loader};
+use tessera::adapter::{AdapterError, Base, FileLimits, Load, Loader};
 use tessera::dtype::Dtype;
 use tessera::engine::{CheckpointBase, EngineHandle, Event};
 use tessera::ids::TokenId;
@@ -197,7 +197,7 @@ fn every_broken_adapter_is_refused_with_its_own_message_while_a_good_one_streams
                 let dir = root.join(format!("secret-{i}"));
                 std::fs::create_dir(&dir).unwrap();
                 (case.make)(&dir);
-                let loader = loaders.iter().find(|l| l.base.0.dtype == case.dtype).unwrap();
+                let loader = loaders.iter().find(|l| l.base.adapter_dtype() == case.dtype).unwrap();
                 match loader.load(&dir, Some(&root)) {
                     Ok(_) => Err(format!("{}: accepted", case.name)),
                     Err(AdapterError::Invalid(text) | AdapterError::NotFound(text)) => Ok(text),

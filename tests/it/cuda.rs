@@ -7,4 +7,5 @@
 mod card;
 mod engine;
 mod faults;
+mod serve;
 mod steps;

@@ -38,7 +38,7 @@ impl Golden {
     pub fn open_dir(dir: &Path, dtype: Option<Dtype>) -> Self {
         let checkpoint = Arc::new(Checkpoint::open(dir, dtype).unwrap());
         let loader = Loader {
-            base: CheckpointBase(checkpoint.clone()),
+            base: CheckpointBase::new(checkpoint.clone()),
             limits: FileLimits::new(1 << 30),
             allow_unknown_config_keys: false,
         };

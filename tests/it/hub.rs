@@ -25,7 +25,7 @@ impl World {
         let source = tempfile::tempdir().unwrap();
         let (model, adapter) = (source.path().join("model"), source.path().join("adapter"));
         synth_model(&model, &tiny(Family::Llama)).unwrap();
-        let base = CheckpointBase(Checkpoint::open(&model, None).unwrap().into());
+        let base = CheckpointBase::new(Checkpoint::open(&model, None).unwrap().into());
         synth_adapter(&adapter, &adapter_shape(AdapterKind::Lora), &base).unwrap();
         let mut plan = Plan::default();
         plan.repositories.insert("org/model".into(), files_of(&model));

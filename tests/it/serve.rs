@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 
 use crate::process::{Server, split_reply, tessera};
 
-fn golden() -> PathBuf {
+pub fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama")
 }
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn adapter(name: &str) -> String {
+pub fn adapter(name: &str) -> String {
     text(&golden().join("adapters").join(name))
 }
 
@@ -30,7 +30,7 @@ fn expected(name: &str) -> (Value, Value) {
 }
 
 /// The ids the server draws greedily for an adapter's first golden prompt.
-fn greedy(server: &Server, model: &str, like: &str) -> (Value, Value) {
+pub fn greedy(server: &Server, model: &str, like: &str) -> (Value, Value) {
     let (prompt, want) = expected(like);
     let body = json!({"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 24,
         "ignore_eos": true, "return_token_ids": true});

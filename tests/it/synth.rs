@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use tessera::adapter::{Adapter, AdapterFile, FileLimits, lower};
+use tessera::adapter::{Adapter, AdapterFile, Base, FileLimits, lower};
 use tessera::cli::synth::{
     AdapterKind, AdapterShape, Family, ModelShape, Preset, synth_adapter, synth_model,
 };
@@ -40,7 +40,7 @@ pub fn adapter_shape(kind: AdapterKind) -> AdapterShape {
 const FAMILIES: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
 
 fn open(dir: &Path) -> CheckpointBase {
-    CheckpointBase(Checkpoint::open(dir, None).unwrap().into())
+    CheckpointBase::new(Checkpoint::open(dir, None).unwrap().into())
 }
 
 fn read(dir: &Path, base: &CheckpointBase) -> Adapter {
@@ -91,7 +91,8 @@ fn shards_and_threads_do_not_change_the_weights_and_the_seed_does() {
     synth_model(&dir("other"), &ModelShape { seed: 8, ..shape }).unwrap();
     assert!(dir("many").join("model.safetensors.index.json").exists());
     assert!(!dir("many").join("model.safetensors").exists());
-    let [one, many, other] = ["one", "many", "other"].map(|name| open(&dir(name)).0);
+    let [one, many, other] =
+        ["one", "many", "other"].map(|name| Checkpoint::open(&dir(name), None).unwrap());
     for (id, site) in one.sites.iter() {
         assert!(one.weight(id).values == many.weight(id).values, "{}", site.name);
         assert!(one.weight(id).values != other.weight(id).values, "{}", site.name);
@@ -164,7 +165,7 @@ fn targets_and_the_embedding_can_be_chosen() {
         let targets = targets(&["q_proj", "embed_tokens", "lm_head"]);
         synth_adapter(&dir, &AdapterShape { targets, ..adapter_shape(kind) }, &base).unwrap();
         let adapter = read(&dir, &base);
-        let names = adapter.delta.sites.iter().map(|(id, _)| base.0.sites.get(*id).name.as_str());
+        let names = adapter.delta.sites.iter().map(|(id, _)| base.sites().get(*id).name.as_str());
         let expected = [
             "model.embed_tokens",
             "model.layers.0.self_attn.q_proj",

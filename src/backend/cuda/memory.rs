@@ -6,16 +6,15 @@ use std::sync::atomic::Ordering;
 use super::arena::{ALIGNMENT_BYTES, Arena};
 use super::args::Address;
 use super::launch::{Card, Memory, OpenError, Pinned, Region};
-use super::pool::{Layout, Pool, PoolMemory};
+use super::pool::{Pool, PoolMemory};
 use super::sample::SampleMemory;
 use super::step::Batch;
 use super::tensor::Tensor;
 use super::{Cuda, lock};
 use crate::backend::{Fault, KvShape, Rows, Span};
-use crate::delta::Delta;
 use crate::dtype::{Dtype, Values};
 use crate::ids::{BlockId, Slot};
-use crate::site::{SiteKind, SiteMap};
+use crate::site::SiteMap;
 
 /// Vectors of a model are small: they share allocations of this size.
 const VECTOR_CHUNK_BYTES: u64 = 4 << 20;
@@ -118,7 +117,6 @@ pub(super) struct Taken {
     kv: Region,
     kv_shape: KvShape,
     pub adapters: Arc<PoolMemory>,
-    step: Memory,
 }
 
 /// The paged keys and values of every layer; one page more than asked for is no sequence's.
@@ -140,6 +138,11 @@ impl Kv {
 fn side_bytes(shape: &KvShape) -> u64 {
     let page = shape.kv_heads * shape.block_tokens * shape.head_dim * shape.dtype.bytes();
     ((shape.blocks as u64 + 1) * page as u64).next_multiple_of(ALIGNMENT_BYTES)
+}
+
+/// Bytes of a KV cache on the card.
+pub fn kv_bytes(shape: &KvShape) -> u64 {
+    2 * shape.layers as u64 * side_bytes(shape)
 }
 
 /// A step of `limits`: decoding sequences, each with an adapter of its own, then a prompt.
@@ -193,17 +196,11 @@ impl Cuda {
         arena.peak() * 5 / 4
     }
 
-    /// Takes everything else there is to take; `step_bytes` is from [`Cuda::measure`].
+    /// Takes the memory of a step; `step_bytes` is from [`Cuda::measure`].
     ///
     /// # Errors
     /// [`OpenError::Memory`]: says of which buffer.
-    pub fn take(
-        &self,
-        limits: &StepLimits,
-        step_bytes: u64,
-        wanted: &DeviceMemory<'_>,
-    ) -> Result<(), OpenError> {
-        let DeviceMemory { kv, adapter_bytes, adapter_slots, sites } = *wanted;
+    pub fn take_step(&self, limits: &StepLimits, step_bytes: u64) -> Result<(), OpenError> {
         let mend = "lower --max-num-batched-tokens or --max-num-seqs";
         let step = self.card.allocate(step_bytes, "the tensors of a step", mend)?;
         *lock(&self.arena) = Arena::at(step.address(), step.bytes());
@@ -216,21 +213,25 @@ impl Cuda {
         // Tests ask for the logits of whole prompts.
         let drawn = limits.rows_max.max(limits.sequences_max).next_power_of_two();
         *lock(&self.sampling) = Some(SampleMemory::new(&self.card, drawn)?);
-        let adapters =
-            PoolMemory::new(&self.card, adapter_bytes, adapter_slots, sites, self.dtype)?;
-        let bytes = 2 * kv.layers as u64 * side_bytes(&kv);
-        let mend = "lower --gpu-memory-utilization, --kv-cache-bytes or --max-model-len";
-        let memory = self.card.allocate(bytes, "the KV cache", mend)?;
-        let kv_memory = memory.region(0, bytes);
-        let taken = Taken { kv: kv_memory, kv_shape: kv, adapters: Arc::new(adapters), step };
-        assert!(self.taken.set(taken).is_ok(), "This is a bug: memory is taken once.");
+        assert!(self.step_memory.set(step).is_ok(), "This is a bug: memory is taken once.");
         Ok(())
     }
 
-    /// Bytes that an adapter takes when it is resident.
-    pub fn adapter_bytes(&self, delta: &Delta, sites: &SiteMap) -> u64 {
-        let kinds: Vec<SiteKind> = sites.iter().map(|(_, site)| site.kind).collect();
-        Layout::new(delta, &kinds, self.dtype).bytes
+    /// Takes the memory of adapters and of the KV cache.
+    ///
+    /// # Errors
+    /// [`OpenError::Memory`]: says of which buffer.
+    pub fn take(&self, wanted: &DeviceMemory<'_>) -> Result<(), OpenError> {
+        let DeviceMemory { kv, adapter_bytes, adapter_slots, sites } = *wanted;
+        let adapters =
+            PoolMemory::new(&self.card, adapter_bytes, adapter_slots, sites, self.dtype)?;
+        let bytes = kv_bytes(&kv);
+        let mend = "lower --gpu-memory-utilization, --kv-cache-bytes or --max-model-len";
+        let memory = self.card.allocate(bytes, "the KV cache", mend)?;
+        let kv_memory = memory.region(0, bytes);
+        let taken = Taken { kv: kv_memory, kv_shape: kv, adapters: Arc::new(adapters) };
+        assert!(self.taken.set(taken).is_ok(), "This is a bug: memory is taken once.");
+        Ok(())
     }
 
     /// Free bytes of the card, and all.
@@ -243,8 +244,7 @@ impl Cuda {
 
     pub(super) fn taken_kv(&self, shape: KvShape) -> Kv {
         let taken = self.taken.get().expect("This is a bug: memory is taken before it is used.");
-        let same = shape.blocks <= taken.kv_shape.blocks
-            && 2 * shape.layers as u64 * side_bytes(&shape) <= taken.kv.bytes();
+        let same = shape.blocks <= taken.kv_shape.blocks && kv_bytes(&shape) <= taken.kv.bytes();
         assert!(same, "This is a bug: a KV cache of another size.");
         Kv { shape, address: taken.kv.address() }
     }
@@ -273,9 +273,9 @@ impl Cuda {
         let dtype = if x.float { Dtype::F32 } else { self.dtype };
         let mut bytes = vec![0; x.rows * x.cols * dtype.bytes()];
         self.attempt(|| {
-            let arena = &self.taken.get().expect("This is a bug: a step ran.").step;
-            let start = x.place.address - arena.address();
-            self.stream.download_now(&arena.region(start, bytes.len() as u64), &mut bytes)
+            let step = self.step_memory.get().expect("This is a bug: a step ran.");
+            let start = x.place.address - step.address();
+            self.stream.download_now(&step.region(start, bytes.len() as u64), &mut bytes)
         });
         self.settled()?;
         Ok(Values::from_le_bytes(&bytes, dtype).to_f32())

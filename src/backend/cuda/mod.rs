@@ -31,8 +31,8 @@ use self::compile::Kernels;
 pub use self::launch::OpenError;
 use self::launch::{Card, Memory, Products, Stream};
 use self::memory::{Bump, Taken, Vectors};
-pub use self::memory::{DeviceMemory, Kv, StepLimits};
-pub use self::pool::Pool;
+pub use self::memory::{DeviceMemory, Kv, StepLimits, kv_bytes};
+pub use self::pool::{Pool, room};
 use self::sample::SampleMemory;
 pub use self::step::Batch;
 use self::step::Recordings;
@@ -104,6 +104,7 @@ pub struct Cuda {
     tables: Mutex<memory::StepTables>,
     sampling: Mutex<Option<SampleMemory>>,
     recordings: Mutex<Recordings>,
+    step_memory: OnceLock<Memory>,
     taken: OnceLock<Taken>,
 }
 
@@ -169,6 +170,7 @@ impl Cuda {
             tables: Mutex::default(),
             sampling: Mutex::default(),
             recordings: Mutex::default(),
+            step_memory: OnceLock::new(),
             taken: OnceLock::new(),
         })
     }

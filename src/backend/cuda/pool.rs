@@ -157,20 +157,8 @@ impl Pool {
         let Some(memory) = self.memory.clone() else {
             return Err(SlotError::Refused("the card has no memory for adapters".into()));
         };
-        let needed = Layout::new(&delta, &memory.kinds, memory.dtype).bytes;
-        if delta.rank_max() > RANK_MAX {
-            return Err(SlotError::Refused(format!(
-                "the adapter has rank {} and at most {RANK_MAX} is served on a GPU",
-                delta.rank_max()
-            )));
-        }
-        if needed > memory.bytes {
-            return Err(SlotError::Refused(format!(
-                "the adapter takes {needed} bytes on the card and {} are set aside for adapters; \
-                 raise --adapter-gpu-bytes",
-                memory.bytes
-            )));
-        }
+        let needed = room_of_kinds(&delta, &memory.kinds, memory.dtype, memory.bytes);
+        let needed = needed.map_err(SlotError::Refused)?;
         let start = self.extents.take(needed).ok_or(SlotError::Full { needed })?;
         let row = (self.sites() * size_of::<Change>()) as u64;
         let state = Arc::new(State { progress: COPYING.into(), error: Mutex::default() });
@@ -217,6 +205,34 @@ impl Pool {
             }
         }
     }
+}
+
+/// Bytes that an adapter takes when it is resident among at most `bytes`.
+///
+/// # Errors
+/// Why it can never be.
+pub fn room(delta: &Delta, sites: &SiteMap, dtype: Dtype, bytes: u64) -> Result<u64, String> {
+    let kinds: Vec<SiteKind> = sites.iter().map(|(_, site)| site.kind).collect();
+    room_of_kinds(delta, &kinds, dtype, bytes)
+}
+
+fn room_of_kinds(
+    delta: &Delta,
+    kinds: &[SiteKind],
+    dtype: Dtype,
+    bytes: u64,
+) -> Result<u64, String> {
+    let (rank, needed) = (delta.rank_max(), Layout::new(delta, kinds, dtype).bytes);
+    if rank > RANK_MAX {
+        return Err(format!("the adapter has rank {rank} and a GPU serves at most {RANK_MAX}"));
+    }
+    if needed > bytes {
+        return Err(format!(
+            "the adapter takes {needed} bytes on the GPU and {bytes} are set aside for adapters; \
+             raise --adapter-gpu-bytes"
+        ));
+    }
+    Ok(needed)
 }
 
 /// What one piece of an adapter's memory is filled with.

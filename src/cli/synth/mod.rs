@@ -125,7 +125,7 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
             &args.dir
         }
         What::Adapter(args) => {
-            let base = CheckpointBase(base_checkpoint(Some(&args.model))?);
+            let base = CheckpointBase::new(base_checkpoint(Some(&args.model))?);
             synth_adapter(&args.dir, &args.shape(), &base)?;
             &args.dir
         }

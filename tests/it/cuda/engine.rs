@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tessera::adapter::Adapter;
-use tessera::backend::cuda::Cuda;
+use tessera::backend::cuda::{Cuda, room};
 use tessera::engine::{Engine, EngineHandle, Event, Gpu};
-use tessera::model::Model;
+use tessera::model::{Checkpoint, Model};
 use tessera::request::{Limits, Request, RequestFields, SamplingParams};
 use tokio::sync::mpsc::Receiver;
 
@@ -55,7 +55,8 @@ fn adapters_that_do_not_fit_together_take_turns() {
     let (card, golden) = (Card::new(), golden());
     let adapters: Vec<_> = golden.adapter_names().iter().map(|n| golden.adapter(n)).collect();
     let gpu = card.try_open(&golden, limits(32, 8), &|_| {}).unwrap();
-    let bytes = |a: &Arc<Adapter>| gpu.backend.adapter_bytes(&a.delta, &golden.checkpoint.sites);
+    let Checkpoint { sites, dtype, .. } = &*golden.checkpoint;
+    let bytes = |a: &Arc<Adapter>| room(&a.delta, sites, *dtype, u64::MAX).unwrap();
     // The largest fits, and nothing beside it but the smallest.
     let most = adapters.iter().map(bytes).max().unwrap();
     let least = adapters.iter().map(bytes).min().unwrap();

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
-use tessera::backend::cuda::OpenError;
+use tessera::backend::cuda::{OpenError, room};
 use tessera::backend::{Adapters, Backend, Fault, SlotError};
 use tessera::engine::{Gpu, wait_until_ready};
 use tessera::ids::Slot;
-use tessera::model::Model;
+use tessera::model::{Checkpoint, Model};
 
 use super::card::{Card, is_real, kernel_cache, limits};
 use crate::harness::{BLOCK_TOKENS, Golden, logits, prompts_as_rows};
@@ -97,7 +97,8 @@ fn adapters_wait_for_room_and_a_failed_copy_is_told() {
     let card = Card::new();
     let gpu = card.try_open(&golden, limits(16, 3), &|_| {}).unwrap();
     // Each vector starts at 256 bytes: what they take is more than what they hold.
-    let bytes = gpu.backend.adapter_bytes(&adapter.delta, &golden.checkpoint.sites) * 3 / 2;
+    let Checkpoint { sites, dtype, .. } = &*golden.checkpoint;
+    let bytes = room(&adapter.delta, sites, *dtype, u64::MAX).unwrap() * 3 / 2;
     gpu.take(&golden.checkpoint, 8, BLOCK_TOKENS, bytes).unwrap();
     let mut pool = gpu.backend.pool(3);
     gpu.backend.write_slot(&mut pool, Slot(0), adapter.delta.clone()).unwrap();

@@ -1,0 +1,144 @@
+//! The real binary on a card.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::card::{is_real, libraries};
+use crate::process::{Server, tessera};
+use crate::serve::{adapter, golden, greedy, text};
+
+/// `tessera` where the emulated libraries are found first; `settings` are of the card.
+fn on_card(args: &[&str], settings: &[(&str, &str)]) -> Command {
+    let mut command = tessera(args);
+    if !is_real() {
+        command.env("LD_LIBRARY_PATH", libraries());
+    }
+    command.envs(settings.iter().map(|(name, value)| (format!("TESSERA_EMULATE_{name}"), value)));
+    command.env("XDG_CACHE_HOME", libraries());
+    command
+}
+
+fn serve(extra: &[&str], settings: &[(&str, &str)]) -> Command {
+    let model = text(&golden());
+    on_card(&[&["serve", "--port", "0", &model], extra].concat(), settings)
+}
+
+/// `--adapter` and its value for each name.
+fn adapters(names: &[&str]) -> Vec<String> {
+    let flags = names.iter().map(|n| ["--adapter".to_owned(), format!("{n}={}", adapter(n))]);
+    flags.flatten().collect()
+}
+
+/// What it prints when it does not start.
+fn refusal(mut command: Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_card_serves_every_adapter_and_says_what_memory_it_took() {
+    let names = ["lora_qv", "mos_compact", "ssf", "ia3", "lora_dora", "lora_all_rs"];
+    let flags = adapters(&names);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let server = Server::start_command(serve(&[&["--device", "cuda"], &flags[..]].concat(), &[]));
+    let says = |text: &str| server.report.iter().any(|line| line.contains(text));
+    assert!(says("device: cuda:0") && says("KV cache"), "{:#?}", server.report);
+    let memory = server.report.iter().find(|line| line.starts_with("GPU memory")).unwrap();
+    assert_eq!(memory.matches(" bytes").count(), 4, "{memory}");
+    std::thread::scope(|scope| {
+        for name in names {
+            let server = &server;
+            scope.spawn(move || {
+                let (got, want) = greedy(server, name, name);
+                assert_eq!(got, want, "{name}");
+            });
+        }
+        let (got, want) = greedy(&server, "llama", "base");
+        assert_eq!(got, want);
+    });
+    let (_, metrics) = server.get("/metrics");
+    let loads = metrics.lines().find(|line| line.starts_with("tessera:adapter_loads_total"));
+    assert!(loads.is_some_and(|line| line.ends_with(" 6")), "{loads:?}");
+}
+
+#[test]
+fn merged_mode_on_a_card_serves_one_adapter_alone() {
+    let flags = adapters(&["lora_all_rs"]);
+    let args = ["--device", "cuda", "--merge", "lora_all_rs", &flags[0], &flags[1]];
+    let server = Server::start_command(serve(&args, &[]));
+    let (got, want) = greedy(&server, "lora_all_rs", "lora_all_rs");
+    assert_eq!(got, want);
+}
+
+#[test]
+fn without_a_card_that_can_be_used_the_model_runs_on_the_cpu_and_a_line_says_why() {
+    if is_real() {
+        return;
+    }
+    for (settings, why) in [
+        (("CARDS", "0"), "CUDA_ERROR_NO_DEVICE"),
+        (("DRIVER", "11080"), "supports CUDA 11.8 and 12.4 or newer is needed"),
+        (("CAPABILITY", "75"), "compute capability 7.5 and 8.0 (Ampere) or newer is needed"),
+    ] {
+        let server = Server::start_command(serve(&[], &[settings]));
+        let line = server.report.iter().find(|line| line.contains(why));
+        let line = line.unwrap_or_else(|| panic!("{:#?}", server.report));
+        assert!(line.ends_with("the model runs on the CPU"), "{line}");
+        assert!(server.report.iter().any(|line| line.starts_with("device: cpu")));
+        let (got, want) = greedy(&server, "llama", "base");
+        assert_eq!(got, want);
+        let (code, error) = refusal(serve(&["--device", "cuda"], &[settings]));
+        assert!(code == Some(2) && error.contains(why), "{code:?} {error}");
+    }
+    let (code, error) = refusal(serve(&["--device", "cuda:1"], &[]));
+    assert!(code == Some(2) && error.contains("GPU 1 was asked for and there are 1"), "{error}");
+    let mut none = tessera(&["serve", "--port", "0", "--device", "cuda"]);
+    none.env_remove("LD_LIBRARY_PATH");
+    let (code, error) = refusal(none);
+    assert!(code == Some(2) && error.contains("libcuda.so is not installed"), "{error}");
+}
+
+#[test]
+fn a_model_or_an_adapter_that_does_not_fit_is_refused_with_numbers() {
+    if is_real() {
+        return;
+    }
+    let (code, error) = refusal(serve(&[], &[("MEMORY", "40000000")]));
+    assert!(code == Some(3) && error.contains("are free"), "{code:?} {error}");
+    let flags = adapters(&["lora_qv"]);
+    let small = ["--adapter-gpu-bytes", "1000", &flags[0], &flags[1]];
+    let (code, error) = refusal(serve(&small, &[]));
+    let expected = "adapter 'lora_qv': the adapter takes ";
+    assert!(code == Some(2) && error.contains(expected), "{code:?} {error}");
+    assert!(error.contains("raise --adapter-gpu-bytes"), "{error}");
+    // At run time the load is refused, and serving goes on.
+    let root = golden().join("adapters");
+    let root = root.to_str().unwrap();
+    let open = ["--allow-runtime-adapters", "--adapter-root", root];
+    let args = [&open[..], &["--adapter-gpu-bytes", "1000"]].concat();
+    let server = Server::start_command(serve(&args, &[]));
+    let load = json!({"lora_name": "x", "lora_path": Path::new(root).join("lora_qv")});
+    let (status, reply) = server.post("/v1/load_lora_adapter", &load);
+    let message = reply["error"]["message"].as_str().unwrap_or_default();
+    assert!(status < 500 && message.contains("raise --adapter-gpu-bytes"), "{status} {reply}");
+    let (got, want) = greedy(&server, "llama", "base");
+    assert_eq!(got, want);
+}
+
+#[test]
+fn a_card_that_is_lost_fails_its_requests_and_health_says_so() {
+    if is_real() {
+        return;
+    }
+    let server = Server::start_command(serve(&[], &[("BREAK_IN", "30")]));
+    let body = json!({"model": "llama", "prompt": [1, 2, 3], "max_tokens": 20});
+    let mut replies = (0..9).map(|_| server.post("/v1/completions", &body));
+    let (status, reply): (u16, Value) = replies.find(|(status, _)| *status != 200).unwrap();
+    let message = reply["error"]["message"].as_str().unwrap_or_default();
+    assert!(status == 500 && message.contains("ILLEGAL_ADDRESS"), "{status} {reply}");
+    let mut health = std::iter::repeat_with(|| server.get("/health").0).take(100);
+    assert!(health.any(|status| status == 503), "health");
+    assert_eq!(server.post("/v1/completions", &body).0, 503);
+}
