@@ -184,6 +184,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// As [`Backend::sample`].
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>, Fault>;
 
+    /// Gives a weight that was folded the base's numbers again.
+    fn restore(&self, weight: &mut Arc<Self::Weight>, matrix: HostMatrix) {
+        *weight = Arc::new(self.upload(matrix));
+    }
     /// Folds one adapter's change into a copy of a linear (merged mode).
     fn fold_linear(&self, linear: &mut Linear<Self>, change: &SiteDelta, pool: &Values);
     /// Folds one adapter's change into a copy of a norm.

@@ -7,6 +7,7 @@ mod device;
 mod healthcheck;
 pub mod hub;
 pub mod inspect;
+mod load;
 mod memory;
 mod serve;
 mod shutdown;
@@ -43,6 +44,8 @@ enum Command {
     Synth(synth::SynthArgs),
     /// Time prefill and decode steps in this process.
     Bench(bench::BenchArgs),
+    /// Send a running server many requests at once, and say how fast it was.
+    Load(load::LoadArgs),
     /// Exit 0 if the server on this machine is healthy (for containers).
     Healthcheck(healthcheck::HealthcheckArgs),
 }
@@ -140,6 +143,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Inspect(args) => inspect::run(&args, &base_checkpoint),
         Command::Synth(args) => synth::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
     }
 }

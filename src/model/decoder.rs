@@ -112,6 +112,34 @@ impl<B: Backend> Model<B> {
         fold_linear(b, &mut self.head, delta);
     }
 
+    /// Takes back [`Model::fold`] of `delta`: the checkpoint's own bits are in place again.
+    pub fn restore(&mut self, b: &B, checkpoint: &Checkpoint, delta: &Delta) {
+        let original = Original { load: Load { checkpoint, backend: b, loaded: &|_| {} }, delta };
+        for layer in &mut self.layers {
+            let Layer { q, k, v, o, gate, up, down, .. } = layer;
+            for linear in [q, k, v, o, gate, up, down] {
+                original.linear(linear);
+            }
+            original.norm(&mut layer.input_norm);
+            original.norm(&mut layer.post_norm);
+            if let Some((q_norm, k_norm)) = &mut layer.qk_norms {
+                original.norm(q_norm);
+                original.norm(k_norm);
+            }
+        }
+        original.norm(&mut self.norm);
+        original.linear(&mut self.head);
+        let Self { embedding, head, .. } = self;
+        if delta.site(embedding.site).is_some() {
+            embedding.shift = None;
+            b.restore(&mut embedding.weight, checkpoint.weight(embedding.site));
+        }
+        // Folding either of two that share a weight parted them.
+        if checkpoint.config.tied {
+            head.weight = embedding.weight.clone();
+        }
+    }
+
     /// The KV cache this model needs for `blocks` pages of `block_tokens`.
     pub fn kv_shape(checkpoint: &Checkpoint, blocks: usize, block_tokens: usize) -> KvShape {
         let ModelConfig { layers, kv_heads, head_dim, .. } = checkpoint.config;
@@ -128,6 +156,29 @@ fn fold_linear<B: Backend>(b: &B, linear: &mut Linear<B>, delta: &Delta) {
 fn fold_norm<B: Backend>(b: &B, norm: &mut Norm<B>, delta: &Delta) {
     if let Some(change) = delta.site(norm.site) {
         b.fold_norm(norm, change);
+    }
+}
+
+/// What taking back a fold needs.
+struct Original<'a, B: Backend> {
+    load: Load<'a, B>,
+    delta: &'a Delta,
+}
+
+impl<B: Backend> Original<'_, B> {
+    fn linear(&self, linear: &mut Linear<B>) {
+        if self.delta.site(linear.site).is_none() {
+            return;
+        }
+        let Load { checkpoint, backend, .. } = self.load;
+        backend.restore(&mut linear.weight, checkpoint.weight(linear.site));
+        linear.bias = checkpoint.bias(linear.site).map(|bias| backend.upload_vector(&bias));
+    }
+
+    fn norm(&self, norm: &mut Norm<B>) {
+        if self.delta.site(norm.site).is_some() {
+            *norm = self.load.norm(&self.load.checkpoint.sites.get(norm.site).name);
+        }
     }
 }
 

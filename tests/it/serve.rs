@@ -313,3 +313,33 @@ fn an_adapter_is_inspected_against_a_model_without_a_tokenizer() {
     let output = tessera(&["inspect", &adapter, "--model", &model]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn load_tells_how_fast_a_server_is_and_what_failed() {
+    let flag = format!("ssf={}", adapter("ssf"));
+    let server = Server::start(&[&text(&golden()), "--adapter", &flag]);
+    let folder = tempfile::tempdir().unwrap();
+    let json = text(&folder.path().join("load.json"));
+    let shape =
+        ["--concurrency", "3", "--requests", "7", "--prompt-tokens", "5", "--max-tokens", "6"];
+    let load = |extra: &[&str]| {
+        let args = [&["load", &server.address], &shape[..], extra].concat();
+        let output = tessera(&args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, error) = load(&["--json", &json]);
+    assert_eq!(code, Some(0), "{out} {error}");
+    let results: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    let number = |name: &str| results[name].as_u64();
+    assert_eq!((number("models"), number("failed")), (Some(2), Some(0)), "{results}");
+    assert_eq!((number("completion_tokens"), number("prompt_tokens")), (Some(42), Some(35)));
+    assert!(results["first_token_ms"]["p50"].as_f64().unwrap() > 0.0);
+    let (code, out, error) = load(&["--model", "ssf,nobody"]);
+    assert!(code == Some(0) && out.contains("3 failed") && out.contains("404"), "{out} {error}");
+    let (code, _, error) = load(&["--model", "nobody"]);
+    assert!(code == Some(1) && error.contains("every request failed"), "{error}");
+    let none = tessera(&["load", "127.0.0.1:1"]).output().unwrap();
+    let error = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(none.status.code() == Some(1) && error.contains("no server at"), "{error}");
+}

@@ -6,7 +6,7 @@ use super::args::Fold;
 use super::launch::Region;
 use super::pool::{Layout, Piece};
 use super::{Cuda, Vector, Weight, lock};
-use crate::backend::{Embedding, Fault, Linear, Norm};
+use crate::backend::{Embedding, Fault, HostMatrix, Linear, Norm};
 use crate::delta::{Delta, DeltaBuilder, SiteDelta};
 use crate::dtype::Values;
 use crate::ids::SiteId;
@@ -102,7 +102,7 @@ impl Cuda {
                 let copy = self.card.allocate(weight.bytes, "a merged weight", mend);
                 let copy = copy.map_err(out_of_memory)?;
                 let (address, bytes) = (copy.address(), copy.bytes());
-                *weight = Arc::new(Weight { address, bytes, _memory: copy });
+                *weight = Arc::new(Weight { address, bytes, memory: copy });
             }
             let args = Fold {
                 from,
@@ -117,6 +117,14 @@ impl Cuda {
             // The change's memory is given back at the end of this block.
             self.stream.synchronize()
         });
+    }
+
+    /// In place.
+    pub(super) fn restore_weight(&self, weight: &mut Arc<Weight>, matrix: HostMatrix) {
+        let values = matrix.values.cast(self.dtype);
+        let memory = &weight.memory;
+        let to = memory.region(weight.address - memory.address(), weight.bytes);
+        self.attempt(|| self.stream.upload_now(values.as_bytes(), &to));
     }
 
     /// Recorded steps read where weights were.

@@ -11,6 +11,7 @@ mod attention;
 mod compile;
 mod fold;
 mod launch;
+mod measure;
 mod memory;
 mod ops;
 mod pool;
@@ -30,6 +31,7 @@ use self::args::Address;
 use self::compile::Kernels;
 pub use self::launch::OpenError;
 use self::launch::{Card, Memory, Products, Stream};
+pub use self::measure::Ceilings;
 use self::memory::{Bump, Taken, Vectors};
 pub use self::memory::{DeviceMemory, Kv, StepLimits, kv_bytes};
 pub use self::pool::{Pool, room};
@@ -117,7 +119,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Weight {
     address: Address,
     bytes: u64,
-    _memory: Memory,
+    memory: Memory,
 }
 
 /// A frozen f32 vector on the card, and on the host to be merged with others.
@@ -275,6 +277,10 @@ impl Cuda {
         self.model.block_tokens
     }
 
+    fn weight_bytes(&self) -> u64 {
+        lock(&self.weights).memory().bytes()
+    }
+
     fn width_max(&self) -> usize {
         self.model.width_max
     }
@@ -302,7 +308,7 @@ impl Backend for Cuda {
                 lost: false,
             }),
         });
-        Weight { address, bytes, _memory: weights.memory() }
+        Weight { address, bytes, memory: weights.memory() }
     }
 
     fn upload_vector(&self, vector: &[f32]) -> Vector {
@@ -428,6 +434,10 @@ impl Backend for Cuda {
         let values = self.read(x);
         self.step_is_over();
         values
+    }
+
+    fn restore(&self, weight: &mut Arc<Weight>, matrix: HostMatrix) {
+        self.restore_weight(weight, matrix);
     }
 
     fn fold_linear(&self, linear: &mut Linear<Self>, change: &SiteDelta, pool: &Values) {

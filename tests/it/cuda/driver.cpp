@@ -278,6 +278,17 @@ API Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stre
     return SUCCESS;
 }
 
+API Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* stream_) {
+    Guard guard(state().lock);
+    Stream* stream = (Stream*)stream_;
+    Card& card = state().cards[stream->card];
+    if (card.lost) return ILLEGAL_ADDRESS;
+    if (!inside(card.memories, from, bytes) || !inside(card.memories, to, bytes))
+        return INVALID_VALUE;
+    push(stream, [=] { memcpy((void*)to, (const void*)from, bytes); });
+    return SUCCESS;
+}
+
 API Result cuModuleLoadData(void** module, const void* image) {
     // The image says how long it is: see nvrtcGetCUBIN.
     if (memcmp(image, "EMULATED", 8) != 0) return INVALID_IMAGE;

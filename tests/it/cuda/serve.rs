@@ -142,3 +142,28 @@ fn a_card_that_is_lost_fails_its_requests_and_health_says_so() {
     assert!(health.any(|status| status == 503), "health");
     assert_eq!(server.post("/v1/completions", &body).0, 503);
 }
+
+#[test]
+fn a_bench_on_a_card_checks_itself_and_tells_of_every_case() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("bench.json");
+    let model = text(&golden());
+    let cases = "base,idle,eight@3,mix,merged";
+    let mut args = vec!["bench", &model, "--device", "cuda", "--dtype", "f16", "--rank", "4"];
+    args.extend(["--rows", "1,4", "--context", "20", "--prefill", "24", "--rounds", "2"]);
+    args.extend(["--cases", cases, "--json", json.to_str().unwrap()]);
+    let output = on_card(&args, &[("MEMORY", "300000000")]).output().unwrap();
+    let (out, error) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{} {error}", String::from_utf8_lossy(&out));
+    let results: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert!(results["distance_from_cpu"].as_f64().is_some_and(|d| d > 0.0 && d < 0.02));
+    assert!(results["ceilings"]["copy_bytes_per_second"].as_f64().unwrap() > 0.0);
+    let steps = results["steps"].as_array().unwrap();
+    for case in cases.split(',') {
+        let of = |rows: u64| steps.iter().find(|s| s["case"] == case && s["rows"] == rows);
+        for rows in [1, 4, 24] {
+            let step = of(rows).unwrap_or_else(|| panic!("{case} {rows}"));
+            assert!(step["of_base"].as_f64().is_some_and(|r| r > 0.0), "{step}");
+        }
+    }
+}

@@ -70,6 +70,17 @@ impl Stream {
         self.synchronize()
     }
 
+    /// Starts a copy within the card.
+    pub fn copy(&self, from: &Region, to: &Region) -> Result<(), Fault> {
+        assert_eq!(to.bytes, from.bytes, "This is a bug: a copy of another length.");
+        // SAFETY: both sides have these bytes.
+        unsafe {
+            let bytes = from.bytes as usize;
+            result::memcpy_dtod_async(to.address, from.address, bytes, self.stream)
+        }
+        .map_err(fault("copying on the GPU"))
+    }
+
     pub fn synchronize(&self) -> Result<(), Fault> {
         // SAFETY: the stream lives.
         unsafe { result::stream::synchronize(self.stream) }.map_err(fault("running a step"))

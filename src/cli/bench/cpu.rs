@@ -1,0 +1,233 @@
+//! Steps on the CPU.
+//!
+//! Cases of one row count run in turn, round after round, and ratios are taken within a round: on a
+//! machine that others use too, neighbours in time are the only fair comparison.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::BenchArgs;
+use super::cases::{Case, random_adapter};
+use super::report::{Line, write_json};
+use super::steps::{self, BLOCK_TOKENS, median};
+use crate::backend::cpu::Cpu;
+use crate::backend::cpu::simd::Level;
+use crate::backend::{Backend, Rows};
+use crate::cli::{CliError, print};
+use crate::ids::Slot;
+use crate::model::{Checkpoint, Model};
+
+/// More than any cache holds.
+const BANDWIDTH_BYTES: usize = 512 << 20;
+
+/// Runs the cases.
+///
+/// # Errors
+/// [`CliError`]: an adapter or file that cannot be written.
+pub fn run(
+    args: &BenchArgs,
+    cases: &[Case],
+    checkpoint: Arc<Checkpoint>,
+    scratch: &Path,
+) -> Result<(), CliError> {
+    let bench = Bench::new(args, cases, checkpoint, scratch)?;
+    print(&bench.header())?;
+    let mut lines = Vec::new();
+    for &rows in &args.rows {
+        let step = |case: &Case, first| {
+            steps::decode(rows, args.context, |row| slot(case, first, row, rows))
+        };
+        let measured = bench.rounds(rows, step);
+        print(&bench.table(&format!("decode, {rows} rows"), rows, &measured))?;
+        lines.extend(bench.lines("decode", rows, &measured));
+    }
+    if args.prefill > 0 {
+        let tokens = args.prefill;
+        let step =
+            |case: &Case, first| steps::prompt(0, 0, tokens, tokens, slot(case, first, 0, 1));
+        let measured = bench.rounds(tokens, step);
+        print(&bench.table(&format!("prefill, {tokens} tokens"), tokens, &measured))?;
+        lines.extend(bench.lines("prefill", tokens, &measured));
+    }
+    let results = serde_json::json!({"device": "cpu", "context": args.context, "steps": lines});
+    args.json.as_ref().map_or(Ok(()), |path| write_json(path, &results))
+}
+
+/// Of a case whose adapters start at slot `first`.
+fn slot(case: &Case, first: usize, row: usize, rows: usize) -> Slot {
+    case.adapter_of(row, rows).map_or(Slot::BASE, |adapter| Slot((first + adapter) as u32))
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    checkpoint: Arc<Checkpoint>,
+    backend: Cpu,
+    model: Model<Cpu>,
+    merged: Option<Model<Cpu>>,
+    pool: <Cpu as Backend>::Pool,
+    /// With the first slot of each.
+    cases: Vec<(&'a Case, usize)>,
+    /// What a pure read passes over, [`BANDWIDTH_BYTES`] in all.
+    buffer: Vec<u64>,
+}
+
+/// Seconds of each round.
+struct Measured {
+    /// By case.
+    steps: Vec<Vec<f64>>,
+    /// Of a pure read of [`BANDWIDTH_BYTES`].
+    reads: Vec<f64>,
+}
+
+impl Measured {
+    /// Seconds of a case's best round.
+    fn best(&self, case: usize) -> f64 {
+        self.steps[case].iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// Throughput of a case as a share of another's, the median over rounds.
+    fn ratio(&self, case: usize, other: Option<usize>) -> Option<f64> {
+        let pairs = self.steps[other?].iter().zip(&self.steps[case]);
+        Some(median(pairs.map(|(other, own)| other / own).collect()))
+    }
+}
+
+impl<'a> Bench<'a> {
+    fn new(
+        args: &'a BenchArgs,
+        cases: &'a [Case],
+        checkpoint: Arc<Checkpoint>,
+        scratch: &Path,
+    ) -> Result<Self, CliError> {
+        let backend = Cpu::new(args.threads);
+        let positions = args.context.max(args.prefill) + 1;
+        let model = Model::load(&checkpoint, &backend, positions, &|_| {});
+        let rows_max = args.rows.iter().copied().max().unwrap_or(1);
+        let (mut adapters, mut placed) = (Vec::new(), Vec::new());
+        for case in cases {
+            placed.push((case, adapters.len()));
+            for (_, &kind) in (0..case.count(rows_max)).zip(case.kinds.iter().cycle()) {
+                let seed = adapters.len() as u64;
+                adapters.push(random_adapter(kind, case.rank, seed, &checkpoint, scratch)?);
+            }
+        }
+        let mut pool = backend.pool(adapters.len());
+        for (slot, adapter) in adapters.iter().enumerate() {
+            let written = backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone());
+            written.map_err(|e| CliError::General(e.to_string()))?;
+        }
+        let merged = placed.iter().find(|(case, _)| case.merged).map(|(_, first)| {
+            let mut model = Model::load(&checkpoint, &backend, positions, &|_| {});
+            model.fold(&backend, &adapters[*first].delta);
+            model
+        });
+        let buffer = vec![1u64; BANDWIDTH_BYTES / 8];
+        Ok(Self { args, checkpoint, backend, model, merged, pool, cases: placed, buffer })
+    }
+
+    fn header(&self) -> String {
+        let weights = self.checkpoint.weight_bytes();
+        format!(
+            "{} weights {:.2} GB, {} threads, {}, context {}, rank {}\n",
+            self.checkpoint.dtype.name(),
+            weights as f64 / 1e9,
+            self.args.threads,
+            Level::detect().name(),
+            self.args.context,
+            self.args.rank
+        )
+    }
+
+    /// One step of each case and one pure read, round after round.
+    fn rounds(&self, width: usize, rows: impl Fn(&Case, usize) -> Rows) -> Measured {
+        let tokens = self.args.context.max(self.args.prefill) + 1;
+        let blocks = width * steps::pages(tokens);
+        let shape = Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS);
+        let mut kv = self.backend.kv(shape);
+        let mut measured = Measured { steps: vec![Vec::new(); self.cases.len()], reads: vec![] };
+        // The first round only warms caches and is not kept.
+        for round in 0..=self.args.rounds {
+            let keep = |seconds: f64, times: &mut Vec<f64>| {
+                if round > 0 {
+                    times.push(seconds);
+                }
+            };
+            keep(self.read(), &mut measured.reads);
+            for (&(case, first), times) in self.cases.iter().zip(&mut measured.steps) {
+                let rows = rows(case, first);
+                let merged = if case.merged { self.merged.as_ref() } else { None };
+                let model = merged.unwrap_or(&self.model);
+                let start = Instant::now();
+                steps::run(&self.backend, model, &self.pool, &mut kv, rows)
+                    .expect("This is a bug: the CPU has no faults.");
+                keep(start.elapsed().as_secs_f64(), times);
+            }
+        }
+        measured
+    }
+
+    /// Seconds of a pure read of the buffer by all threads.
+    fn read(&self) -> f64 {
+        let part = self.buffer.len().div_ceil(self.args.threads);
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in self.buffer.chunks(part) {
+                // Many accumulators, so that the additions do not wait for each other.
+                scope.spawn(move || {
+                    let mut sums = [0u64; 32];
+                    for chunk in part.chunks_exact(32) {
+                        sums.iter_mut().zip(chunk).for_each(|(s, x)| *s = s.wrapping_add(*x));
+                    }
+                    black_box(sums)
+                });
+            }
+        });
+        start.elapsed().as_secs_f64()
+    }
+
+    fn named(&self, name: &str) -> Option<usize> {
+        self.cases.iter().position(|(case, _)| case.name == name)
+    }
+
+    fn lines(&self, phase: &'static str, rows: usize, measured: &Measured) -> Vec<Line> {
+        let line = |(index, (case, _)): (usize, &(&Case, usize))| Line {
+            phase,
+            case: case.name.clone(),
+            rows,
+            ms: Some(measured.best(index) * 1e3),
+            tokens_per_second: Some(rows as f64 / measured.best(index)),
+            of_base: measured.ratio(index, self.named("base")),
+            note: None,
+        };
+        self.cases.iter().enumerate().map(line).collect()
+    }
+
+    /// Tokens per second are of the best round; ratios are medians over rounds.
+    fn table(&self, title: &str, tokens: usize, measured: &Measured) -> String {
+        let weights = self.checkpoint.weight_bytes() as f64;
+        let read = median(measured.reads.iter().map(|t| BANDWIDTH_BYTES as f64 / t).collect());
+        let mut text = format!("\n{title} (pure read: {:.1} GB/s)\n", read / 1e9);
+        text += &format!("{:<12} {:>9} {:>10}", "case", "ms", "tokens/s");
+        text += &format!(" {:>8} {:>8} {:>8}\n", "of base", "of one", "of read");
+        for (index, (case, _)) in self.cases.iter().enumerate() {
+            let ratio = |name: &str| {
+                let ratio = measured.ratio(index, self.named(name));
+                ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
+            };
+            let shares = measured.reads.iter().zip(&measured.steps[index]);
+            let shares = shares.map(|(read, t)| weights / t / (BANDWIDTH_BYTES as f64 / read));
+            text += &format!(
+                "{:<12} {:>9.2} {:>10.1} {:>8} {:>8} {:>8.2}\n",
+                case.name,
+                measured.best(index) * 1e3,
+                tokens as f64 / measured.best(index),
+                ratio("base"),
+                ratio("one"),
+                median(shares.collect())
+            );
+        }
+        text
+    }
+}
