@@ -7,8 +7,8 @@ use crate::backend::{Adapters, Backend};
 use crate::model::{Checkpoint, Model};
 use crate::site::SiteKind;
 
-/// Tokens that `kernels/sample.cu` can weigh.
-const VOCABULARY_MAX: usize = 1 << 18;
+/// Tokens that `kernels/sample.cu` can weigh, and `delta_replace` compute at the head.
+const VOCABULARY_MAX: usize = 4 * 65_535;
 
 /// What a GPU is to serve.
 #[derive(Clone, Copy)]

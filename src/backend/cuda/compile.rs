@@ -98,11 +98,11 @@ impl Kernels {
                 // A damaged file, or one of another driver's time: make it anew.
                 Err(_) if cached.is_some() => {
                     let image = target.compile(file)?;
-                    let module = card.load(&image)?;
+                    let module = card.load(&image).map_err(|e| target.does_not_load(card, &e))?;
                     keep(cache, &target, file, &image);
                     (module, false)
                 }
-                Err(fault) => return Err(fault.into()),
+                Err(fault) => return Err(target.does_not_load(card, &fault)),
             };
             if fresh {
                 keep(cache, &target, file, &image);
@@ -145,6 +145,16 @@ impl Target {
             _ => format!("compute_{}", newest.min(own)),
         };
         Self { compiler: compiler.clone(), architecture, ptx: !known, dtype }
+    }
+
+    fn does_not_load(&self, card: &Card, fault: &Fault) -> OpenError {
+        let ((major, minor), driver) = (self.compiler.version, card.driver_version());
+        OpenError::Unusable(format!(
+            "kernels compiled by NVRTC {major}.{minor} do not load on a driver for CUDA {}.{} \
+             ({fault}); install an NVRTC that is not newer than the driver",
+            driver / 1000,
+            driver % 1000 / 10
+        ))
     }
 
     fn options(&self) -> Vec<String> {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod blas;
+mod event;
 mod nvrtc;
 mod stream;
 
@@ -14,6 +15,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 pub(super) use self::blas::{Multiply, Products};
+pub(super) use self::event::Event;
 pub(super) use self::nvrtc::Compiler;
 pub(super) use self::stream::{Graph, Kernel, Module, Stream};
 use super::args::Address;

@@ -54,7 +54,7 @@ impl Cuda {
             outputs: side,
             y_f32: false,
         };
-        let product = self.best(|| self.products.multiply(&self.stream, &call))?;
+        let product = self.best(|| self.products.multiply(&self.stream, &call, true))?;
         Ok(Ceilings {
             copy_bytes_per_second: 2.0 * from.bytes() as f64 / copy,
             flops_per_second: 2.0 * (side as f64).powi(3) / product,

@@ -256,7 +256,7 @@ impl Cuda {
 
     /// Whether steps can be recorded.
     pub(super) fn records(&self) -> bool {
-        self.is_dry() || self.taken.get().is_some()
+        self.is_dry() || (self.taken.get().is_some() && !self.is_profiled())
     }
 
     /// The stream has been waited for, or never will be.

@@ -15,6 +15,7 @@ mod measure;
 mod memory;
 mod ops;
 mod pool;
+mod profile;
 mod sample;
 mod step;
 mod tables;
@@ -35,6 +36,7 @@ pub use self::measure::Ceilings;
 use self::memory::{Bump, Taken, Vectors};
 pub use self::memory::{DeviceMemory, Kv, StepLimits, kv_bytes};
 pub use self::pool::{Pool, room};
+pub use self::profile::Timed;
 use self::sample::SampleMemory;
 pub use self::step::Batch;
 use self::step::Recordings;
@@ -106,6 +108,8 @@ pub struct Cuda {
     tables: Mutex<memory::StepTables>,
     sampling: Mutex<Option<SampleMemory>>,
     recordings: Mutex<Recordings>,
+    /// Where launches are timed: for [`Cuda::profile`].
+    profile: Mutex<Option<profile::Launches>>,
     step_memory: OnceLock<Memory>,
     taken: OnceLock<Taken>,
 }
@@ -172,6 +176,7 @@ impl Cuda {
             tables: Mutex::default(),
             sampling: Mutex::default(),
             recordings: Mutex::default(),
+            profile: Mutex::default(),
             step_memory: OnceLock::new(),
             taken: OnceLock::new(),
         })
@@ -242,7 +247,11 @@ impl Cuda {
         args: &A,
     ) {
         self.attempt(|| {
-            self.stream.launch(self.kernels.get(name)?, grid, threads, shared_bytes, args)
+            let kernel = self.kernels.get(name)?;
+            self.timed(
+                || name.to_owned(),
+                || self.stream.launch(kernel, grid, threads, shared_bytes, args),
+            )
         });
     }
 

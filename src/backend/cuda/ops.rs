@@ -8,7 +8,7 @@ use super::args::{
     RopeInput, RopeStore, Shrink, SiluMul,
 };
 use super::launch::Multiply;
-use super::step::{RowTables, Step};
+use super::step::{RECORDED_ROWS_MAX, RowTables, Step};
 use super::tensor::{HeadNorm, LinearPart, Pending, Place, Tensor};
 use super::{Cuda, Kv, Rope, Vector};
 use crate::backend::{Embedding, Linear, Norm};
@@ -90,7 +90,11 @@ impl Cuda {
             y_f32: y.float,
         };
         assert_eq!(y.cols, outputs, "This is a bug: a product of another width.");
-        self.attempt(|| self.products.multiply(&self.stream, &call));
+        // Rows of recorded steps: few shapes, used again and again.
+        let tune = x.rows.is_power_of_two() && x.rows <= RECORDED_ROWS_MAX;
+        let name = || format!("product {}×{}", call.inputs, call.outputs);
+        let start = || self.products.multiply(&self.stream, &call, tune);
+        self.attempt(|| self.timed(name, start));
     }
 
     /// A x of each linear's adapters, shared by all that read it.

@@ -72,7 +72,11 @@ impl Cuda {
             };
             let threads = logits.cols.next_multiple_of(32).min(1024) as u32;
             let kernel = self.kernels.get("sample")?;
-            self.stream.launch(kernel, [m as u32, 1, 1], threads, SHARED_BYTES, &args)?;
+            let grid = [m as u32, 1, 1];
+            self.timed(
+                || "sample".to_owned(),
+                || self.stream.launch(kernel, grid, threads, SHARED_BYTES, &args),
+            )?;
             let host = &mut memory.host.bytes_mut()[..m * RESULT_BYTES];
             // The one wait of a step.
             self.stream.download_now(&results_at, host)?;

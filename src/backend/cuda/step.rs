@@ -12,7 +12,7 @@ use crate::backend::{Fault, Rows};
 use crate::ids::{BlockId, Slot};
 
 /// Rows of a recorded step at most.
-const RECORDED_ROWS_MAX: usize = 256;
+pub(super) const RECORDED_ROWS_MAX: usize = 256;
 /// Recordings kept: each takes some memory of the card that is not taken at start.
 const RECORDINGS_MAX: usize = 256;
 /// Rows of one adapter from which an expand of its own beats one inside of the next kernel: it

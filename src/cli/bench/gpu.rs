@@ -11,13 +11,15 @@ use serde::Serialize;
 
 use super::BenchArgs;
 use super::cases::{Case, random_adapter};
+use super::check;
+use super::kernels::{self, KernelLine, Shape};
 use super::report::{Line, write_json};
 use super::steps::{self, BLOCK_TOKENS, median};
 use crate::adapter::Adapter;
-use crate::backend::cpu::Cpu;
 use crate::backend::cuda::{Ceilings, Cuda, Kv, OpenError, Pool, StepLimits, kv_bytes};
-use crate::backend::{Adapters, Backend, Fault, Rows, SlotError};
+use crate::backend::{Backend, Fault, Rows, SlotError};
 use crate::cli::device::kernel_cache;
+use crate::cli::synth::AdapterKind;
 use crate::cli::{CliError, print};
 use crate::engine::{Gpu, GpuSettings, wait_until_ready};
 use crate::ids::Slot;
@@ -29,7 +31,12 @@ const MEMORY_SHARE: f64 = 0.95;
 const KV_SHARE: f64 = 0.6;
 /// Steps before a case is timed: libraries choose, the step is recorded, and its forms are tried.
 const WARM_STEPS: usize = 24;
+/// Cases whose kernels are timed, at no more rows than this.
+const PROFILED: &[&str] = &["base", "eight", "distinct", "mos", "mix"];
+const PROFILED_ROWS_MAX: usize = 64;
 const KV_TOO_LARGE: &str = "the KV of so many rows does not fit";
+/// Rows of the step that is compared with the CPU's.
+const CHECKED_ROWS_MAX: usize = 8;
 /// A step that differs from the CPU's by more, as a share of its size, is wrong: rounding every
 /// activation to bf16 in each of 32 layers adds up to a few hundredths.
 const DISTANCE_MAX: f32 = 0.2;
@@ -74,6 +81,7 @@ struct Results {
     /// Of the logits of one prompt for each kind of adapter, as a share of their size.
     distance_from_cpu: f32,
     steps: Vec<Line>,
+    kernels: Vec<KernelLine>,
 }
 
 /// Runs the cases.
@@ -89,8 +97,8 @@ pub fn run(
     scratch: &Path,
 ) -> Result<(), CliError> {
     let ceilings = gpu.backend.ceilings().map_err(failed)?;
-    let mut bench = Bench::new(args, checkpoint, gpu, scratch)?;
-    print(&bench.header(&ceilings)?)?;
+    let mut bench = Bench::new(args, checkpoint, gpu, ceilings, scratch)?;
+    print(&bench.header()?)?;
     let distance = bench.check(cases)?;
     print(&format!("checked: logits differ from the CPU's by {distance:.4} of their size\n"))?;
     bench.fill()?;
@@ -114,6 +122,7 @@ pub fn run(
         ceilings,
         distance_from_cpu: distance,
         steps: bench.lines,
+        kernels: bench.kernels,
     };
     write_json(path, &results)
 }
@@ -130,7 +139,9 @@ struct Bench<'a> {
     kv: Kv,
     /// Rows whose KV fits.
     rows_max: usize,
+    ceilings: Ceilings,
     lines: Vec<Line>,
+    kernels: Vec<KernelLine>,
 }
 
 impl<'a> Bench<'a> {
@@ -139,6 +150,7 @@ impl<'a> Bench<'a> {
         args: &'a BenchArgs,
         checkpoint: Arc<Checkpoint>,
         gpu: Gpu,
+        ceilings: Ceilings,
         scratch: &'a Path,
     ) -> Result<Self, CliError> {
         let (free, total) = gpu.backend.memory().map_err(failed)?;
@@ -157,14 +169,16 @@ impl<'a> Bench<'a> {
         let taken = gpu.take(&checkpoint, blocks(rows_max), BLOCK_TOKENS, adapter_bytes);
         taken.map_err(|e| CliError::Model(e.to_string()))?;
         let kv = gpu.backend.kv(shape(rows_max));
-        Ok(Self { args, scratch, checkpoint, gpu, kv, rows_max, lines: Vec::new() })
+        let (lines, kernels) = (Vec::new(), Vec::new());
+        Ok(Self { args, scratch, checkpoint, gpu, kv, rows_max, ceilings, lines, kernels })
     }
 
     fn memory(&self) -> Result<(u64, u64), Fault> {
         self.gpu.backend.memory()
     }
 
-    fn header(&self, ceilings: &Ceilings) -> Result<String, CliError> {
+    fn header(&self) -> Result<String, CliError> {
+        let ceilings = &self.ceilings;
         Ok(format!(
             "{}, {} bytes; {} weights {:.2} GB, context {}, rank {}\ncopies {:.0} GB/s (read and \
              written), multiplies {:.1} TFLOP/s\n",
@@ -206,36 +220,23 @@ impl<'a> Bench<'a> {
         (first..count).try_for_each(|slot| wait_until_ready(backend, pool, Slot(slot as u32)))
     }
 
-    /// Logits of a prompt for the base and each adapter of the cases, all in one step, on the card
-    /// and on the CPU: the root of their mean square difference, as a share of their size.
+    /// Some of the cases' adapters and the base in one step, compared with the CPU's.
     fn check(&mut self, cases: &[Case]) -> Result<f32, CliError> {
+        let most = self.rows_max.min(CHECKED_ROWS_MAX) - 1;
         let mut adapters = Vec::new();
         for case in cases.iter().filter(|case| !case.merged) {
-            if adapters.len() < self.rows_max.min(8) {
+            if adapters.len() < most {
                 adapters.extend(self.random(case, 1000 + adapters.len() as u64)?);
             }
         }
-        adapters.truncate(self.rows_max.min(8) - 1);
-        let rows = prompts(adapters.len(), self.args.context);
+        adapters.truncate(most);
         let mut pool = self.gpu.backend.pool(adapters.len());
         let placed = self.place(&mut pool, &adapters, &mut 0, adapters.len());
         placed.map_err(|e| CliError::General(e.to_string()))?;
-        let on_card = logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
-        let on_card = on_card.map_err(failed)?;
-
-        let cpu = Cpu::new(std::thread::available_parallelism().map_or(1, usize::from));
-        let model = Model::load(&self.checkpoint, &cpu, self.args.context + 1, &|_| {});
-        let blocks = rows.spans.iter().map(|span| span.block_table.len()).sum();
-        let mut kv = cpu.kv(Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS));
-        let mut pool = cpu.pool(adapters.len());
-        for (slot, adapter) in adapters.iter().enumerate() {
-            let written = cpu.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone());
-            written.map_err(|e| CliError::General(e.to_string()))?;
-        }
-        let expected = logits(&cpu, &model, &mut kv, &pool, &rows).map_err(failed)?;
-        let squares = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>();
-        let difference = squares(&mut on_card.iter().zip(&expected).map(|(a, b)| a - b));
-        let distance = (difference / squares(&mut expected.iter().copied())).sqrt();
+        let rows = check::prompts(adapters.len(), self.args.context);
+        let Gpu { backend, model, .. } = &self.gpu;
+        let logits = check::logits(backend, model, &mut self.kv, &pool, &rows).map_err(failed)?;
+        let distance = check::distance_from_cpu(&self.checkpoint, &adapters, &rows, &logits)?;
         if distance.is_nan() || distance > DISTANCE_MAX {
             return Err(CliError::General(format!(
                 "logits on the card differ from the CPU's by {distance} of their size, more than \
@@ -321,7 +322,54 @@ impl<'a> Bench<'a> {
             }
             self.decode(case, &case.name, &pool, rows)?;
         }
-        self.prefill(case, &pool, placed)
+        self.prefill(case, &pool, placed)?;
+        if PROFILED.contains(&case.name.as_str()) {
+            self.profile(case, &pool, placed)?;
+        }
+        Ok(())
+    }
+
+    /// The kernels of a decode step of many rows that have their adapters, and of a prompt.
+    fn profile(&mut self, case: &Case, pool: &Pool, placed: usize) -> Result<(), CliError> {
+        let (context, prefill) = (self.args.context, self.args.prefill);
+        let (most, has_rank) = (PROFILED_ROWS_MAX.min(self.rows_max), has_rank(case));
+        let fits = |rows: &usize| *rows <= most && case.count(*rows).min(self.rows_max) <= placed;
+        let rows = self.args.rows.iter().copied().filter(fits).max();
+        let element_bytes = self.checkpoint.dtype.bytes();
+        let rank = if has_rank { case.rank } else { 0 };
+        let shape = Shape { rows: 0, context, logits: 1, adapters: 1, rank, element_bytes };
+        let slot = |row, rows| case.adapter_of(row, rows).map_or(Slot::BASE, |a| Slot(a as u32));
+        if let Some(rows) = rows {
+            let adapters = case.count(rows).min(rows);
+            let shape = Shape { rows, context: context + 1, logits: rows, adapters, ..shape };
+            let step = steps::decode(rows, context, |row| slot(row, rows));
+            self.profile_step("decode", case, pool, step, &shape)?;
+        }
+        if prefill > 0 && case.count(1) <= placed {
+            let shape = Shape { rows: prefill, context: prefill.div_ceil(2), ..shape };
+            let step = steps::prompt(0, 0, prefill, prefill, slot(0, 1));
+            self.profile_step("prefill", case, pool, step, &shape)?;
+        }
+        Ok(())
+    }
+
+    fn profile_step(
+        &mut self,
+        phase: &'static str,
+        case: &Case,
+        pool: &Pool,
+        rows: Rows,
+        shape: &Shape,
+    ) -> Result<(), CliError> {
+        self.step(pool, rows.clone())?;
+        let Self { gpu: Gpu { backend, model, .. }, kv, .. } = self;
+        let timed = backend.profile(|| steps::run(backend, model, pool, kv, rows));
+        let timed = timed.map_err(failed)?;
+        let config = &self.checkpoint.config;
+        let lines = kernels::lines(phase, &case.name, &timed, config, shape, &self.ceilings);
+        print(&kernels::table(&format!("{phase} of {} rows, {}", shape.rows, case.name), &lines))?;
+        self.kernels.extend(lines);
+        Ok(())
     }
 
     fn decode(
@@ -353,9 +401,9 @@ impl<'a> Bench<'a> {
     /// must be those before, to the bit.
     fn merged(&mut self, case: &Case) -> Result<(), CliError> {
         let adapter = self.random(case, 0)?.remove(0);
-        let rows = prompts(0, self.args.context);
+        let rows = check::prompts(0, self.args.context);
         let pool = self.gpu.backend.pool(0);
-        let before = logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
+        let before = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
         self.gpu.model.fold(&self.gpu.backend, &adapter.delta);
         self.gpu.backend.settled().map_err(failed)?;
         for rows in self.args.rows.clone() {
@@ -368,7 +416,7 @@ impl<'a> Bench<'a> {
         self.prefill(case, &pool, 0)?;
         self.gpu.model.restore(&self.gpu.backend, &self.checkpoint, &adapter.delta);
         self.gpu.backend.settled().map_err(failed)?;
-        let after = logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
+        let after = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
         if before.map_err(failed)? != after.map_err(failed)? {
             let text = "the base's logits changed when a merged adapter was taken back";
             return Err(CliError::General(text.into()));
@@ -405,31 +453,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A prompt for the base and one for each of `adapters` slots, in one step.
-fn prompts(adapters: usize, context: usize) -> Rows {
-    let mut all = Rows::default();
-    let tokens = context.clamp(1, 4);
-    for i in 0..=adapters {
-        let slot = if i == 0 { Slot::BASE } else { Slot(i as u32 - 1) };
-        let one = steps::prompt(i, 0, tokens, tokens, slot);
-        let start = all.tokens.len();
-        all.tokens.extend(one.tokens);
-        all.positions.extend(one.positions);
-        all.slots.extend(one.slots);
-        all.logit_rows.extend(one.logit_rows.iter().map(|row| start as u32 + row));
-        all.spans.extend(one.spans.into_iter().map(|span| crate::backend::Span { start, ..span }));
-    }
-    all
-}
-
-fn logits<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    kv: &mut B::Kv,
-    pool: &B::Pool,
-    rows: &Rows,
-) -> Result<Vec<f32>, Fault> {
-    let batch = backend.batch(rows.clone());
-    let logits = model.forward(backend, &batch, kv, Adapters { pool });
-    backend.download(&logits)
+/// Whether its adapters have factors.
+fn has_rank(case: &Case) -> bool {
+    !case.idle && case.kinds.iter().any(|kind| !matches!(kind, AdapterKind::Ssf | AdapterKind::Ia3))
 }

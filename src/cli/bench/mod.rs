@@ -1,8 +1,10 @@
 //! `tessera bench`: prefill and decode steps, in this process, against rows, adapters and kinds.
 
 mod cases;
+mod check;
 mod cpu;
 mod gpu;
+mod kernels;
 mod report;
 mod steps;
 

@@ -158,6 +158,11 @@ fn a_bench_on_a_card_checks_itself_and_tells_of_every_case() {
     let results: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert!(results["distance_from_cpu"].as_f64().is_some_and(|d| d > 0.0 && d < 0.02));
     assert!(results["ceilings"]["copy_bytes_per_second"].as_f64().unwrap() > 0.0);
+    let kernels = results["kernels"].as_array().unwrap();
+    for kernel in ["delta_shrink", "silu_mul", "rope_store", "sample"] {
+        let line = kernels.iter().find(|k| k["kernel"] == kernel && k["case"] == "mix").unwrap();
+        assert!(line["bytes_per_second"].as_f64().unwrap() > 0.0, "{line}");
+    }
     let steps = results["steps"].as_array().unwrap();
     for case in cases.split(',') {
         let of = |rows: u64| steps.iter().find(|s| s["case"] == case && s["rows"] == rows);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use cudarc::cublaslt::{result, sys};
 
@@ -11,6 +12,11 @@ use super::{Memory, OpenError, Stream};
 use crate::backend::Fault;
 use crate::backend::cuda::args::Address;
 use crate::dtype::Dtype;
+
+/// Ways to compute a product that are tried.
+const WAYS: usize = 8;
+/// Products of one way while it is timed.
+const TUNING_REPEATS: u32 = 5;
 
 /// `y [rows, outputs] = x [rows, inputs] · Wᵀ`, W `[outputs, inputs]`, all row-major.
 #[derive(Clone, Copy, Debug)]
@@ -89,11 +95,12 @@ impl Products {
         Ok(Self { handle, dtype, workspace, plans: Mutex::default() })
     }
 
-    /// Starts one product.
+    /// Starts one product. `tune`: at the first of its shape, tries what the library recommends and
+    /// keeps the fastest; the stream must not be recording then.
     ///
     /// # Errors
     /// When the library has no way to compute it, or the launch fails.
-    pub fn multiply(&self, stream: &Stream, call: &Multiply) -> Result<(), Fault> {
+    pub fn multiply(&self, stream: &Stream, call: &Multiply, tune: bool) -> Result<(), Fault> {
         if call.rows == 0 {
             return Ok(());
         }
@@ -102,8 +109,47 @@ impl Products {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(shape) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(self.plan(shape)?),
+            Entry::Vacant(new) => {
+                let (mut plan, ways) = self.plan(shape)?;
+                if tune && ways.len() > 1 {
+                    plan.algorithm = self.fastest(stream, call, &mut plan, ways)?;
+                }
+                new.insert(plan)
+            }
         };
+        self.start(stream, call, plan)
+    }
+
+    /// The way that takes the least time, by the clock of this host: a product is long beside it.
+    fn fastest(
+        &self,
+        stream: &Stream,
+        call: &Multiply,
+        plan: &mut Plan,
+        ways: Vec<sys::cublasLtMatmulAlgo_t>,
+    ) -> Result<sys::cublasLtMatmulAlgo_t, Fault> {
+        let mut best = (f64::INFINITY, plan.algorithm);
+        for algorithm in ways {
+            plan.algorithm = algorithm;
+            // Recommended is not promised: one that does not start is left out.
+            if self.start(stream, call, plan).is_err() {
+                continue;
+            }
+            stream.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..TUNING_REPEATS {
+                self.start(stream, call, plan)?;
+            }
+            stream.synchronize()?;
+            let seconds = start.elapsed().as_secs_f64();
+            if seconds < best.0 {
+                best = (seconds, algorithm);
+            }
+        }
+        Ok(best.1)
+    }
+
+    fn start(&self, stream: &Stream, call: &Multiply, plan: &Plan) -> Result<(), Fault> {
         let (one, zero) = (1.0f32, 0.0f32);
         let pointer = |address: Address| address as *mut c_void;
         // SAFETY: the layouts describe these addresses (the callers hold the tensors), and the
@@ -132,7 +178,8 @@ impl Products {
     }
 
     /// To a library that counts columns first, row-major x is xᵀ: yᵀ = W · xᵀ.
-    fn plan(&self, shape: Shape) -> Result<Plan, Fault> {
+    /// With the ways that the library recommends, its favourite first.
+    fn plan(&self, shape: Shape) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), Fault> {
         let Shape { rows, inputs, outputs, y_f32 } = shape;
         let width = of_dtype(self.dtype);
         let y_width = if y_f32 { of_dtype(Dtype::F32) } else { width };
@@ -150,7 +197,7 @@ impl Products {
         let transposed = 1i32;
         let bytes = self.workspace.bytes() as usize;
         // SAFETY: each attribute is a plain number of the size given, and all handles live.
-        let heuristic = unsafe {
+        let ways = unsafe {
             result::set_matmul_desc_attribute(
                 product,
                 sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
@@ -167,7 +214,9 @@ impl Products {
                 size_of::<usize>(),
             )
             .map_err(fault("cublasLtMatmulPreferenceSetAttribute"))?;
-            let found = result::get_matmul_algo_heuristic(
+            let mut found: [sys::cublasLtMatmulHeuristicResult_t; WAYS] = std::mem::zeroed();
+            let mut count = 0;
+            let asked = sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
                 product,
                 weight,
@@ -175,13 +224,20 @@ impl Products {
                 y,
                 y,
                 preference,
+                WAYS as i32,
+                found.as_mut_ptr(),
+                &raw mut count,
             );
             let _ = result::destroy_matmul_pref(preference);
-            found
+            asked.result().map(|()| found.into_iter().take(count.max(0) as usize))
         };
         let what = format!("cuBLASLt has no product of {rows}×{inputs} by {inputs}×{outputs}");
-        let algorithm = heuristic.map_err(fault(&what))?.algo;
-        Ok(Plan { product, weight, x, y, algorithm })
+        let ways = ways.map_err(fault(&what))?.filter(|way| way.state.result().is_ok());
+        let ways: Vec<_> = ways.map(|way| way.algo).collect();
+        let Some(&algorithm) = ways.first() else {
+            return Err(Fault { message: what, lost: false });
+        };
+        Ok((Plan { product, weight, x, y, algorithm }, ways))
     }
 }
 

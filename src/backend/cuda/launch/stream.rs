@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
-use super::{Card, Pinned, Region, fault};
+use super::{Card, Event, Pinned, Region, fault};
 use crate::backend::Fault;
 
 /// Work in order.
@@ -40,6 +40,15 @@ impl Stream {
     /// For cuBLASLt, whose `cudaStream_t` is the same pointer.
     pub fn raw(&self) -> *mut c_void {
         self.stream.cast()
+    }
+
+    pub(super) fn handle(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// The moment when all that was asked for so far is done.
+    pub fn event(&self) -> Result<Event, Fault> {
+        Event::new(&self.card, self)
     }
 
     /// Starts a copy; `from` must stay as it is until the stream has got there.
