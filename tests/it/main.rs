@@ -33,6 +33,20 @@ mod text;
 mod text_template;
 mod tidy;
 
+use std::path::PathBuf;
+
+/// The repository. A copied test binary is told where it is by the variable that cargo sets.
+pub fn root() -> PathBuf {
+    let moved = std::env::var_os("CARGO_MANIFEST_DIR");
+    moved.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// The server's binary, likewise.
+pub fn binary() -> PathBuf {
+    let moved = std::env::var_os("CARGO_BIN_EXE_tessera");
+    moved.map_or_else(|| env!("CARGO_BIN_EXE_tessera").into(), PathBuf::from)
+}
+
 /// Deterministic values in (-1, 1).
 pub struct Rng(pub u64);
 

@@ -35,7 +35,7 @@ fn run(command: &mut Command) {
 
 /// One library under the three names that are looked for.
 fn build(folder: &Path) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let root = crate::root().join("tests/it");
     let header = root.join("kernels/emulate.h");
     run(Command::new("c++")
         .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"])

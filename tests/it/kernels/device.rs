@@ -5,7 +5,6 @@
 use std::alloc::Layout;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use half::{bf16, f16};
@@ -86,7 +85,7 @@ pub fn all_kernels(file: &str) -> Vec<Kernels> {
 }
 
 fn compile(file: &str, widths: [Width; 3]) -> Library {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = crate::root();
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("kernels.so");
