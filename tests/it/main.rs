@@ -1,4 +1,18 @@
 //! One integration-test binary; one module a boundary.
+//!
+//! Tests of kernels and cards run on emulated ones; with `TESSERA_CUDA=1`, on the machine's GPU.
+//! That machine needs neither cargo nor a compiler: copy the repository, the server's binary and
+//! this one there (`target/release/tessera`, `target/release/deps/it-*`), put the folders of NVRTC
+//! and cuBLASLt into `LD_LIBRARY_PATH` unless they are installed, and run
+//!
+//! ```text
+//! export CARGO_MANIFEST_DIR=/the/repository CARGO_BIN_EXE_tessera=/the/server TESSERA_CUDA=1
+//! ./it-* kernels::
+//! ./it-* cuda:: --test-threads=1
+//! ```
+//!
+//! One at a time, because a server takes most of the card's memory; and apart, because a kernel
+//! that reaches memory that is not its own leaves the process without a card.
 // Oracles are written with the indices of their formulas.
 #![allow(clippy::needless_range_loop)]
 
