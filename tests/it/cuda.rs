@@ -4,7 +4,7 @@
 //! This shows that the host's code asks for the right work in the right order, and that every error
 //! ends where it should. How fast any of it is, only a GPU can say.
 
-mod card;
+pub mod card;
 mod engine;
 mod faults;
 mod serve;

@@ -142,7 +142,7 @@ pub fn wait_for(mut holds: impl FnMut() -> bool, what: impl Fn() -> String) {
 }
 
 fn app(engine: EngineHandle, store: Arc<Store>) -> App {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
+    let dir = crate::root().join("tests/data/text/byte_level");
     let files = TextFiles::read(&dir).unwrap();
     let tokenizer = Tokenizer::from_bytes(&files.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
     App {

@@ -20,7 +20,7 @@ pub fn golden_dir() -> PathBuf {
     // Other cases of the same layout can be run by pointing this at their folder.
     match std::env::var_os("TESSERA_GOLDEN") {
         Some(dir) => dir.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
+        None => crate::root().join("tests/golden"),
     }
 }
 

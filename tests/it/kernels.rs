@@ -1,13 +1,48 @@
-//! Every kernel, compiled as C++ and run on the CPU, against its definition in f64.
+//! Every kernel, compiled as C++ and run on the CPU, against its definition in f64. With
+//! `TESSERA_CUDA=1` NVRTC compiles it and the machine's GPU runs it, in the same tests.
 //!
-//! This shows that a kernel computes the right numbers, reaches no memory it should not, and does
-//! not lean on a barrier that is missing. It says nothing about speed, nor about what only a GPU
-//! does: there, `tools/gpu-check` has the word.
+//! The emulated run shows that a kernel computes the right numbers, reaches no memory it should
+//! not, and does not lean on a barrier that is missing. That NVRTC and a GPU agree, only the other
+//! one shows. Neither says anything about speed.
 
 mod attention;
 mod delta;
 mod device;
+mod emulated;
+mod gpu;
 mod rope;
 mod rows;
 mod sample;
 mod step;
+
+use std::process::Command;
+
+use crate::cuda::card::{is_real, libraries};
+
+/// Runs tests of this binary as if the machine had a GPU.
+fn on_emulated_card(arguments: &[&str]) {
+    if is_real() {
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(arguments).env("TESSERA_CUDA", "1").env("LD_LIBRARY_PATH", libraries());
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
+    assert!(output.status.success(), "{}", text.concat());
+    assert!(!text[0].contains("running 0 tests"), "{}", text.concat());
+}
+
+#[test]
+fn kernel_tests_reach_a_card_through_the_driver() {
+    on_emulated_card(&[
+        "kernels::device::",
+        "kernels::delta::nothing_is_written_when_the_work_list_is_empty",
+        "kernels::rows::add_adds_in_place",
+    ]);
+}
+
+#[test]
+#[ignore = "minutes: all tests of kernels and cards, as a machine with a GPU runs them"]
+fn all_tests_for_a_gpu_pass_on_an_emulated_card() {
+    on_emulated_card(&["kernels::", "cuda::"]);
+}

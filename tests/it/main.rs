@@ -1,4 +1,18 @@
 //! One integration-test binary; one module a boundary.
+//!
+//! Tests of kernels and cards run on emulated ones; with `TESSERA_CUDA=1`, on the machine's GPU.
+//! That machine needs neither cargo nor a compiler: copy the repository, the server's binary and
+//! this one there (`target/release/tessera`, `target/release/deps/it-*`), put the folders of NVRTC
+//! and cuBLASLt into `LD_LIBRARY_PATH` unless they are installed, and run
+//!
+//! ```text
+//! export CARGO_MANIFEST_DIR=/the/repository CARGO_BIN_EXE_tessera=/the/server TESSERA_CUDA=1
+//! ./it-* kernels::
+//! ./it-* cuda:: --test-threads=1
+//! ```
+//!
+//! One at a time, because a server takes most of the card's memory; and apart, because a kernel
+//! that reaches memory that is not its own leaves the process without a card.
 // Oracles are written with the indices of their formulas.
 #![allow(clippy::needless_range_loop)]
 
@@ -32,6 +46,20 @@ mod synth;
 mod text;
 mod text_template;
 mod tidy;
+
+use std::path::PathBuf;
+
+/// The repository. A copied test binary is told where it is by the variable that cargo sets.
+pub fn root() -> PathBuf {
+    let moved = std::env::var_os("CARGO_MANIFEST_DIR");
+    moved.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// The server's binary, likewise.
+pub fn binary() -> PathBuf {
+    let moved = std::env::var_os("CARGO_BIN_EXE_tessera");
+    moved.map_or_else(|| env!("CARGO_BIN_EXE_tessera").into(), PathBuf::from)
+}
 
 /// Deterministic values in (-1, 1).
 pub struct Rng(pub u64);

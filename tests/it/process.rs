@@ -13,7 +13,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `tessera` without the caller's own settings.
 pub fn tessera(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    let mut command = Command::new(crate::binary());
     for (key, _) in std::env::vars() {
         if key.starts_with("TESSERA_") {
             command.env_remove(key);

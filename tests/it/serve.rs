@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::process::{Server, split_reply, tessera};
 
 pub fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama")
+    crate::root().join("tests/golden/llama")
 }
 
 pub fn text(path: &Path) -> String {

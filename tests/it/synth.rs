@@ -213,7 +213,7 @@ fn the_presets_have_the_parameters_of_their_names() {
 }
 
 fn tessera(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tessera"))
+    Command::new(crate::binary())
         .args(args)
         // Nothing of the machine's own may decide.
         .env_clear()
@@ -334,13 +334,13 @@ fn a_reader_that_goes_away_is_no_crash() {
     let model = root.path().join("model");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    let mut command = Command::new(crate::binary());
     command.arg("inspect").arg(&adapter).arg("--model").arg(&model);
     let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut help = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    let mut help = Command::new(crate::binary());
     let status = help.arg("--help").stdout(writer).status().unwrap();
     assert!(status.success());
 }

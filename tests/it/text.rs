@@ -2,7 +2,7 @@
 //! tokenizers library's own decoder, and a search of the whole text.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const TEXTS: &[&str] = &[
 ];
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text").join(name)
+    crate::root().join("tests/data/text").join(name)
 }
 
 fn json_of(name: &str) -> Value {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use tessera::text::{ChatTemplate, Message, TextError, TextFiles, Tokenizer};
 const CONTEXT_TOKENS_MAX: u32 = 512;
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text").join(name)
+    crate::root().join("tests/data/text").join(name)
 }
 
 fn json_of(name: &str) -> Value {

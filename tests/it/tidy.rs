@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::root;
+
 /// Modules from top to bottom; a module may import only from later rows.
 const LAYERS: &[&[&str]] = &[
     &["main"],
@@ -30,10 +32,6 @@ const UNSAFE_FILES: &[&str] = &[
 ];
 const FILE_LINES_MAX: usize = 500;
 const LINE_COLUMNS_MAX: usize = 100;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
@@ -122,6 +120,24 @@ fn unsafe_stays_in_its_files() {
         let says = |l: &str| l.split(|c: char| !c.is_alphanumeric()).any(|w| w == "unsafe");
         if code_lines(&text).any(says) {
             assert!(UNSAFE_FILES.contains(&relative), "{relative} says unsafe");
+        }
+    }
+}
+
+#[test]
+fn tests_look_for_files_where_the_repository_is_when_they_run() {
+    let tests = root().join("tests/it");
+    let mut found = Vec::new();
+    files(&tests, &mut found);
+    for path in found {
+        let relative = path.strip_prefix(&tests).unwrap().to_str().unwrap();
+        // The functions themselves, and this rule.
+        if ["main.rs", "tidy.rs"].contains(&relative) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for place in ["env!(\"CARGO_MANIFEST_DIR", "env!(\"CARGO_BIN_EXE"] {
+            assert!(!text.contains(place), "{relative}: take crate::root() or crate::binary()");
         }
     }
 }

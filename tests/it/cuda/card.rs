@@ -35,7 +35,7 @@ fn run(command: &mut Command) {
 
 /// One library under the three names that are looked for.
 fn build(folder: &Path) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let root = crate::root().join("tests/it");
     let header = root.join("kernels/emulate.h");
     run(Command::new("c++")
         .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"])
@@ -57,6 +57,7 @@ fn build(folder: &Path) {
 fn driver() -> &'static Driver {
     static DRIVER: OnceLock<Driver> = OnceLock::new();
     DRIVER.get_or_init(|| {
+        assert!(!is_real(), "emulated libraries would stand in for the machine's own");
         let folder = tempfile::tempdir().unwrap();
         build(folder.path());
         let open = |name: &str| {
@@ -69,13 +70,19 @@ fn driver() -> &'static Driver {
     })
 }
 
-/// Where the libraries are, for processes of their own; and compiled kernels, made once.
+/// Where the emulated libraries are, for processes of their own.
 pub fn libraries() -> PathBuf {
     driver().folder.path().to_owned()
 }
 
+/// For compiled kernels, made once, and of this process alone.
+pub fn cache() -> PathBuf {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER.get_or_init(|| tempfile::tempdir().unwrap()).path().to_owned()
+}
+
 pub fn kernel_cache() -> PathBuf {
-    libraries().join("kernels")
+    cache().join("kernels")
 }
 
 /// One emulated card, a test's own.

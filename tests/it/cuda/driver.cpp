@@ -319,6 +319,11 @@ API Result cuModuleGetFunction(void** function, void* module, const char* name) 
     return *function = new Function{name, entry, size()}, SUCCESS;
 }
 
+API Result cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* bytes) {
+    if (index != 0) return INVALID_VALUE;
+    return *offset = 0, *bytes = ((Function*)function)->args_bytes, SUCCESS;
+}
+
 API Result cuFuncSetAttribute(void* function, int attribute, int value) {
     if (attribute != 8 || value > 227 << 10) return INVALID_VALUE;
     return ((Function*)function)->shared_max = (size_t)value, SUCCESS;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::card::{is_real, libraries};
+use super::card::{cache, is_real, libraries};
 use crate::process::{Server, tessera};
 use crate::serve::{adapter, golden, greedy, text};
 
@@ -16,7 +16,7 @@ fn on_card(args: &[&str], settings: &[(&str, &str)]) -> Command {
         command.env("LD_LIBRARY_PATH", libraries());
     }
     command.envs(settings.iter().map(|(name, value)| (format!("TESSERA_EMULATE_{name}"), value)));
-    command.env("XDG_CACHE_HOME", libraries());
+    command.env("XDG_CACHE_HOME", cache());
     command
 }
 

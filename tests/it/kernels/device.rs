@@ -1,15 +1,15 @@
-//! Compiles kernels as C++ and runs them, one fiber a thread: the only `unsafe` of these tests.
+//! What tests ask of kernels and memory, whether they are emulated or on the machine's GPU.
 
-#![allow(unsafe_code)]
-
-use std::alloc::Layout;
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_void};
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bytemuck::Pod;
 use half::{bf16, f16};
-use libloading::Library;
+
+use super::{emulated, gpu};
+use crate::cuda::card::is_real;
+use tessera::backend::cuda::args::Add;
 
 /// A device pointer; 0 is null.
 pub type Address = u64;
@@ -54,28 +54,50 @@ impl Width {
     }
 }
 
+/// A source file that is compiled and can run.
+pub trait Program: Send + Sync {
+    /// Runs a kernel to its end, or says what it did wrong.
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), String>;
+}
+
+/// A kernel's grid, block and argument.
+pub struct Launch<'a> {
+    pub name: &'a str,
+    pub grid: Grid,
+    pub threads: u32,
+    pub shared_bytes: usize,
+    pub args: &'a [u8],
+    /// Emulated threads take turns backwards.
+    pub reverse: bool,
+}
+
+/// Memory that kernels reach, never empty.
+pub trait Memory {
+    fn address(&self) -> Address;
+    fn read(&self) -> Vec<u8>;
+}
+
 /// One source file compiled for widths of activations, adapters and KV.
 #[derive(Clone)]
 pub struct Kernels {
-    library: Arc<Library>,
+    program: Arc<dyn Program>,
     pub x: Width,
     pub p: Width,
     pub kv: Width,
-    /// Threads take turns backwards.
     reverse: bool,
 }
 
-type Cell = Arc<OnceLock<Arc<Library>>>;
+type Cell = Arc<OnceLock<Arc<dyn Program>>>;
 
 /// `file` for these widths, once with threads in order and once in reverse: a result that depends
-/// on a barrier that is not there differs in one of them.
+/// on a barrier that is not there differs in one of them. A GPU has its own order, twice.
 pub fn kernels(file: &str, [x, p, kv]: [Width; 3]) -> [Kernels; 2] {
-    static LIBRARIES: OnceLock<Mutex<HashMap<String, Cell>>> = OnceLock::new();
+    static PROGRAMS: OnceLock<Mutex<HashMap<String, Cell>>> = OnceLock::new();
     let key = format!("{file} {x:?} {p:?} {kv:?}");
-    let libraries = LIBRARIES.get_or_init(Mutex::default);
-    let cell = libraries.lock().unwrap().entry(key).or_default().clone();
-    let library = cell.get_or_init(|| Arc::new(compile(file, [x, p, kv]))).clone();
-    [false, true].map(|reverse| Kernels { library: library.clone(), x, p, kv, reverse })
+    let programs = PROGRAMS.get_or_init(Mutex::default);
+    let cell = programs.lock().unwrap().entry(key).or_default().clone();
+    let program = cell.get_or_init(|| compile(file, [x, p, kv])).clone();
+    [false, true].map(|reverse| Kernels { program: program.clone(), x, p, kv, reverse })
 }
 
 /// Every choice of widths worth a test, in both orders.
@@ -85,29 +107,16 @@ pub fn all_kernels(file: &str) -> Vec<Kernels> {
     widths.into_iter().flat_map(|widths| kernels(file, widths)).collect()
 }
 
-fn compile(file: &str, widths: [Width; 3]) -> Library {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("kernels.so");
-    let mut build = cc::Build::new();
-    // Contraction would make sums differ from what the text says.
-    build.cpp(true).opt_level(2).target(&target).host(&target).cargo_metadata(false);
-    let mut command = build.get_compiler().to_command();
-    command.args(["-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]);
-    command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]);
-    command.arg("-include").arg(root.join("tests/it/kernels/emulate.h"));
-    for (kind, width) in ["X", "P", "KV"].iter().zip(widths) {
-        command.arg(format!("-DTESSERA_{kind}={}", width.name()));
+fn compile(file: &str, widths: [Width; 3]) -> Arc<dyn Program> {
+    let kinds = ["X", "P", "KV"].iter().zip(widths);
+    let defines: Vec<String> =
+        kinds.map(|(kind, width)| format!("-DTESSERA_{kind}={}", width.name())).collect();
+    if is_real() {
+        Arc::new(gpu::compile(file, &defines))
+    } else {
+        Arc::new(emulated::compile(file, &defines))
     }
-    command.args(["-x", "c++"]).arg(root.join("kernels").join(file)).arg("-o").arg(&output);
-    let result = command.output().expect("a C++ compiler");
-    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
-    // SAFETY: the library is ours and has no initialisers beyond C++'s own.
-    unsafe { Library::new(&output) }.unwrap()
 }
-
-type Launch = unsafe extern "C" fn(*const u32, usize, *const c_void, bool) -> *const c_char;
 
 /// Blocks of a grid.
 #[derive(Clone, Copy)]
@@ -115,7 +124,7 @@ pub struct Grid {
     pub size: [u32; 3],
     /// Only blocks from here …
     pub first: [u32; 3],
-    /// … to here are run.
+    /// … to here are run: all of them, where a GPU runs them.
     pub end: [u32; 3],
 }
 
@@ -125,9 +134,15 @@ impl From<[u32; 3]> for Grid {
     }
 }
 
+impl Grid {
+    pub fn is_whole(&self) -> bool {
+        self.first == [0; 3] && self.end == self.size
+    }
+}
+
 impl Kernels {
-    /// Runs a kernel to its end; panics when the emulator finds a fault.
-    pub fn launch<A: Copy>(
+    /// Runs a kernel to its end; panics when a fault is found.
+    pub fn launch<A: Pod>(
         &self,
         name: &str,
         grid: impl Into<Grid>,
@@ -135,29 +150,10 @@ impl Kernels {
         shared_bytes: usize,
         args: &A,
     ) {
-        let grid = grid.into();
-        let size_name = format!("emulate_size_{name}");
-        let launch_name = format!("emulate_{name}");
-        let mut at = [1; 12];
-        at[..3].copy_from_slice(&grid.size);
-        at[3] = threads;
-        at[6..9].copy_from_slice(&grid.first);
-        at[9..].copy_from_slice(&grid.end);
-        // SAFETY: both functions have these signatures (emulate.h), and the struct has the size the
-        // kernel was compiled with. That its addresses are right is what the tests are about.
-        let error = unsafe {
-            let size = self.library.get::<unsafe extern "C" fn() -> usize>(size_name.as_bytes());
-            assert_eq!(size.unwrap()(), size_of::<A>(), "arguments of {name}");
-            let launch = self.library.get::<Launch>(launch_name.as_bytes()).unwrap();
-            let error = launch(
-                at.as_ptr(),
-                shared_bytes,
-                std::ptr::from_ref(args).cast::<c_void>(),
-                self.reverse,
-            );
-            (!error.is_null()).then(|| CStr::from_ptr(error).to_string_lossy().into_owned())
-        };
-        assert_eq!(error, None, "{name}, {:?} {:?} {:?}", self.x, self.p, self.kv);
+        let (grid, args) = (grid.into(), bytemuck::bytes_of(args));
+        let launch = Launch { name, grid, threads, shared_bytes, args, reverse: self.reverse };
+        let ran = self.program.launch(&launch);
+        assert_eq!(ran, Ok(()), "{name}, {:?} {:?} {:?}", self.x, self.p, self.kv);
     }
 }
 
@@ -166,27 +162,11 @@ const CANARY: u8 = 0xA5;
 
 /// Device memory with canaries on both sides.
 pub struct Buffer {
-    start: *mut u8,
-    bytes: usize,
+    memory: Box<dyn Memory>,
     width: Width,
 }
 
 impl Buffer {
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes + 2 * CANARY_BYTES, 128).unwrap()
-    }
-
-    fn new(bytes: usize, width: Width, fill: u8) -> Self {
-        // SAFETY: the layout is not empty; the writes stay within it.
-        let start = unsafe {
-            let start = std::alloc::alloc(Self::layout(bytes));
-            start.write_bytes(CANARY, bytes + 2 * CANARY_BYTES);
-            start.add(CANARY_BYTES).write_bytes(fill, bytes);
-            start
-        };
-        Self { start, bytes, width }
-    }
-
     /// `values` rounded to `width`.
     pub fn of(width: Width, values: &[f32]) -> Self {
         let bytes: Vec<u8> = match width {
@@ -199,29 +179,27 @@ impl Buffer {
 
     /// `len` numbers that are all NaN: whatever is not written shows.
     pub fn poison(width: Width, len: usize) -> Self {
-        Self::new(len * width.bytes(), width, 0xff)
+        Self::with_bytes(width, &vec![0xff; len * width.bytes()])
     }
 
     /// Structs or integers.
-    pub fn raw<T: Copy>(values: &[T]) -> Self {
-        let bytes = size_of_val(values);
-        // SAFETY: `T` are the arguments' structs and integers, which have no padding.
-        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), bytes) };
-        Self::with_bytes(Width::F32, bytes)
+    pub fn raw<T: Pod>(values: &[T]) -> Self {
+        Self::with_bytes(Width::F32, bytemuck::cast_slice(values))
     }
 
     fn with_bytes(width: Width, bytes: &[u8]) -> Self {
-        let buffer = Self::new(bytes.len(), width, 0);
-        // SAFETY: the buffer holds that many bytes after its first canary.
-        unsafe {
-            let to = buffer.start.add(CANARY_BYTES);
-            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        }
-        buffer
+        let canary = [CANARY; CANARY_BYTES];
+        let all = [&canary[..], bytes, &canary[..]].concat();
+        let memory: Box<dyn Memory> = if is_real() {
+            Box::new(gpu::GpuMemory::new(&all))
+        } else {
+            Box::new(emulated::HostMemory::new(&all))
+        };
+        Self { memory, width }
     }
 
     pub fn at(&self) -> Address {
-        self.start as u64 + CANARY_BYTES as u64
+        self.memory.address() + CANARY_BYTES as u64
     }
 
     /// Where element 0 would be if this memory began at element `first` of something huge.
@@ -230,12 +208,9 @@ impl Buffer {
     }
 
     fn read(&self) -> Vec<u8> {
-        // SAFETY: the allocation is that long and initialised.
-        let all = unsafe {
-            std::slice::from_raw_parts(self.start, self.bytes + 2 * CANARY_BYTES).to_vec()
-        };
+        let all = self.memory.read();
         let (before, rest) = all.split_at(CANARY_BYTES);
-        let (body, after) = rest.split_at(self.bytes);
+        let (body, after) = rest.split_at(rest.len() - CANARY_BYTES);
         assert!(before.iter().all(|&b| b == CANARY), "written before the first element");
         assert!(after.iter().all(|&b| b == CANARY), "written beyond the last element");
         body.to_vec()
@@ -266,9 +241,28 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(self.start, Self::layout(self.bytes)) };
+/// Adds `cols` numbers to others.
+fn add(kernels: &Kernels, x: &Buffer, y: &Buffer, cols: u32, shared_bytes: usize) {
+    let args = Add { x: x.at(), y: y.at(), cols, reserved: 0 };
+    kernels.launch("add", [1, 1, 1], 128, shared_bytes, &args);
+}
+
+#[test]
+fn a_number_written_beside_a_buffer_is_found() {
+    for kernels in kernels("mlp.cu", [Width::F32; 3]) {
+        let [x, y] = [(); 2].map(|()| Buffer::of(Width::F32, &[1.0; 8]));
+        add(&kernels, &x, &y, 9, 0);
+        let found = catch_unwind(AssertUnwindSafe(|| x.floats())).unwrap_err();
+        assert_eq!(found.downcast_ref(), Some(&"written beyond the last element"));
+    }
+}
+
+#[test]
+fn a_block_has_more_shared_memory_than_it_is_given_unasked() {
+    for kernels in kernels("mlp.cu", [Width::F32; 3]) {
+        let [x, y] = [(); 2].map(|()| Buffer::of(Width::F32, &[1.0; 8]));
+        // What every card from 8.0 on has for those that ask, and twice what it gives to others.
+        add(&kernels, &x, &y, 8, 96 << 10);
+        assert_eq!(x.floats(), [2.0; 8]);
     }
 }

@@ -7,6 +7,7 @@ use tessera::request::SamplingParams;
 use super::device::{Buffer, Grid, Kernels, Width, kernels};
 use super::step::fresh;
 use crate::Rng;
+use crate::cuda::card::is_real;
 use tessera::backend::cuda::args::{Sample, SampleParams};
 
 /// The exponential both samplers use (Cephes' polynomial): a draw is defined by its bits.
@@ -229,6 +230,10 @@ fn a_row_without_a_finite_logit_gives_no_token() {
 
 #[test]
 fn a_draw_reaches_logits_beyond_32_bits() {
+    // The last blocks of a grid of which a GPU would run all.
+    if is_real() {
+        return;
+    }
     let rng = &mut fresh();
     for kernels in kernels("sample.cu", [Width::F32; 3]) {
         let rows: Vec<_> = params(rng).into_iter().map(|p| (logits(rng, 100, 0), p)).collect();
