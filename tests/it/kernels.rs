@@ -19,30 +19,20 @@ use std::process::Command;
 
 use crate::cuda::card::{is_real, libraries};
 
-/// Runs tests of this binary as if the machine had a GPU.
-fn on_emulated_card(arguments: &[&str]) {
+#[test]
+fn kernel_tests_reach_a_card_through_the_driver() {
     if is_real() {
         return;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(arguments).env("TESSERA_CUDA", "1").env("LD_LIBRARY_PATH", libraries());
-    let output = command.output().unwrap();
-    let text = [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
-    assert!(output.status.success(), "{}", text.concat());
-    assert!(!text[0].contains("running 0 tests"), "{}", text.concat());
-}
-
-#[test]
-fn kernel_tests_reach_a_card_through_the_driver() {
-    on_emulated_card(&[
+    command.args([
         "kernels::device::",
         "kernels::delta::nothing_is_written_when_the_work_list_is_empty",
         "kernels::rows::add_adds_in_place",
     ]);
-}
-
-#[test]
-#[ignore = "minutes: all tests of kernels and cards, as a machine with a GPU runs them"]
-fn all_tests_for_a_gpu_pass_on_an_emulated_card() {
-    on_emulated_card(&["kernels::", "cuda::"]);
+    command.env("TESSERA_CUDA", "1").env("LD_LIBRARY_PATH", libraries());
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
+    assert!(output.status.success(), "{}", text.concat());
+    assert!(!text[0].contains("running 0 tests"), "{}", text.concat());
 }

@@ -452,6 +452,8 @@ API int nvrtcDestroyProgram(void** program) { return delete (Program*)*program, 
 
 API int nvrtcCompileProgram(void* program, int count, const char* const* options) {
     Program& p = *(Program*)program;
+    if (getenv("TESSERA_EMULATE_COMPILE_FAILS"))
+        return p.log = p.name + "(7): error: expected a semicolon", 6;
     char folder_name[] = "/tmp/tessera-nvrtc-XXXXXX";
     std::string folder = mkdtemp(folder_name);
     std::ofstream(folder + "/" + p.name, std::ios::binary) << p.source;

@@ -33,6 +33,10 @@ fn adapters(names: &[&str]) -> Vec<String> {
 
 /// What it prints when it does not start.
 fn refusal(mut command: Command) -> (Option<i32>, String) {
+    refusal_of(&mut command)
+}
+
+fn refusal_of(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
@@ -91,6 +95,28 @@ fn without_a_card_that_can_be_used_the_model_runs_on_the_cpu_and_a_line_says_why
         assert_eq!(got, want);
         let (code, error) = refusal(serve(&["--device", "cuda"], &[settings]));
         assert!(code == Some(2) && error.contains(why), "{code:?} {error}");
+    }
+    // Compiled for this process: nothing else has kept its kernels in a folder of its own.
+    let cache = tempfile::tempdir().unwrap();
+    let mut broken = serve(&["--device", "cuda"], &[("COMPILE_FAILS", "1")]);
+    let (code, error) = refusal_of(broken.env("XDG_CACHE_HOME", cache.path()));
+    let log = "does not compile for sm_90a: NVRTC_ERROR_COMPILATION";
+    assert!(code == Some(2) && error.contains(log), "{error}");
+    assert!(error.contains("(7): error: expected a semicolon"), "{error}");
+    for (missing, why) in [
+        ("libnvrtc.so", "NVRTC (libnvrtc.so of CUDA 12 or 13) is not found"),
+        ("libcublasLt.so", "cuBLASLt (libcublasLt.so of CUDA 12 or 13) is not found"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["libcuda.so", "libnvrtc.so", "libcublasLt.so"] {
+            if name != missing {
+                std::fs::copy(libraries().join(name), folder.path().join(name)).unwrap();
+            }
+        }
+        let mut command = serve(&["--device", "cuda"], &[]);
+        let (code, error) = refusal_of(command.env("LD_LIBRARY_PATH", folder.path()));
+        assert!(code == Some(2) && error.contains(why), "{code:?} {error}");
+        assert!(error.contains("LD_LIBRARY_PATH"), "what to do: {error}");
     }
     let (code, error) = refusal(serve(&["--device", "cuda:1"], &[]));
     assert!(code == Some(2) && error.contains("GPU 1 was asked for and there are 1"), "{error}");

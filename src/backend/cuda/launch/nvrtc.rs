@@ -28,7 +28,7 @@ impl Compiler {
                     .into(),
             ));
         }
-        let failed = |e: result::NvrtcError| OpenError::Unusable(format!("NVRTC failed: {e:?}"));
+        let failed = |e: result::NvrtcError| OpenError::Unusable(format!("NVRTC failed: {:?}", e.0));
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: each call writes the ints it is given, the last one as many as it said.
         unsafe {
@@ -56,7 +56,7 @@ impl Compiler {
         let text = |s: &str| CString::new(s).map_err(|e| e.to_string());
         let (name, source) = (text(name)?, text(source)?);
         let (header_name, header) = (text(header.0)?, text(header.1)?);
-        let failed = |e: result::NvrtcError| format!("{e:?}");
+        let failed = |e: result::NvrtcError| format!("{:?}", e.0);
         let mut program = std::ptr::null_mut();
         let (headers, names) = ([header.as_ptr()], [header_name.as_ptr()]);
         // SAFETY: the strings outlive the call, which copies them.
@@ -77,7 +77,7 @@ impl Compiler {
             // SAFETY: as above.
             let log = unsafe { result::get_program_log(program.0) }.unwrap_or_default();
             let log: Vec<u8> = log.iter().map(|&c| c as u8).filter(|&c| c != 0).collect();
-            return Err(format!("{e:?}\n{}", String::from_utf8_lossy(&log)));
+            return Err(format!("{:?}\n{}", e.0, String::from_utf8_lossy(&log)));
         }
         type Size = unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult;
         type Get = unsafe fn(sys::nvrtcProgram, *mut c_char) -> sys::nvrtcResult;
