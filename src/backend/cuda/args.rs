@@ -78,13 +78,13 @@ arguments! {
         reserved: u32,
     }
     Fold { from: Address, to: Address, change: Address, cols: u32, embedding: u32, }
-    Tile { row: u32, rows: u32, first: u32, before: u32, }
+    Tile { row: u32, rows: u32, first: u32, before: u32, split_tokens: u32, }
     Attention {
         q: Address, q_stride: u64, out: Address, keys: Address, values: Address,
         positions: Address, row_table: Address, block_tables: Address, tiles: Address,
         tile_count: Address, partial: Address, partial_sums: Address, heads: u32, kv_heads: u32,
-        head_dim: u32, block_tokens: u32, window: u32, split_tokens: u32, splits_max: u32,
-        scale: f32,
+        head_dim: u32, block_tokens: u32, window: u32, splits_max: u32, scale: f32,
+        reserved: u32,
     }
     SampleParams {
         temperature: f32, top_p: f32, min_p: f32, top_k: u32, seed: u64, step: u64, top: u32,

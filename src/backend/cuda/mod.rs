@@ -67,8 +67,6 @@ pub struct CudaSettings<'a> {
     pub width_max: usize,
     /// Tokens of one KV page.
     pub block_tokens: usize,
-    /// Longest sequence.
-    pub context_tokens_max: usize,
     /// Folder of compiled kernels; `None` compiles at every start.
     pub kernel_cache: Option<&'a Path>,
     /// Told what takes time.
@@ -82,7 +80,6 @@ struct ModelShape {
     head_dim: usize,
     width_max: usize,
     block_tokens: usize,
-    split_tokens: usize,
 }
 
 /// One card.
@@ -152,7 +149,6 @@ impl Cuda {
             head_dim: settings.head_dim,
             width_max: settings.width_max,
             block_tokens: settings.block_tokens,
-            split_tokens: attention::split_tokens(settings.context_tokens_max),
         };
         Ok(Self {
             stream: card.stream()?,
@@ -263,10 +259,6 @@ impl Cuda {
 
     fn has_prefill_kernel(&self) -> bool {
         attention::has_tensor_cores(self.dtype, self.model.head_dim)
-    }
-
-    fn split_tokens(&self) -> usize {
-        self.model.split_tokens
     }
 
     fn block_tokens(&self) -> usize {

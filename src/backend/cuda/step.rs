@@ -231,9 +231,11 @@ impl Cuda {
             return None;
         }
         let pages = rows.spans.iter().map(|span| span.block_table.len()).max().unwrap_or(1);
+        // Contexts of one split run alike.
+        let pages_min = tables::SPLIT_TOKENS_MIN.div_ceil(self.block_tokens());
         Some(Class {
             rows: n.next_power_of_two(),
-            pages: pages.next_power_of_two(),
+            pages: pages.next_power_of_two().max(pages_min),
             adapters: carried.adapters,
             ranks: rank_class(carried.ranks),
             standalone: carried.standalone,

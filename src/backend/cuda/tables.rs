@@ -1,12 +1,33 @@
 //! A step's rows as the kernels' tables: one block of words, uploaded at once.
 
 use super::args::{Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Tile, Work};
-use crate::backend::Rows;
+use crate::backend::{Rows, Span};
 use crate::ids::Slot;
 
 /// Packed queries of one attention tile: decode, and prefill.
 const DECODE_QUERIES: usize = 16;
 const PREFILL_QUERIES: usize = 64;
+/// Positions of one split of a context at least: what a block reads to be worth its start.
+pub(super) const SPLIT_TOKENS_MIN: usize = 256;
+/// Splits of one context at most: each costs memory in every step.
+const SPLITS_MAX: usize = 32;
+/// Longer than any context: prompts are not split.
+const UNSPLIT: u32 = 1 << 30;
+
+/// Positions of one split of a context, which must not depend on anything else: a row's result
+/// would depend on its neighbours.
+fn split_tokens(context: usize) -> usize {
+    let mut tokens = SPLIT_TOKENS_MIN;
+    while context.div_ceil(tokens) > SPLITS_MAX {
+        tokens *= 2;
+    }
+    tokens
+}
+
+/// The most splits of any context up to this one.
+pub(super) fn splits_max(context: usize) -> usize {
+    context.div_ceil(SPLIT_TOKENS_MIN).min(SPLITS_MAX)
+}
 
 /// What tables depend on beside the rows.
 #[derive(Clone, Copy, Debug)]
@@ -122,11 +143,11 @@ pub(super) fn build(rows: &Rows, shape: &Shape, rank: &dyn Fn(Slot) -> usize) ->
     let deltas = deltas(&mut block, &rows.slots, ranks, rank);
     let logit_deltas = self::deltas(&mut block, &logit_slots, ranks, rank);
     let long = |len: usize| shape.prefill_kernel && len * shape.group > DECODE_QUERIES;
-    let short = tiles(&mut block, rows, shape, DECODE_QUERIES, &|len| !long(len));
-    let prefill = tiles(&mut block, rows, shape, PREFILL_QUERIES, &long);
-    let last = rows.spans.iter().filter(|span| !long(span.len));
-    let last = last.map(|span| rows.positions[span.start + span.len - 1] as usize + 1);
-    let context = last.max().unwrap_or(1);
+    let split = |context| split_tokens(context) as u32;
+    let short = tiles(&mut block, rows, shape.group, DECODE_QUERIES, &|len| !long(len), &split);
+    let prefill = tiles(&mut block, rows, shape.group, PREFILL_QUERIES, &long, &|_| UNSPLIT);
+    let short_spans = rows.spans.iter().filter(|span| !long(span.len));
+    let context = short_spans.map(|span| context(rows, span)).max().unwrap_or(1);
     // The longest last: a recorded step uploads its room too.
     let block_tables = block.put(&pages, pages_room);
     let tables = Tables {
@@ -146,21 +167,30 @@ pub(super) fn build(rows: &Rows, shape: &Shape, rank: &dyn Fn(Slot) -> usize) ->
     (block, tables)
 }
 
+/// Positions that a span's last row may see.
+fn context(rows: &Rows, span: &Span) -> usize {
+    rows.positions[span.start + span.len - 1] as usize + 1
+}
+
+/// Of the spans whose length `takes` is true of; `split_tokens` is told a span's context.
 fn tiles(
     block: &mut Block,
     rows: &Rows,
-    shape: &Shape,
+    group: usize,
     queries: usize,
     takes: &dyn Fn(usize) -> bool,
+    split_tokens: &dyn Fn(usize) -> u32,
 ) -> Option<Tiles> {
     let (mut all, mut before) = (Vec::new(), 0);
     for span in rows.spans.iter().filter(|span| takes(span.len)) {
-        let packed = span.len * shape.group;
+        let packed = span.len * group;
+        let split_tokens = split_tokens(context(rows, span));
         all.extend((0..packed).step_by(queries).map(|first| Tile {
             row: span.start as u32,
             rows: span.len as u32,
             first: first as u32,
             before: (before + first) as u32,
+            split_tokens,
         }));
         before += packed;
     }
@@ -241,7 +271,7 @@ pub(super) fn padded(rows: &Rows, bucket: usize, spare: crate::ids::BlockId) -> 
         rows.positions.push(0);
         rows.slots.push(Slot::BASE);
         let block_table = vec![spare];
-        rows.spans.push(crate::backend::Span { start: row, len: 1, block_table });
+        rows.spans.push(Span { start: row, len: 1, block_table });
         rows.logit_rows.push(row as u32);
     }
     rows
@@ -250,7 +280,6 @@ pub(super) fn padded(rows: &Rows, bucket: usize, spare: crate::ids::BlockId) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Span;
     use crate::ids::BlockId;
 
     fn step(slots: &[u32]) -> Rows {
@@ -309,10 +338,36 @@ mod tests {
         let (block, t) = build(&rows, &SHAPE, &|_| 0);
         let tiles = |t: &Option<Tiles>| {
             let t = t.as_ref().unwrap();
-            block.words[t.tiles..t.tiles + 4 * t.max].to_vec()
+            block.words[t.tiles..t.tiles + 5 * t.max].to_vec()
         };
-        assert_eq!((tiles(&t.decode), tiles(&t.prefill)), (vec![0, 1, 0, 0], vec![1, 8, 0, 0]));
+        assert_eq!(tiles(&t.decode), [0, 1, 0, 0, 256]);
+        assert_eq!(tiles(&t.prefill), [1, 8, 0, 0, UNSPLIT]);
         let (_, t) = build(&rows, &Shape { prefill_kernel: false, ..SHAPE }, &|_| 0);
         assert_eq!((t.prefill, t.decode.unwrap().max), (None, 3));
+    }
+
+    #[test]
+    fn a_context_is_split_by_its_own_length_into_few_splits() {
+        let lengths = [1, 256, 257, 8192, 8193, 16384, 16385, 131_072];
+        assert_eq!(lengths.map(split_tokens), [256, 256, 256, 256, 512, 512, 1024, 4096]);
+        let mut most = 0;
+        for context in 1..40_000_usize {
+            let splits = context.div_ceil(split_tokens(context));
+            most = most.max(splits);
+            assert_eq!(splits_max(context), most, "up to {context}");
+        }
+        assert_eq!(most, SPLITS_MAX);
+    }
+
+    #[test]
+    fn a_rows_split_does_not_depend_on_its_neighbours() {
+        let contexts = [9000, 100, 70_000, 300];
+        let mut rows = step(&[BARE; 4]);
+        rows.positions = contexts.iter().map(|context| context - 1).collect();
+        let (block, t) = build(&rows, &SHAPE, &|_| 0);
+        let tiles = t.decode.unwrap();
+        let words = block.words[tiles.tiles..].chunks(5).take(4);
+        assert_eq!(words.map(|tile| tile[4]).collect::<Vec<_>>(), [512, 256, 4096, 256]);
+        assert_eq!(t.context, 70_000);
     }
 }
