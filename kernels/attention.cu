@@ -5,8 +5,8 @@
 // a key serves all that share it, and single tokens fill tensor cores too.
 //
 // The context may be cut into splits, by absolute position. Their length is the tile's: the host
-// takes it from the last position of the tile's own sequence, so how a row is cut does not depend on
-// who else is in the step. attention_combine sums the splits in their order.
+// takes it from the last position of the tile's own sequence, so how a row is cut does not depend
+// on who else is in the step. attention_combine sums the splits in their order.
 #include "common.cuh"
 
 /// Packed queries first … first + (16 or 64) of `rows` consecutive rows of one sequence.
@@ -368,7 +368,7 @@ DEVICE void attend(const Attention& a) {
 
 /// Tensor-core attention, for 16-bit KV, head_dim ≤ D a multiple of 8, and pages at addresses
 /// divisible by 16. attention_decode_D: tiles of 16 packed queries, the four warps share the keys.
-/// attention_prefill_D: tiles of 64, each warp has its own 16; their splits are longer than any context.
+/// attention_prefill_D: tiles of 64, each warp has its own 16; a split is longer than any context.
 /// Grid: x any ≤ splits, y = kv_heads, z any ≤ tiles (blocks take splits and tiles in turn).
 /// Block: 128. Shared: (queries + 2 · stages · 64) · (D + 8) · 2, with one stage for D = 256 and
 /// else two, in bytes:

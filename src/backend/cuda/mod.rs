@@ -409,15 +409,16 @@ impl Backend for Cuda {
     }
 
     fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>, Fault> {
-        let sampled = self.sample_rows(logits, rows);
+        let sampled = self.sample_rows(logits, rows)?;
+        // Not after a failure: what the step started before it still reads the step's tables.
         self.step_is_over();
-        sampled
+        Ok(sampled)
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
-        let values = self.read(x);
+        let values = self.read(x)?;
         self.step_is_over();
-        values
+        Ok(values)
     }
 
     fn fold_linear(&self, linear: &mut Linear<Self>, change: &SiteDelta, pool: &Values) {

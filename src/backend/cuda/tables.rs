@@ -1,6 +1,6 @@
 //! A step's rows as the kernels' tables: one block of words, uploaded at once.
 
-use super::args::{Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Tile, Work};
+use super::args::{ROW_TILE, RowParts, RowTile, SHRINK_RANKS, SHRINK_ROWS, Tile, Work};
 use crate::backend::{Rows, Span};
 use crate::ids::Slot;
 
@@ -75,19 +75,19 @@ pub(super) struct DeltaTables {
     pub entry_weight: usize,
     pub rows: usize,
     pub order: usize,
-    pub groups: usize,
-    /// Groups with adapters: the first of `groups`.
-    pub group_count: usize,
-    /// All groups: bare rows are the last.
-    pub group_count_all: usize,
+    pub tiles: usize,
+    /// All tiles.
+    pub tile_count: usize,
+    /// Tiles with adapters: the first of `tiles`.
+    pub adapted_count: usize,
     pub work: usize,
     pub work_count: usize,
     /// Room for entries.
     pub entries: usize,
     /// The most work items there can be.
     pub works: usize,
-    /// The most groups there can be.
-    pub groups_max: usize,
+    /// The most tiles there can be.
+    pub tiles_max: usize,
 }
 
 /// Where one attention launch's tiles start.
@@ -210,21 +210,28 @@ fn deltas(
     rank: &dyn Fn(Slot) -> usize,
 ) -> DeltaTables {
     let n = slots.len();
-    // Groups in the order of their first rows; `BASE` sorts behind every slot.
+    // `BASE` sorts behind every slot.
     let mut order: Vec<u32> = (0..n as u32).collect();
     order.sort_by_key(|&row| (slots[row as usize], row));
-    let mut groups = Vec::new();
+    let (mut tiles, mut adapted, mut first) = (Vec::new(), 0, 0);
     let mut row_parts = vec![RowParts::default(); n];
     let mut work = Vec::new();
     let (mut entry_slot, mut entries) = (Vec::new(), 0);
     for members in order.chunk_by(|&a, &b| slots[a as usize] == slots[b as usize]) {
         let slot = slots[members[0] as usize];
-        let first = groups.last().map_or(0, |g: &Group| g.first + g.rows);
         let (len, parts) = (members.len() as u32, u32::from(slot != Slot::BASE));
-        groups.push(Group { first, rows: len, entry: entries, parts });
+        tiles.extend((0..len).step_by(ROW_TILE).map(|from| RowTile {
+            first: first + from,
+            rows: (len - from).min(ROW_TILE as u32),
+            entry: entries + from,
+            stride: len,
+            parts,
+        }));
+        first += len;
         if slot == Slot::BASE {
             continue;
         }
+        adapted = tiles.len();
         for (i, &row) in members.iter().enumerate() {
             row_parts[row as usize] = RowParts { entry: entries + i as u32, stride: len, parts };
         }
@@ -238,9 +245,8 @@ fn deltas(
         entry_slot.extend(std::iter::repeat_n(slot.0, members.len()));
         entries += len;
     }
-    let adapted = groups.iter().filter(|group| group.parts > 0).count();
     let room = |words: usize, used: usize| if ranks.is_some() { words } else { used };
-    let groups_max = room(n, groups.len());
+    let tiles_max = room(n, tiles.len());
     let works = ranks.map_or(work.len(), |ranks| n * ranks.div_ceil(SHRINK_RANKS));
     let one = 1.0_f32.to_bits();
     // An entry's row is its place among the sorted rows: bare rows stand behind all entries.
@@ -251,14 +257,14 @@ fn deltas(
         entry_weight: block.put(&vec![one; n], n),
         rows: block.put(bytemuck::cast_slice(&row_parts), 3 * n),
         order: block.put(&order, n),
-        groups: block.put(bytemuck::cast_slice(&groups), 4 * groups_max),
-        group_count: block.put(&[adapted as u32], 1),
-        group_count_all: block.put(&[groups.len() as u32], 1),
+        tiles: block.put(bytemuck::cast_slice(&tiles), 5 * tiles_max),
+        tile_count: block.put(&[tiles.len() as u32], 1),
+        adapted_count: block.put(&[adapted as u32], 1),
         work: block.put(bytemuck::cast_slice(&work), 3 * works),
         work_count: block.put(&[work.len() as u32], 1),
         entries: room(n, entries as usize),
         works,
-        groups_max,
+        tiles_max,
     }
 }
 
@@ -298,18 +304,27 @@ mod tests {
     const SHAPE: Shape = Shape { group: 4, prefill_kernel: true, fixed: None };
 
     #[test]
-    fn rows_of_one_adapter_share_a_group_and_bare_rows_come_last() {
+    fn rows_of_one_adapter_share_tiles_and_bare_rows_come_last() {
         let (block, t) = build(&step(&[3, BARE, 1, 3]), &SHAPE, &|_| 20);
         let words = |at: usize, len: usize| &block.words[at..at + len];
         assert_eq!(words(t.deltas.order, 4), [2, 0, 3, 1]);
-        assert_eq!(words(t.deltas.groups, 12), [0, 1, 0, 1, 1, 2, 1, 1, 3, 1, 3, 0]);
-        assert_eq!(words(t.deltas.group_count, 1), [2]);
-        assert_eq!(words(t.deltas.group_count_all, 1), [3]);
+        let tiles = [[0, 1, 0, 1, 1], [1, 2, 1, 2, 1], [3, 1, 3, 1, 0]];
+        assert_eq!(words(t.deltas.tiles, 15), tiles.as_flattened());
+        assert_eq!(words(t.deltas.tile_count, 1), [3]);
+        assert_eq!(words(t.deltas.adapted_count, 1), [2]);
         assert_eq!(words(t.deltas.entry_slot, 3), [1, 3, 3]);
         assert_eq!(words(t.deltas.rows, 12), [1, 2, 1, 0, 0, 0, 0, 1, 1, 2, 2, 1]);
         // Two tiles of ranks each.
         assert_eq!(words(t.deltas.work, 12), [0, 1, 0, 0, 1, 16, 1, 2, 0, 1, 2, 16]);
         assert_eq!(words(t.deltas.work_count, 1), [4]);
+    }
+
+    #[test]
+    fn many_rows_of_one_adapter_are_cut_into_tiles() {
+        let (block, t) = build(&step(&[2; 9]), &SHAPE, &|_| 1);
+        let tiles = [[0, 4, 0, 9, 1], [4, 4, 4, 9, 1], [8, 1, 8, 9, 1]];
+        assert_eq!(&block.words[t.deltas.tiles..][..15], tiles.as_flattened());
+        assert_eq!(block.words[t.deltas.tile_count], 3);
     }
 
     #[test]
