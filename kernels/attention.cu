@@ -4,8 +4,9 @@
 // query i of a tile is row i / group, head i % group of the key/value head's group. So one load of
 // a key serves all that share it, and single tokens fill tensor cores too.
 //
-// The context may be cut into splits of fixed length, by absolute position: how a row is cut
-// depends on its own position alone. attention_combine sums the splits in their order.
+// The context may be cut into splits, by absolute position. Their length is the tile's: the host
+// takes it from the last position of the tile's own sequence, so how a row is cut does not depend
+// on who else is in the step. attention_combine sums the splits in their order.
 #include "common.cuh"
 
 /// Packed queries first … first + (16 or 64) of `rows` consecutive rows of one sequence.
@@ -15,6 +16,8 @@ struct Tile {
     u32 first;
     /// Packed queries of the tiles before it.
     u32 before;
+    /// Positions of one split: a multiple of 64.
+    u32 split_tokens;
 };
 
 struct Attention {
@@ -46,11 +49,11 @@ struct Attention {
     u32 block_tokens;
     /// Positions that a query sees, its own included; 0: all.
     u32 window;
-    /// Positions of one split: a multiple of 64.
-    u32 split_tokens;
+    /// Room for splits of one query.
     u32 splits_max;
     /// Multiplies q · k.
     float scale;
+    u32 reserved;
 };
 
 const u32 WARPS = 4;
@@ -66,8 +69,11 @@ struct Query {
     u64 place;
     u32 row;
     u32 head;
-    u32 position;
+    /// Positions that it sees, and the splits that hold them.
     u32 first;
+    u32 position;
+    u32 first_split;
+    u32 last_split;
 };
 
 DEVICE Query query_at(const Attention& a, const Tile& tile, u32 packed, u32 kv_head) {
@@ -78,6 +84,8 @@ DEVICE Query query_at(const Attention& a, const Tile& tile, u32 packed, u32 kv_h
     query.head = kv_head * group + packed % group;
     query.position = a.positions[query.row];
     query.first = first_seen(a, query.position);
+    query.first_split = query.first / tile.split_tokens;
+    query.last_split = query.position / tile.split_tokens;
     return query;
 }
 
@@ -91,13 +99,12 @@ DEVICE u64 cell_at(const Attention& a, const u32* table, u32 kv_head, u32 positi
 /// One element of a query's result over one split; `sum` is that of the weights.
 DEVICE void write_result(const Attention& a, const Query& query, u32 split, u32 d, float value,
                          float highest, float sum) {
-    u32 first_split = query.first / a.split_tokens, last_split = query.position / a.split_tokens;
     u64 at = (u64)query.row * a.heads + query.head;
-    if (first_split == last_split) {
+    if (query.first_split == query.last_split) {
         a.out[at * a.head_dim + d] = narrow<X>(value / sum);
         return;
     }
-    at = query.place * a.splits_max + (split - first_split);
+    at = query.place * a.splits_max + (split - query.first_split);
     a.partial[at * a.head_dim + d] = value;
     if (d == 0) {
         a.partial_sums[at * 2] = highest;
@@ -105,8 +112,8 @@ DEVICE void write_result(const Attention& a, const Query& query, u32 split, u32 
     }
 }
 
-DEVICE bool in_split(const Attention& a, const Query& query, u32 split) {
-    return query.first / a.split_tokens <= split && split <= query.position / a.split_tokens;
+DEVICE bool in_split(const Query& query, u32 split) {
+    return query.first_split <= split && split <= query.last_split;
 }
 
 /// Sizes of the tensor-core kernel for heads of up to D, and 16 · M_WARPS packed queries. Warps
@@ -259,7 +266,7 @@ DEVICE void finish_split(const Attention& a, const Tile& tile, u32 kv_head, u32 
     for (u32 i = threadIdx.x; i < packed * a.head_dim; i += blockDim.x) {
         u32 q = i / a.head_dim, d = i % a.head_dim;
         Query query = query_at(a, tile, tile.first + q, kv_head);
-        if (!in_split(a, query, split)) continue;
+        if (!in_split(query, split)) continue;
         u32 first_warp = q / 16 * S::N_WARPS;
         float highest = -infinite(), sum = 0.0f, value = 0.0f;
         for (u32 w = first_warp; w < first_warp + S::N_WARPS; w++)
@@ -338,8 +345,8 @@ DEVICE void attend(const Attention& a) {
         u32 packed = smaller(S::QUERIES, tile.rows * group - tile.first);
         Query first = query_at(a, tile, tile.first, kv_head);
         Query last = query_at(a, tile, tile.first + packed - 1, kv_head);
-        u32 split = first.first / a.split_tokens + blockIdx.x;
-        if (split > last.position / a.split_tokens) continue;
+        u32 split = first.first_split + blockIdx.x;
+        if (split > last.last_split) continue;
         __syncthreads();
         for (u32 j = threadIdx.x; j < S::QUERIES * D; j += blockDim.x) {
             u32 q = j / D, d = j % D;
@@ -350,11 +357,10 @@ DEVICE void attend(const Attention& a) {
             }
             queries[q * S::STRIDE + d] = narrow<KV>(x);
         }
-        for (; split <= last.position / a.split_tokens; split += gridDim.x) {
-            u32 begin = split * a.split_tokens, end = last.position + 1;
+        for (; split <= last.last_split; split += gridDim.x) {
+            u32 start = split * tile.split_tokens, begin = start, end = last.position + 1;
             if (first.first > begin) begin = first.first;
-            if (end - split * a.split_tokens > a.split_tokens)
-                end = (split + 1) * a.split_tokens;
+            if (end - start > tile.split_tokens) end = start + tile.split_tokens;
             attend_split<D, M_WARPS>(a, tile, kv_head, split, begin, end, packed, queries, pages);
         }
     }
@@ -362,7 +368,7 @@ DEVICE void attend(const Attention& a) {
 
 /// Tensor-core attention, for 16-bit KV, head_dim ≤ D a multiple of 8, and pages at addresses
 /// divisible by 16. attention_decode_D: tiles of 16 packed queries, the four warps share the keys.
-/// attention_prefill_D: tiles of 64, each warp has its own 16; split_tokens beyond any context.
+/// attention_prefill_D: tiles of 64, each warp has its own 16; a split is longer than any context.
 /// Grid: x any ≤ splits, y = kv_heads, z any ≤ tiles (blocks take splits and tiles in turn).
 /// Block: 128. Shared: (queries + 2 · stages · 64) · (D + 8) · 2, with one stage for D = 256 and
 /// else two, in bytes:
@@ -397,17 +403,16 @@ KERNEL(attention_any, Attention, 128) {
         u32 packed = smaller(16, tile.rows * group - tile.first);
         for (u32 p = 0; p < packed; p++) {
             Query query = query_at(args, tile, tile.first + p, kv_head);
-            u32 split = query.first / args.split_tokens + blockIdx.x;
-            for (; in_split(args, query, split); split += gridDim.x) {
+            u32 split = query.first_split + blockIdx.x;
+            for (; in_split(query, split); split += gridDim.x) {
                 __syncthreads();
                 const X* from = args.q + query.row * args.q_stride;
                 for (u32 d = threadIdx.x; d < args.head_dim; d += blockDim.x) {
                     q[d] = widen(from[(u64)query.head * args.head_dim + d]);
                     out[d] = 0.0f;
                 }
-                u64 after = (u64)(split + 1) * args.split_tokens;
-                u32 end = after <= query.position ? (u32)after : query.position + 1;
-                u32 start = split * args.split_tokens;
+                u32 start = split * tile.split_tokens, end = query.position + 1;
+                if (end - start > tile.split_tokens) end = start + tile.split_tokens;
                 if (start < query.first) start = query.first;
                 float highest = -infinite(), sum = 0.0f;
                 for (; start < end; start += blockDim.x) {
@@ -447,7 +452,7 @@ KERNEL(attention_any, Attention, 128) {
 
 /// Sums the splits of one packed query, where it has several, in their order.
 DEVICE void combine(const Attention& args, const Query& query) {
-    u32 splits = query.position / args.split_tokens - query.first / args.split_tokens + 1;
+    u32 splits = query.last_split - query.first_split + 1;
     if (splits == 1) return;
     u64 at = (u64)query.row * args.heads + query.head;
     const float* sums = args.partial_sums + query.place * args.splits_max * 2;

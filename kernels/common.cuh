@@ -1,5 +1,5 @@
-// What every kernel shares: widths, 16-byte loads, reductions, tensor-core and async-copy wrappers,
-// and the part of an adapter that runs inside another kernel. Nothing else is included.
+// What every kernel shares: widths, 16-byte loads, reductions, tensor-core and async-copy wrappers.
+// Nothing is included but this and deltas.cuh.
 //
 // Widths are chosen when a kernel is compiled: TESSERA_X of activations and base weights, TESSERA_P
 // of adapters' parameters, TESSERA_KV of keys and values; each is bf16, f16 or float. Sizes are
@@ -54,8 +54,6 @@ extern __shared__ __align__(16) u8 shared_bytes[];
 
 /// Columns of one thread: 16 bytes of a 16-bit width.
 const u32 LANE_COLUMNS = 8;
-/// Ranks whose h a block keeps in shared memory at a time.
-const u32 RANK_TILE = 64;
 
 template <class A, class B>
 struct Same {
@@ -64,6 +62,17 @@ struct Same {
 template <class A>
 struct Same<A, A> {
     static const bool yes = true;
+};
+
+template <class A>
+struct Pointee;
+template <class A>
+struct Pointee<A*> {
+    typedef A Type;
+};
+template <class A>
+struct Pointee<const A*> {
+    typedef A Type;
 };
 
 // ---- Widths
@@ -163,37 +172,55 @@ DEVICE Bits16 load8_bits(const T* p, u32 count) {
     return all;
 }
 
+/// 8 numbers as they stand in memory.
+template <class T>
+struct Raw8 {
+    Bits16 part[sizeof(T) / 2];
+};
+
+/// Those from `count` on are 0.
+template <class T>
+DEVICE Raw8<T> load8_raw(const T* p, u32 count) {
+    Raw8<T> raw;
+    if constexpr (sizeof(T) == 2) {
+        raw.part[0] = load8_bits(p, count);
+    } else if (count >= 8 && aligned16(p)) {
+        raw.part[0] = load16(p);
+        raw.part[1] = load16(p + 4);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) raw.part[i / 4].word[i % 4] = i < count ? bits_of(p[i]) : 0;
+    }
+    return raw;
+}
+
+template <class T>
+DEVICE void widen8(const Raw8<T>& raw, float (&v)[8]) {
+    const T* each = (const T*)&raw;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) v[i] = widen(each[i]);
+}
+
+template <class T>
+DEVICE Raw8<T> narrow8(const float (&v)[8]) {
+    Raw8<T> raw;
+    T* each = (T*)&raw;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) each[i] = narrow<T>(v[i]);
+    return raw;
+}
+
 /// 8 numbers, widened; those from `count` on are 0.
 template <class T>
 DEVICE void load8(const T* p, u32 count, float (&v)[8]) {
-    if (count >= 8 && aligned16(p)) {
-        const u32 per_load = 16 / sizeof(T);
-#pragma unroll
-        for (u32 part = 0; part < 8 / per_load; part++) {
-            Bits16 all = load16(p + part * per_load);
-            const T* each = (const T*)&all;
-#pragma unroll
-            for (u32 i = 0; i < per_load; i++) v[part * per_load + i] = widen(each[i]);
-        }
-        return;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) v[i] = i < count ? widen(p[i]) : 0.0f;
+    widen8(load8_raw(p, count), v);
 }
 
 /// The first `count` of 8 numbers, rounded to T.
 template <class T>
 DEVICE void store8(T* p, u32 count, const float (&v)[8]) {
     if (count >= 8 && aligned16(p)) {
-        const u32 per_store = 16 / sizeof(T);
-#pragma unroll
-        for (u32 part = 0; part < 8 / per_store; part++) {
-            Bits16 all;
-            T* each = (T*)&all;
-#pragma unroll
-            for (u32 i = 0; i < per_store; i++) each[i] = narrow<T>(v[part * per_store + i]);
-            *(Bits16*)(p + part * per_store) = all;
-        }
+        *(Raw8<T>*)p = narrow8<T>(v);
         return;
     }
 #pragma unroll
@@ -329,170 +356,4 @@ DEVICE void mma<bf16>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 template <>
 DEVICE void mma<f16>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     MMA(f16);
-}
-
-// ---- Adapters
-//
-// Rows are grouped by what they carry: a list of (slot, weight) parts, usually one. A group of n
-// rows with m parts owns m · n consecutive entries; part j of its row i is entry
-// first + j · n + i. So the rows of one adapter are consecutive entries.
-
-/// What one adapter does at one site; all zeros where it does nothing. 72 bytes.
-struct Change {
-    /// Parameters the factors gather from.
-    const P* pool;
-    /// Offsets into the pool, in elements: [rank, down_shards]. Null: no low-rank part.
-    const u32* down;
-    /// [rank, up_shards].
-    const u32* up;
-    /// [out], or null.
-    const float* scale;
-    /// [out], or null.
-    const float* shift;
-    /// Stands in for the base's weight, or null: f32 [width] at a norm, P [out, in] at a linear,
-    /// P [vocabulary, hidden] at an embedding.
-    const void* weight;
-    u32 rank;
-    /// Elements of one shard, and shards of one row.
-    u32 down_shard;
-    u32 down_shards;
-    u32 up_shard;
-    u32 up_shards;
-    u32 reserved;
-};
-
-/// The entries of one row: entry, entry + stride, … `parts` of them; none for the bare base.
-struct RowParts {
-    u32 entry;
-    u32 stride;
-    u32 parts;
-};
-
-/// A step's adapters, as a kernel that absorbs an expand needs them. 64 bytes.
-struct Deltas {
-    /// [slots, sites].
-    const Change* changes;
-    /// [entries].
-    const u32* entry_slot;
-    /// [entries].
-    const float* entry_weight;
-    /// [n]; null when the step has no adapters at all, and nothing else is read then.
-    const RowParts* rows;
-    /// Partial sums of A x: plane p, entry e, linear l of the group, rank r is
-    /// h[p · plane_stride + e · linears · rank_stride + l · rank_stride + r].
-    const float* h;
-    u64 plane_stride;
-    u32 rank_stride;
-    u32 linears;
-    u32 planes;
-    u32 sites;
-};
-
-DEVICE const Change& change_at(const Deltas& d, u32 entry, u32 site) {
-    return d.changes[(u64)d.entry_slot[entry] * d.sites + site];
-}
-
-/// Rank r of A x at one linear of the group: planes are summed in their order.
-struct HiddenPlanes {
-    u32 linear;
-
-    DEVICE float operator()(const Deltas& d, const Change&, u32 entry, u32 r) const {
-        u64 at = ((u64)entry * d.linears + linear) * d.rank_stride + r;
-        float sum = 0.0f;
-        for (u32 plane = 0; plane < d.planes; plane++) sum += d.h[plane * d.plane_stride + at];
-        return sum;
-    }
-};
-
-/// Where the first of `count` numbers of a gathered row stands; null when they span shards.
-DEVICE const P* gathered(const P* pool, const u32* offsets, u32 shard, u32 column, u32 count) {
-    // The usual case, without a division.
-    if (column + count <= shard) return pool + offsets[0] + column;
-    u32 within = column % shard;
-    return within + count <= shard ? pool + offsets[column / shard] + within : nullptr;
-}
-
-/// 8 numbers of a gathered row from `column` on, widened; those from `count` on are 0.
-DEVICE void gather8(const P* pool, const u32* offsets, u32 shard, u32 column, u32 count,
-                    float (&v)[8]) {
-    const P* at = gathered(pool, offsets, shard, column, count);
-    if (at) return load8(at, count, v);
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        u32 c = column + i;
-        v[i] = i < count ? widen(pool[(u64)offsets[c / shard] + c % shard]) : 0.0f;
-    }
-}
-
-/// One part of a composition onto y: `alone` is the canonical form, scale ⊙ (y + bh) + shift;
-/// else w · [(scale − 1) ⊙ base + scale ⊙ bh + shift] is added.
-DEVICE void add_part(const Change& c, bool alone, float weight, u32 column, u32 count,
-                     const float (&base)[8], const float (&bh)[8], float (&y)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        if (i >= count) continue;
-        float scale = c.scale ? c.scale[column + i] : 1.0f;
-        float shift = c.shift ? c.shift[column + i] : 0.0f;
-        if (alone)
-            y[i] = scale * (y[i] + bh[i]) + shift;
-        else
-            y[i] += weight * ((scale - 1.0f) * base[i] + scale * bh[i] + shift);
-    }
-}
-
-/// A norm's output at one column, adapters applied: each part's own weight stands in for the
-/// base's, then come its scale and shift.
-DEVICE float norm_column(const Deltas& d, u32 row, u32 site, float normed, float weight,
-                         float shift, u32 column) {
-    float base = normed * weight + shift;
-    if (!d.rows) return base;
-    RowParts parts = d.rows[row];
-    float y = base;
-    for (u32 part = 0; part < parts.parts; part++) {
-        u32 entry = parts.entry + part * parts.stride;
-        const Change& c = change_at(d, entry, site);
-        float mine = c.weight ? normed * ((const float*)c.weight)[column] + shift : base;
-        if (c.scale) mine *= c.scale[column];
-        if (c.shift) mine += c.shift[column];
-        float share = d.entry_weight[entry];
-        y = parts.parts == 1 && share == 1.0f ? mine : y + share * (mine - base);
-    }
-    return y;
-}
-
-/// y, a row's columns column … column + count of W x + bias, becomes the site's output. The whole
-/// block calls it with the same row and site; a thread without columns passes count 0. `h_tile`:
-/// shared [RANK_TILE].
-template <class Hidden>
-DEVICE void apply_deltas(const Deltas& d, u32 row, u32 site, const Hidden& hidden, u32 column,
-                         u32 count, float (&y)[8], float* h_tile) {
-    if (!d.rows) return;
-    RowParts parts = d.rows[row];
-    float base[8];
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) base[i] = y[i];
-    for (u32 part = 0; part < parts.parts; part++) {
-        u32 entry = parts.entry + part * parts.stride;
-        const Change& c = change_at(d, entry, site);
-        float bh[8] = {0.0f};
-        u32 rank = c.up ? c.rank : 0;
-        for (u32 first = 0; first < rank; first += RANK_TILE) {
-            u32 ranks = smaller(RANK_TILE, rank - first);
-            __syncthreads();
-            for (u32 r = threadIdx.x; r < ranks; r += blockDim.x)
-                h_tile[r] = hidden(d, c, entry, first + r);
-            __syncthreads();
-            if (count == 0) continue;
-#pragma unroll 4
-            for (u32 r = 0; r < ranks; r++) {
-                float up[8];
-                const u32* offsets = c.up + (u64)(first + r) * c.up_shards;
-                gather8(c.pool, offsets, c.up_shard, column, count, up);
-#pragma unroll
-                for (u32 i = 0; i < 8; i++) bh[i] += h_tile[r] * up[i];
-            }
-        }
-        float weight = d.entry_weight[entry];
-        add_part(c, parts.parts == 1 && weight == 1.0f, weight, column, count, base, bh, y);
-    }
 }

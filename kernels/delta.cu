@@ -1,5 +1,5 @@
 // Adapters: h = A x gathered from the pool (shrink), and y = scale ⊙ (y + B h) + shift (expand).
-#include "common.cuh"
+#include "deltas.cuh"
 
 /// Linears that share one x at most.
 const u32 LINEARS_MAX = 4;
@@ -8,8 +8,6 @@ const u32 SHRINK_RANKS = 16;
 /// Entries of one work item at most: four times the width of an mma.
 const u32 SHRINK_ROWS = 32;
 const u32 SHRINK_WARPS = 4;
-/// Rows that share a load of B in the expand.
-const u32 EXPAND_ROWS = 8;
 
 /// `rows` (1 … SHRINK_ROWS) entries of one adapter, and SHRINK_RANKS ranks from `rank_first`.
 struct Work {
@@ -186,25 +184,12 @@ KERNEL(delta_shrink, Shrink, 128) {
     }
 }
 
-/// Rows that carry the same parts: order[first … first + rows]; entries as in common.cuh.
-struct Group {
-    u32 first;
-    u32 rows;
-    u32 entry;
-    u32 parts;
-};
-
 struct Expand {
     /// [n, out], in place: X, or float in delta_expand_float; row i starts at y + i · y_stride.
     void* y;
     /// [out], or null.
     const float* bias;
-    /// Row of y at each place.
-    const u32* order;
-    /// [group_count].
-    const Group* groups;
-    const u32* group_count;
-    /// `rows` is not read.
+    /// Rows that no tile has stay as they are.
     Deltas deltas;
     u64 y_stride;
     u32 site;
@@ -213,85 +198,34 @@ struct Expand {
     u32 reserved;
 };
 
-template <class Y>
-DEVICE void expand_rows(const Expand& e, const Group& group, u32 first, u32 rows, u32 column,
-                        u32 count, float* h_tile) {
-    const Deltas& d = e.deltas;
-    float y[EXPAND_ROWS][8];
-    Y* at[EXPAND_ROWS];
-    auto load = [&](const Y* from, u32 i, float(&v)[8]) {
-        load8(from, i < rows ? count : 0, v);
-        if (e.bias)
-#pragma unroll
-            for (u32 j = 0; j < 8; j++)
-                if (j < count) v[j] += e.bias[column + j];
-    };
-#pragma unroll
-    for (u32 i = 0; i < EXPAND_ROWS; i++) {
-        u32 row = i < rows ? e.order[group.first + first + i] : 0;
-        at[i] = (Y*)e.y + row * e.y_stride + column;
-        load(at[i], i, y[i]);
-    }
+template <u32 R, class Y>
+DEVICE void expand_rows(const Expand& e, const RowTile& tile, float* h_tile) {
+    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
+    u32 count = column < e.out ? smaller(LANE_COLUMNS, e.out - column) : 0;
+    u32 row[R];
+    rows_of(e.deltas, tile, row);
     HiddenPlanes hidden = {e.linear};
-    for (u32 part = 0; part < group.parts; part++) {
-        u32 entry = group.entry + part * group.rows + first;
-        const Change& c = change_at(d, entry, e.site);
-        float bh[EXPAND_ROWS][8] = {};
-        u32 rank = c.up ? c.rank : 0;
-        for (u32 r0 = 0; r0 < rank; r0 += RANK_TILE) {
-            u32 ranks = smaller(RANK_TILE, rank - r0);
-            __syncthreads();
-            for (u32 i = threadIdx.x; i < ranks * EXPAND_ROWS; i += blockDim.x) {
-                u32 row = i % EXPAND_ROWS, r = i / EXPAND_ROWS;
-                h_tile[i] = row < rows ? hidden(d, c, entry + row, r0 + r) : 0.0f;
-            }
-            __syncthreads();
-            if (count == 0) continue;
-#pragma unroll 2
-            for (u32 r = 0; r < ranks; r++) {
-                float up[8];
-                const u32* offsets = c.up + (u64)(r0 + r) * c.up_shards;
-                gather8(c.pool, offsets, c.up_shard, column, count, up);
+    auto at = [&](u32 i) { return (Y*)e.y + row[i] * e.y_stride + column; };
+    float y[R][8];
+    site_output<R>(e.deltas, tile, e.site, hidden, e.bias, column, count, at, h_tile, y);
 #pragma unroll
-                for (u32 i = 0; i < EXPAND_ROWS; i++)
-#pragma unroll
-                    for (u32 j = 0; j < 8; j++) bh[i][j] += h_tile[r * EXPAND_ROWS + i] * up[j];
-            }
-        }
-        // One group, one list of weights.
-        float weight = d.entry_weight[entry];
-        bool alone = group.parts == 1 && weight == 1.0f;
-#pragma unroll
-        for (u32 i = 0; i < EXPAND_ROWS; i++) {
-            float base[8] = {};
-            // Read again rather than kept: compositions are rare, registers are not free.
-            if (!alone) load(at[i], i, base);
-            add_part(c, alone, weight, column, count, base, bh[i], y[i]);
-        }
-    }
-#pragma unroll
-    for (u32 i = 0; i < EXPAND_ROWS; i++)
-        if (i < rows) store8(at[i], count, y[i]);
+    for (u32 i = 0; i < R; i++)
+        if (i < tile.rows) store8(at(i), count, y[i]);
 }
 
 template <class Y>
 DEVICE void expand(const Expand& args) {
     float* h_tile = (float*)SHARED_MEMORY;
-    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
-    u32 count = column < args.out ? smaller(LANE_COLUMNS, args.out - column) : 0;
-    u32 groups = *args.group_count;
-    for (u32 i = blockIdx.x; i < groups; i += gridDim.x) {
-        Group group = args.groups[i];
-        for (u32 first = 0; first < group.rows; first += EXPAND_ROWS) {
-            u32 rows = smaller(EXPAND_ROWS, group.rows - first);
-            expand_rows<Y>(args, group, first, rows, column, count, h_tile);
-        }
-    }
+    RowTile tile = tile_at(args.deltas, blockIdx.x);
+    if (tile.rows == 1)
+        expand_rows<1, Y>(args, tile, h_tile);
+    else if (tile.rows > 1)
+        expand_rows<ROW_TILE, Y>(args, tile, h_tile);
 }
 
-/// y ← scale ⊙ (y + bias + B h) + shift for the rows of every group; other rows stay as they are.
-/// Grid: x any ≤ groups (blocks take groups in turn), y = ceil(out / (8 · block)).
-/// Block: 128, or fewer. Shared: RANK_TILE · EXPAND_ROWS · 4 = 2048 bytes.
+/// y ← scale ⊙ (y + bias + B h) + shift, for readers of y that do not absorb it.
+/// Grid: x ≥ tiles (without adapters: n), y = ceil(out / (8 · block)).
+/// Block: 128, or fewer. Shared: RANK_TILE · ROW_TILE · 4 = 1024 bytes.
 KERNEL(delta_expand, Expand, 128) { expand<X>(args); }
 /// The same for y in f32: logits.
 KERNEL(delta_expand_float, Expand, 128) { expand<float>(args); }
@@ -302,61 +236,53 @@ struct Replace {
     /// [n, out]: X, or float in delta_replace_float; overwritten in rows whose adapter has its
     /// own weight. Row i starts at y + i · y_stride.
     void* y;
-    const u32* order;
-    const Group* groups;
-    const u32* group_count;
-    const u32* entry_slot;
-    const Change* changes;
+    /// Its h is not read.
+    Deltas deltas;
     u64 y_stride;
-    u32 sites;
     u32 site;
     u32 in;
     u32 out;
+    u32 reserved;
 };
 
 template <class Y>
 DEVICE void replace(const Replace& args) {
     const u32 together = 4;
     u32 column = blockIdx.y * (blockDim.x / WARP) + warp_id();
-    u32 groups = *args.group_count;
-    for (u32 i = blockIdx.x; i < groups; i += gridDim.x) {
-        Group group = args.groups[i];
-        if (group.parts != 1 || column >= args.out) continue;
-        u64 slot = args.entry_slot[group.entry];
-        const P* weight = (const P*)args.changes[slot * args.sites + args.site].weight;
-        if (!weight) continue;
-        weight += (u64)column * args.in;
-        for (u32 first = 0; first < group.rows; first += together) {
-            float acc[together] = {};
-            for (u32 k = lane_id() * 8; k < args.in; k += WARP * 8) {
-                u32 count = smaller(8, args.in - k);
-                float w[8], x[8];
-                load8(weight + k, count, w);
-#pragma unroll
-                for (u32 row = 0; row < together; row++) {
-                    if (first + row >= group.rows) continue;
-                    load8(args.x + (u64)args.order[group.first + first + row] * args.in + k, count,
-                          x);
-#pragma unroll
-                    for (u32 j = 0; j < 8; j++) acc[row] += w[j] * x[j];
-                }
-            }
+    const Deltas& d = args.deltas;
+    RowTile tile = tile_at(d, blockIdx.x);
+    if (tile.parts != 1 || column >= args.out) return;
+    const P* weight = (const P*)change_at(d, tile.entry, args.site).weight;
+    if (!weight) return;
+    weight += (u64)column * args.in;
+    for (u32 first = 0; first < tile.rows; first += together) {
+        float acc[together] = {};
+        for (u32 k = lane_id() * 8; k < args.in; k += WARP * 8) {
+            u32 count = smaller(8, args.in - k);
+            float w[8], x[8];
+            load8(weight + k, count, w);
 #pragma unroll
             for (u32 row = 0; row < together; row++) {
-                float sum = warp_reduce(acc[row], Sum());
-                if (lane_id() != 0 || first + row >= group.rows) continue;
-                u64 at = args.order[group.first + first + row] * args.y_stride;
-                ((Y*)args.y)[at + column] = narrow<Y>(sum);
+                if (first + row >= tile.rows) continue;
+                load8(args.x + (u64)d.order[tile.first + first + row] * args.in + k, count, x);
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) acc[row] += w[j] * x[j];
             }
+        }
+#pragma unroll
+        for (u32 row = 0; row < together; row++) {
+            float sum = warp_reduce(acc[row], Sum());
+            if (lane_id() != 0 || first + row >= tile.rows) continue;
+            u64 at = d.order[tile.first + first + row] * args.y_stride;
+            ((Y*)args.y)[at + column] = narrow<Y>(sum);
         }
     }
 }
 
 /// y ← W x with the adapter's own W, for rows of one part at a site it replaces; run before the
-/// expand. A warp takes one output of a group's rows. Longer compositions with an own weight are
+/// expand. A warp takes one output of a tile's rows. Longer compositions with an own weight are
 /// not served: the host refuses them.
-/// Grid: x any ≤ groups, y = ceil(out / (block / 32)). Block: 128, or fewer whole warps.
-/// Shared: none.
+/// Grid: x ≥ tiles, y = ceil(out / (block / 32)). Block: 128, or fewer whole warps. Shared: none.
 KERNEL(delta_replace, Replace, 128) { replace<X>(args); }
 /// The same for y in f32: logits.
 KERNEL(delta_replace_float, Replace, 128) { replace<float>(args); }

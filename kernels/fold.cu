@@ -1,5 +1,5 @@
 // Merged mode: an adapter's change of a weight, written into the weight.
-#include "common.cuh"
+#include "deltas.cuh"
 
 struct Fold {
     /// [rows, cols] of the base.

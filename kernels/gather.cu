@@ -1,5 +1,5 @@
 // Rows picked by an index: token embeddings, and the rows whose logits are wanted.
-#include "common.cuh"
+#include "deltas.cuh"
 
 struct Embed {
     /// [n].
@@ -10,7 +10,7 @@ struct Embed {
     const float* shift;
     /// [n, hidden].
     X* out;
-    /// `h`, `plane_stride`, `rank_stride`, `linears` and `planes` are not read.
+    /// `h`, `plane_stride`, `rank_stride`, `linears` and `planes` are not read, nor are the tiles.
     Deltas deltas;
     u32 site;
     u32 hidden;
@@ -36,21 +36,21 @@ KERNEL(embed, Embed, 128) {
     u32 count = column < args.hidden ? smaller(LANE_COLUMNS, args.hidden - column) : 0;
     u64 at = (u64)token * args.hidden + column;
     const Deltas& d = args.deltas;
+    RowParts parts = d.rows ? d.rows[row] : RowParts{0, 0, 0};
+    RowTile tile = {row, 1, parts.entry, parts.stride, parts.parts};
     const P* own = nullptr;
-    if (d.rows && d.rows[row].parts == 1)
-        own = (const P*)change_at(d, d.rows[row].entry, args.site).weight;
-    float y[8];
-    if (own)
-        load8(own + at, count, y);
-    else
-        load8(args.table + at, count, y);
-    if (args.shift)
-#pragma unroll
-        for (u32 i = 0; i < 8; i++)
-            if (i < count) y[i] += args.shift[column + i];
+    if (parts.parts == 1) own = (const P*)change_at(d, parts.entry, args.site).weight;
     HiddenColumn hidden = {token};
-    apply_deltas(d, row, args.site, hidden, column, count, y, h_tile);
-    store8(args.out + (u64)row * args.hidden + column, count, y);
+    float y[1][8];
+    auto apply = [&](const auto* table) {
+        auto from = [&](u32) { return table + at; };
+        site_output<1>(d, tile, args.site, hidden, args.shift, column, count, from, h_tile, y);
+    };
+    if (own)
+        apply(own);
+    else
+        apply(args.table);
+    store8(args.out + (u64)row * args.hidden + column, count, y[0]);
 }
 
 struct GatherRows {

@@ -1,5 +1,5 @@
 // Elementwise kernels between linears.
-#include "common.cuh"
+#include "deltas.cuh"
 
 struct SiluMul {
     /// [n, cols]: the linears' outputs before bias and adapters; row i starts at i · stride.
@@ -19,39 +19,49 @@ struct SiluMul {
     u32 reserved;
 };
 
-/// A linear's columns as they would be stored, adapters applied.
-DEVICE void linear_columns(const X* y, const float* bias, const Deltas& d, u32 row, u32 site,
-                           u32 linear, u64 stride, u32 column, u32 count, float (&v)[8],
-                           float* h_tile) {
-    load8(y + row * stride + column, count, v);
-    if (bias)
+template <u32 R>
+DEVICE void silu_rows(const SiluMul& a, const RowTile& tile, float* h_tile) {
+    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
+    u32 count = column < a.cols ? smaller(LANE_COLUMNS, a.cols - column) : 0;
+    u32 row[R];
+    rows_of(a.deltas, tile, row);
+    float y[R][8];
+    auto linear = [&](u32 index, const X* x, u32 site, const float* bias) {
+        HiddenPlanes hidden = {index};
+        auto from = [&](u32 i) { return x + row[i] * a.stride + column; };
+        site_output<R>(a.deltas, tile, site, hidden, bias, column, count, from, h_tile, y);
+    };
+    linear(0, a.gate, a.gate_site, a.gate_bias);
+    Raw8<X> gates[R];
 #pragma unroll
-        for (u32 i = 0; i < 8; i++)
-            if (i < count) v[i] += bias[column + i];
-    HiddenPlanes hidden = {linear};
-    apply_deltas(d, row, site, hidden, column, count, v, h_tile);
+    for (u32 i = 0; i < R; i++) gates[i] = narrow8<X>(y[i]);
+    linear(1, a.up, a.up_site, a.up_bias);
+#pragma unroll
+    for (u32 i = 0; i < R; i++) {
+        if (i >= tile.rows) break;
+        float gate[8];
+        widen8(gates[i], gate);
+#pragma unroll
+        for (u32 j = 0; j < 8; j++)
+            y[i][j] = rounded(y[i][j]) * (gate[j] / (1.0f + expf(-gate[j])));
+        store8(a.out + (u64)row[i] * a.cols + column, count, y[i]);
+    }
 }
 
-/// out = silu(gate) ⊙ up, after each linear's bias and adapters.
-/// Grid: x = n, y = ceil(cols / (8 · block)). Block: 128, or fewer.
-/// Shared: RANK_TILE · 4 = 256 bytes.
-KERNEL(silu_mul, SiluMul, 128) {
+/// out = silu(gate) ⊙ up, after each linear's bias; for steps without adapters.
+/// Grid: x = n, y = ceil(cols / (8 · block)). Block: 128, or fewer. Shared: none.
+KERNEL(silu_mul, SiluMul, 128) { silu_rows<1>(args, bare_tile(blockIdx.x), nullptr); }
+
+/// The same after each linear's bias and adapters.
+/// Grid: x ≥ tiles, y as above. Block: 128, or fewer.
+/// Shared: RANK_TILE · ROW_TILE · 4 = 1024 bytes.
+KERNEL(silu_mul_tiles, SiluMul, 128) {
     float* h_tile = (float*)SHARED_MEMORY;
-    u32 row = blockIdx.x;
-    u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
-    u32 count = column < args.cols ? smaller(LANE_COLUMNS, args.cols - column) : 0;
-    float gate[8], up[8];
-    const Deltas& d = args.deltas;
-    linear_columns(args.gate, args.gate_bias, d, row, args.gate_site, 0, args.stride, column, count,
-                   gate, h_tile);
-    linear_columns(args.up, args.up_bias, d, row, args.up_site, 1, args.stride, column, count, up,
-                   h_tile);
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        float g = rounded(gate[i]);
-        up[i] = rounded(up[i]) * (g / (1.0f + expf(-g)));
-    }
-    store8(args.out + (u64)row * args.cols + column, count, up);
+    RowTile tile = tile_at(args.deltas, blockIdx.x);
+    if (tile.rows == 1)
+        silu_rows<1>(args, tile, h_tile);
+    else if (tile.rows > 1)
+        silu_rows<ROW_TILE>(args, tile, h_tile);
 }
 
 struct Add {
@@ -78,4 +88,5 @@ KERNEL(add, Add, 128) {
 }
 
 EXPORT(silu_mul)
+EXPORT(silu_mul_tiles)
 EXPORT(add)

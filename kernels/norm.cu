@@ -1,5 +1,5 @@
 // RMS norm (Zhang and Sennrich, 2019), alone or after the residual's add.
-#include "common.cuh"
+#include "deltas.cuh"
 
 struct RmsNorm {
     /// [n, cols].
@@ -73,39 +73,72 @@ struct AddRmsNorm {
     RmsNorm norm;
 };
 
-/// residual += y after bias and adapters; out = rms_norm(residual).
-/// Grid: x = n. Block: whole warps, ceil(cols / 8) threads are enough, at most 512.
-/// Shared: (RANK_TILE + REDUCE_SCRATCH) · 4 = 384 bytes.
-KERNEL(add_rms_norm, AddRmsNorm, 512) {
-    float* h_tile = (float*)SHARED_MEMORY;
-    float* scratch = h_tile + RANK_TILE;
-    u32 row = blockIdx.x, cols = args.norm.cols;
-    HiddenPlanes hidden = {args.linear};
-    float squares = 0.0f;
+template <u32 R>
+DEVICE void add_rows(const AddRmsNorm& a, const RowTile& tile, float* h_tile, float* scratch) {
+    u32 cols = a.norm.cols;
+    u32 row[R];
+    rows_of(a.deltas, tile, row);
+    HiddenPlanes hidden = {a.linear};
+    float squares[R] = {};
     u32 step = blockDim.x * LANE_COLUMNS;
     // All threads take every turn: the adapters' part has barriers.
     for (u32 first = 0; first < cols; first += step) {
         u32 column = first + threadIdx.x * LANE_COLUMNS;
         u32 count = column < cols ? smaller(LANE_COLUMNS, cols - column) : 0;
-        u64 at = (u64)row * cols + column;
-        float y[8], sum[8];
-        load8(args.y + at, count, y);
-        if (args.bias)
+        auto from = [&](u32 i) { return a.y + (u64)row[i] * cols + column; };
+        float y[R][8];
+        site_output<R>(a.deltas, tile, a.site, hidden, a.bias, column, count, from, h_tile, y);
+        Raw8<X> residual[R];
 #pragma unroll
-            for (u32 i = 0; i < 8; i++)
-                if (i < count) y[i] += args.bias[column + i];
-        apply_deltas(args.deltas, row, args.site, hidden, column, count, y, h_tile);
-        load8(args.residual + at, count, sum);
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            sum[i] = rounded(sum[i] + rounded(y[i]));
-            squares += sum[i] * sum[i];
+        for (u32 i = 0; i < R; i++) {
+            X* at = a.residual + (u64)row[i] * cols + column;
+            residual[i] = load8_raw(at, i < tile.rows ? count : 0);
         }
-        store8(args.residual + at, count, sum);
+#pragma unroll
+        for (u32 i = 0; i < R; i++) {
+            if (i >= tile.rows) break;
+            float sum[8];
+            widen8(residual[i], sum);
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) {
+                sum[j] = rounded(sum[j] + rounded(y[i][j]));
+                squares[i] += sum[j] * sum[j];
+            }
+            store8(a.residual + (u64)row[i] * cols + column, count, sum);
+        }
     }
+    if (!a.norm.out) return;
     // The same thread reads again what it stored.
-    if (args.norm.out) norm_group(args.norm, args.residual, row, 0, squares, scratch);
+#pragma unroll
+    for (u32 i = 0; i < R; i++)
+        if (i < tile.rows) norm_group(a.norm, a.residual, row[i], 0, squares[i], scratch);
+}
+
+/// residual += y after its bias; out = rms_norm(residual). For steps without adapters.
+/// Grid: x = n. Block: whole warps, ceil(cols / 8) threads are enough, at most 512.
+/// Shared: REDUCE_SCRATCH · 4 = 128 bytes.
+KERNEL(add_rms_norm, AddRmsNorm, 512) {
+    add_rows<1>(args, bare_tile(blockIdx.x), nullptr, (float*)SHARED_MEMORY);
+}
+
+/// The same after y's bias and adapters.
+/// Grid: x ≥ tiles, y any: blocks share a tile's rows. Block: as above.
+/// Shared: (RANK_TILE · ROW_TILE + REDUCE_SCRATCH) · 4 = 1152 bytes.
+KERNEL(add_rms_norm_tiles, AddRmsNorm, 512) {
+    float* h_tile = (float*)SHARED_MEMORY;
+    float* scratch = h_tile + RANK_TILE * ROW_TILE;
+    RowTile tile = tile_at(args.deltas, blockIdx.x);
+    u32 share = ceil_div(tile.rows, gridDim.y), first = blockIdx.y * share;
+    if (first >= tile.rows) return;
+    tile.rows = smaller(share, tile.rows - first);
+    tile.first += first;
+    tile.entry += first;
+    if (tile.rows == 1)
+        add_rows<1>(args, tile, h_tile, scratch);
+    else
+        add_rows<ROW_TILE>(args, tile, h_tile, scratch);
 }
 
 EXPORT(rms_norm)
 EXPORT(add_rms_norm)
+EXPORT(add_rms_norm_tiles)

@@ -1,5 +1,5 @@
 // Rotary positions, and keys and values into their pages.
-#include "common.cuh"
+#include "deltas.cuh"
 
 /// One of q, k, v.
 struct RopeInput {
@@ -78,55 +78,74 @@ DEVICE void write_head(const RopeStore& a, const float* head, T* to) {
     for (u32 i = lane_id(); i < a.head_dim; i += WARP) to[i] = narrow<T>(head[i]);
 }
 
-/// Bias, adapters, norm of each head where there is one, rotation (i with i + half) of q and k;
-/// q is written back, k and v go to the row's page.
-/// Grid: x = n, y = ceil(q.heads / block_heads) + 2 · ceil(k.heads / block_heads).
-/// Block: 128, or fewer whole warps; block_heads = max(1, 1024 / head_dim) keeps 128 threads busy.
-/// Shared: (RANK_TILE + block_heads · head_dim) · 4 bytes.
-KERNEL(rope_store, RopeStore, 128) {
-    float* h_tile = (float*)SHARED_MEMORY;
-    float* heads = h_tile + RANK_TILE;
-    u32 row = blockIdx.x;
-    u32 q_tiles = ceil_div(args.q.heads, args.block_heads);
-    u32 k_tiles = ceil_div(args.k.heads, args.block_heads);
+template <u32 R>
+DEVICE void rope_rows(const RopeStore& a, const RowTile& tile, float* h_tile, float* heads) {
+    u32 q_tiles = ceil_div(a.q.heads, a.block_heads);
+    u32 k_tiles = ceil_div(a.k.heads, a.block_heads);
     u32 linear = blockIdx.y < q_tiles ? 0 : blockIdx.y < q_tiles + k_tiles ? 1 : 2;
-    const RopeInput& in = linear == 0 ? args.q : linear == 1 ? args.k : args.v;
-    u32 tile = blockIdx.y - (linear == 0 ? 0 : linear == 1 ? q_tiles : q_tiles + k_tiles);
-    u32 first_head = tile * args.block_heads;
-    u32 head_count = smaller(args.block_heads, in.heads - first_head);
-    u32 start = first_head * args.head_dim, columns = head_count * args.head_dim;
-    X* x = in.x + row * in.row_stride + start;
-
+    const RopeInput& in = linear == 0 ? a.q : linear == 1 ? a.k : a.v;
+    u32 before = linear == 0 ? 0 : linear == 1 ? q_tiles : q_tiles + k_tiles;
+    u32 first_head = (blockIdx.y - before) * a.block_heads;
+    u32 head_count = smaller(a.block_heads, in.heads - first_head);
+    u32 start = first_head * a.head_dim, columns = head_count * a.head_dim;
+    u32 row[R];
+    rows_of(a.deltas, tile, row);
     HiddenPlanes hidden = {linear};
     for (u32 first = 0; first < columns; first += blockDim.x * LANE_COLUMNS) {
         u32 column = first + threadIdx.x * LANE_COLUMNS;
         u32 count = column < columns ? smaller(LANE_COLUMNS, columns - column) : 0;
-        float y[8];
-        load8(x + column, count, y);
-        if (in.bias)
+        auto from = [&](u32 i) { return in.x + row[i] * in.row_stride + start + column; };
+        float y[R][8];
+        site_output<R>(a.deltas, tile, in.site, hidden, in.bias, start + column, count, from,
+                          h_tile, y);
 #pragma unroll
-            for (u32 i = 0; i < 8; i++)
-                if (i < count) y[i] += in.bias[start + column + i];
-        apply_deltas(args.deltas, row, in.site, hidden, start + column, count, y, h_tile);
+        for (u32 i = 0; i < R; i++) {
+            if (i >= tile.rows) break;
 #pragma unroll
-        for (u32 i = 0; i < 8; i++)
-            if (i < count) heads[column + i] = rounded(y[i]);
+            for (u32 j = 0; j < 8; j++)
+                if (j < count) heads[i * columns + column + j] = rounded(y[i][j]);
+        }
     }
     __syncthreads();
 
-    u32 position = args.positions[row];
-    u32 page = args.block_tables[args.row_table[row] + position / args.block_tokens];
-    for (u32 i = warp_id(); i < head_count; i += blockDim.x / WARP) {
-        float* head = heads + i * args.head_dim;
-        finish_head(args, in, row, linear != 2, head);
+    for (u32 i = warp_id(); i < tile.rows * head_count; i += blockDim.x / WARP) {
+        float* head = heads + i * a.head_dim;
+        u32 of_tile = i % head_count, at = i / head_count;
+        u32 row = a.deltas.rows ? a.deltas.order[tile.first + at] : tile.first;
+        finish_head(a, in, row, linear != 2, head);
         if (linear == 0) {
-            write_head(args, head, x + i * args.head_dim);
+            write_head(a, head, in.x + row * in.row_stride + start + of_tile * a.head_dim);
             continue;
         }
-        u64 cell = ((u64)page * in.heads + first_head + i) * args.block_tokens;
-        cell += position % args.block_tokens;
-        write_head(args, head, (linear == 1 ? args.keys : args.values) + cell * args.head_dim);
+        u32 position = a.positions[row];
+        u32 page = a.block_tables[a.row_table[row] + position / a.block_tokens];
+        u64 cell = ((u64)page * in.heads + first_head + of_tile) * a.block_tokens;
+        cell += position % a.block_tokens;
+        write_head(a, head, (linear == 1 ? a.keys : a.values) + cell * a.head_dim);
     }
 }
 
+/// Bias, norm of each head where there is one, rotation (i with i + half) of q and k; q is written
+/// back, k and v go to the row's page. For steps without adapters.
+/// Grid: x = n, y = ceil(q.heads / block_heads) + 2 · ceil(k.heads / block_heads).
+/// Block: 128, or fewer whole warps; block_heads = max(1, 1024 / head_dim) keeps 128 threads busy.
+/// Shared: block_heads · head_dim · 4 bytes.
+KERNEL(rope_store, RopeStore, 128) {
+    rope_rows<1>(args, bare_tile(blockIdx.x), nullptr, (float*)SHARED_MEMORY);
+}
+
+/// The same, adapters after each bias.
+/// Grid: x ≥ tiles, y as above. Block: as above.
+/// Shared: (RANK_TILE + block_heads · head_dim) · ROW_TILE · 4 bytes.
+KERNEL(rope_store_tiles, RopeStore, 128) {
+    float* h_tile = (float*)SHARED_MEMORY;
+    float* heads = h_tile + RANK_TILE * ROW_TILE;
+    RowTile tile = tile_at(args.deltas, blockIdx.x);
+    if (tile.rows == 1)
+        rope_rows<1>(args, tile, h_tile, heads);
+    else if (tile.rows > 1)
+        rope_rows<ROW_TILE>(args, tile, h_tile, heads);
+}
+
 EXPORT(rope_store)
+EXPORT(rope_store_tiles)

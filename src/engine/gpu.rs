@@ -61,7 +61,6 @@ impl Gpu {
             head_dim: config.head_dim,
             width_max: linears.map(|(_, site)| site.in_features).max().unwrap_or(1),
             block_tokens: settings.block_tokens,
-            context_tokens_max: settings.limits.context_tokens_max,
             kernel_cache: settings.kernel_cache,
             heard: settings.heard,
         })?;

@@ -9,7 +9,9 @@ pub const LINEARS: usize = 4;
 pub const SHRINK_ROWS: usize = 32;
 /// Ranks of one shrink's work item.
 pub const SHRINK_RANKS: usize = 16;
-/// Bytes of an expand's shared memory.
+/// Rows that share a load of B in an expand.
+pub const ROW_TILE: usize = 4;
+/// Shared bytes of one row's h in an expand.
 pub const RANK_TILE_BYTES: usize = 64 * 4;
 
 macro_rules! arguments {
@@ -29,9 +31,11 @@ arguments! {
         up_shards: u32, reserved: u32,
     }
     RowParts { entry: u32, stride: u32, parts: u32, }
+    RowTile { first: u32, rows: u32, entry: u32, stride: u32, parts: u32, }
     Deltas {
-        changes: Address, entry_slot: Address, entry_weight: Address, rows: Address, h: Address,
-        plane_stride: u64, rank_stride: u32, linears: u32, planes: u32, sites: u32,
+        changes: Address, entry_slot: Address, entry_weight: Address, rows: Address,
+        order: Address, tiles: Address, tile_count: Address, h: Address, plane_stride: u64,
+        rank_stride: u32, linears: u32, planes: u32, sites: u32,
     }
     Work { entry: u32, rows: u32, rank_first: u32, }
     Shrink {
@@ -39,15 +43,13 @@ arguments! {
         changes: Address, h: Address, plane_stride: u64, rank_stride: u32, linears: u32,
         sites: u32, in_features: u32, k_chunk: u32, splits: u32, site: [u32; LINEARS],
     }
-    Group { first: u32, rows: u32, entry: u32, parts: u32, }
     Expand {
-        y: Address, bias: Address, order: Address, groups: Address, group_count: Address,
-        deltas: Deltas, y_stride: u64, site: u32, linear: u32, out: u32, reserved: u32,
+        y: Address, bias: Address, deltas: Deltas, y_stride: u64, site: u32, linear: u32,
+        out: u32, reserved: u32,
     }
     Replace {
-        x: Address, y: Address, order: Address, groups: Address, group_count: Address,
-        entry_slot: Address, changes: Address, y_stride: u64, sites: u32, site: u32,
-        in_features: u32, out: u32,
+        x: Address, y: Address, deltas: Deltas, y_stride: u64, site: u32, in_features: u32,
+        out: u32, reserved: u32,
     }
     SiluMul {
         gate: Address, up: Address, out: Address, gate_bias: Address, up_bias: Address,
@@ -78,13 +80,13 @@ arguments! {
         reserved: u32,
     }
     Fold { from: Address, to: Address, change: Address, cols: u32, embedding: u32, }
-    Tile { row: u32, rows: u32, first: u32, before: u32, }
+    Tile { row: u32, rows: u32, first: u32, before: u32, split_tokens: u32, }
     Attention {
         q: Address, q_stride: u64, out: Address, keys: Address, values: Address,
         positions: Address, row_table: Address, block_tables: Address, tiles: Address,
         tile_count: Address, partial: Address, partial_sums: Address, heads: u32, kv_heads: u32,
-        head_dim: u32, block_tokens: u32, window: u32, split_tokens: u32, splits_max: u32,
-        scale: f32,
+        head_dim: u32, block_tokens: u32, window: u32, splits_max: u32, scale: f32,
+        reserved: u32,
     }
     SampleParams {
         temperature: f32, top_p: f32, min_p: f32, top_k: u32, seed: u64, step: u64, top: u32,

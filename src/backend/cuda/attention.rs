@@ -4,21 +4,10 @@ use super::Cuda;
 use super::Kv;
 use super::args::Attention;
 use super::step::Step;
-use super::tables::Tiles;
+use super::tables::{Tiles, splits_max};
 use super::tensor::Tensor;
 use crate::backend::AttentionShape;
 use crate::dtype::Dtype;
-
-/// Positions of one split at least: what a block reads to be worth its start.
-const SPLIT_TOKENS_MIN: usize = 256;
-/// Splits of the longest context, about: each costs memory in every step.
-const SPLITS_MAX: usize = 32;
-
-/// Positions of one split, the same for every row of this process: how a row is cut then depends
-/// on its own position alone.
-pub(super) fn split_tokens(context_tokens_max: usize) -> usize {
-    context_tokens_max.div_ceil(SPLITS_MAX).next_multiple_of(64).max(SPLIT_TOKENS_MIN)
-}
 
 /// Whether tensor cores take heads of this width.
 pub(super) fn has_tensor_cores(dtype: Dtype, head_dim: usize) -> bool {
@@ -77,7 +66,6 @@ impl Cuda {
             let args = Attention {
                 tiles: step.at(tiles.tiles),
                 tile_count: step.at(tiles.count),
-                split_tokens: 1 << 30,
                 splits_max: 1,
                 ..args
             };
@@ -88,8 +76,7 @@ impl Cuda {
     }
 
     fn attend_short(&self, args: &Attention, tiles: &Tiles, step: &Step) {
-        let split_tokens = self.split_tokens();
-        let splits = step.context.div_ceil(split_tokens);
+        let splits = splits_max(step.context);
         let head_dim = args.head_dim as usize;
         let places = if splits > 1 { tiles.packed * args.kv_heads as usize * splits } else { 0 };
         let (partial, sums) = (self.place(places * head_dim * 4), self.place(places * 2 * 4));
@@ -98,7 +85,6 @@ impl Cuda {
             tile_count: step.at(tiles.count),
             partial: partial.address,
             partial_sums: sums.address,
-            split_tokens: split_tokens as u32,
             splits_max: splits as u32,
             ..*args
         };

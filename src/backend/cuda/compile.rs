@@ -10,7 +10,11 @@ use super::launch::{Card, Compiler, Kernel, OpenError};
 use crate::backend::Fault;
 use crate::dtype::Dtype;
 
-const HEADER: &str = include_str!("../../../kernels/common.cuh");
+/// What source files may include.
+const HEADERS: [(&str, &str); 2] = [
+    ("common.cuh", include_str!("../../../kernels/common.cuh")),
+    ("deltas.cuh", include_str!("../../../kernels/deltas.cuh")),
+];
 
 /// A source file and the kernels it holds.
 struct File {
@@ -41,9 +45,9 @@ const FILES: &[File] = files! {
     ],
     "fold.cu": ["fold"],
     "gather.cu": ["embed", "gather_rows"],
-    "mlp.cu": ["silu_mul", "add"],
-    "norm.cu": ["rms_norm", "add_rms_norm"],
-    "rope.cu": ["rope_store"],
+    "mlp.cu": ["silu_mul", "silu_mul_tiles", "add"],
+    "norm.cu": ["rms_norm", "add_rms_norm", "add_rms_norm_tiles"],
+    "rope.cu": ["rope_store", "rope_store_tiles"],
     "sample.cu": ["sample"],
 };
 
@@ -171,9 +175,8 @@ impl Target {
     }
 
     fn compile(&self, file: &File) -> Result<Vec<u8>, OpenError> {
-        let header = ("common.cuh", HEADER);
         let image =
-            self.compiler.compile(file.name, file.source, header, &self.options(), self.ptx);
+            self.compiler.compile(file.name, file.source, &HEADERS, &self.options(), self.ptx);
         image.map_err(|log| {
             OpenError::Unusable(format!(
                 "{} does not compile for {}: {log}",
@@ -187,7 +190,7 @@ impl Target {
         let mut hash = blake3::Hasher::new();
         let version = format!("{:?}", self.compiler.version);
         let options = self.options();
-        let texts = [file.source, HEADER, &version].into_iter();
+        let texts = [file.source, &version].into_iter().chain(HEADERS.map(|(_, text)| text));
         for text in texts.chain(options.iter().map(String::as_str)) {
             hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }

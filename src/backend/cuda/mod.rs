@@ -71,8 +71,6 @@ pub struct CudaSettings<'a> {
     pub width_max: usize,
     /// Tokens of one KV page.
     pub block_tokens: usize,
-    /// Longest sequence.
-    pub context_tokens_max: usize,
     /// Folder of compiled kernels; `None` compiles at every start.
     pub kernel_cache: Option<&'a Path>,
     /// Told what takes time.
@@ -86,7 +84,6 @@ struct ModelShape {
     head_dim: usize,
     width_max: usize,
     block_tokens: usize,
-    split_tokens: usize,
 }
 
 /// One card.
@@ -159,7 +156,6 @@ impl Cuda {
             head_dim: settings.head_dim,
             width_max: settings.width_max,
             block_tokens: settings.block_tokens,
-            split_tokens: attention::split_tokens(settings.context_tokens_max),
         };
         Ok(Self {
             stream: card.stream()?,
@@ -276,10 +272,6 @@ impl Cuda {
 
     fn has_prefill_kernel(&self) -> bool {
         attention::has_tensor_cores(self.dtype, self.model.head_dim)
-    }
-
-    fn split_tokens(&self) -> usize {
-        self.model.split_tokens
     }
 
     fn block_tokens(&self) -> usize {
@@ -434,15 +426,16 @@ impl Backend for Cuda {
     }
 
     fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>, Fault> {
-        let sampled = self.sample_rows(logits, rows);
+        let sampled = self.sample_rows(logits, rows)?;
+        // Not after a failure: what the step started before it still reads the step's tables.
         self.step_is_over();
-        sampled
+        Ok(sampled)
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
-        let values = self.read(x);
+        let values = self.read(x)?;
         self.step_is_over();
-        values
+        Ok(values)
     }
 
     fn restore(&self, weight: &mut Arc<Weight>, matrix: HostMatrix) {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::args::{
-    Add, AddRmsNorm, Address, Deltas, Embed, Expand, GatherRows, LINEARS, Replace, RmsNorm,
-    RopeInput, RopeStore, Shrink, SiluMul,
+    self, Add, AddRmsNorm, Address, Deltas, Embed, Expand, GatherRows, LINEARS, ROW_TILE, Replace,
+    RmsNorm, RopeInput, RopeStore, Shrink, SiluMul,
 };
 use super::launch::Multiply;
 use super::step::{RECORDED_ROWS_MAX, RowTables, Step};
@@ -15,7 +15,9 @@ use crate::backend::{Embedding, Linear, Norm};
 
 /// Columns of one block of an elementwise kernel: 128 threads of 8.
 const TILE_COLUMNS: usize = 1024;
-const RANK_TILE_BYTES: u32 = 64 * 4;
+/// Shared bytes of an expand: of a row, and of a tile of rows.
+const RANK_TILE_BYTES: u32 = args::RANK_TILE_BYTES as u32;
+const TILE_BYTES: u32 = RANK_TILE_BYTES * ROW_TILE as u32;
 const REDUCE_BYTES: u32 = 32 * 4;
 
 fn tiles(cols: usize) -> u32 {
@@ -159,18 +161,15 @@ impl Cuda {
                 site: linear.site.0,
                 linear: index as u32,
                 deltas,
-                order: rows.order,
-                groups: rows.groups,
-                group_count: rows.group_count,
-                group_count_all: rows.group_count_all,
-                groups_max: rows.groups_max,
+                adapted_count: rows.adapted_count,
+                tiles_max: rows.tiles_max,
                 head_norm: None,
                 _kept: kept,
             };
             if rows.own_weights {
                 self.replace(x, y, linear, rows);
             }
-            if float || rows.standalone {
+            if float {
                 self.expand(y, &part);
             } else {
                 y.pending.replace(Pending::Linear(part));
@@ -184,36 +183,29 @@ impl Cuda {
         let args = Replace {
             x: x.place.address,
             y: y.place.address,
-            order: rows.order,
-            groups: rows.groups,
-            group_count: rows.group_count,
-            entry_slot: rows.deltas.entry_slot,
-            changes: rows.deltas.changes,
+            deltas: Deltas { tile_count: rows.adapted_count, ..rows.deltas },
             y_stride: y.stride as u64,
-            sites: rows.deltas.sites,
             site: linear.site.0,
             in_features: x.cols as u32,
             out: y.cols as u32,
+            reserved: 0,
         };
         let name = if y.float { "delta_replace_float" } else { "delta_replace" };
-        let grid = [rows.groups_max as u32, y.cols.div_ceil(4) as u32, 1];
+        let grid = [rows.tiles_max as u32, y.cols.div_ceil(4) as u32, 1];
         self.launch(name, grid, 128, 0, &args);
     }
 
     /// Bias and adapters by a kernel of their own.
     fn expand(&self, y: &Tensor, part: &LinearPart) {
-        let adapted = part.deltas.rows != 0;
-        if part.bias == 0 && !adapted {
+        if part.bias == 0 && !part.adapted() {
             return;
         }
-        let group_count = if part.bias == 0 { part.group_count } else { part.group_count_all };
+        let all = part.deltas.tile_count;
+        let tile_count = if part.bias == 0 { part.adapted_count } else { all };
         let args = Expand {
             y: y.place.address,
             bias: part.bias,
-            order: part.order,
-            groups: part.groups,
-            group_count,
-            deltas: part.deltas,
+            deltas: Deltas { tile_count, ..part.deltas },
             y_stride: y.stride as u64,
             site: part.site,
             linear: part.linear,
@@ -221,7 +213,8 @@ impl Cuda {
             reserved: 0,
         };
         let name = if y.float { "delta_expand_float" } else { "delta_expand" };
-        self.launch(name, [part.groups_max as u32, tiles(y.cols), 1], 128, 2048, &args);
+        let grid = [part.blocks(y.rows), tiles(y.cols), 1];
+        self.launch(name, grid, 128, TILE_BYTES, &args);
     }
 
     /// Does what is still to be done to x, for readers that cannot.
@@ -246,11 +239,11 @@ impl Cuda {
     /// `x += y`, y's bias and adapters first; then the norm of x, where one is wanted.
     fn add_norm(&self, x: &Tensor, y: &Tensor, norm: Option<RmsNorm>) {
         let part = match y.take_pending() {
-            Pending::Linear(part) if part.head_norm.is_none() => Some(part),
+            Pending::Linear(part) if part.head_norm.is_none() => part,
             other => {
                 y.pending.replace(other);
                 self.settle(y);
-                None
+                LinearPart::default()
             }
         };
         let cols = x.cols as u32;
@@ -258,15 +251,23 @@ impl Cuda {
         let args = AddRmsNorm {
             residual: x.place.address,
             y: y.place.address,
-            bias: part.as_ref().map_or(0, |part| part.bias),
-            deltas: part.as_ref().map_or(Deltas::default(), |part| part.deltas),
-            site: part.as_ref().map_or(0, |part| part.site),
-            linear: part.as_ref().map_or(0, |part| part.linear),
+            bias: part.bias,
+            deltas: part.deltas,
+            site: part.site,
+            linear: part.linear,
             norm: norm.unwrap_or(nothing),
         };
         assert_eq!((y.stride, y.cols), (x.cols, x.cols), "This is a bug: a sum of two widths.");
-        let shared = RANK_TILE_BYTES + REDUCE_BYTES;
-        self.launch("add_rms_norm", [x.rows as u32, 1, 1], norm_threads(x.cols), shared, &args);
+        let threads = norm_threads(x.cols);
+        if !part.adapted() {
+            let grid = [x.rows as u32, 1, 1];
+            return self.launch("add_rms_norm", grid, threads, REDUCE_BYTES, &args);
+        }
+        // A block takes whole rows: when rows are few, a block for each beats a load of B for
+        // several.
+        let rows = x.rows.div_ceil(self.card.multiprocessors() as usize).min(ROW_TILE);
+        let grid = [part.blocks(x.rows), ROW_TILE.div_ceil(rows.max(1)) as u32, 1];
+        self.launch("add_rms_norm_tiles", grid, threads, TILE_BYTES + REDUCE_BYTES, &args);
     }
 
     pub(super) fn norm_rows(&self, x: &Tensor, norm: &Norm<Cuda>, rows: &RowTables) -> Tensor {
@@ -310,6 +311,8 @@ impl Cuda {
             _ => LinearPart {
                 deltas: rows.deltas,
                 site: rows.deltas.sites - 1,
+                adapted_count: rows.adapted_count,
+                tiles_max: rows.tiles_max,
                 ..LinearPart::default()
             },
         };
@@ -371,9 +374,14 @@ impl Cuda {
             reserved: 0,
         };
         let heads = |x: &Tensor| (x.cols / head_dim).div_ceil(block_heads) as u32;
-        let grid = [q.rows as u32, heads(q) + 2 * heads(k), 1];
-        let shared = RANK_TILE_BYTES + (block_heads * head_dim * 4) as u32;
-        self.launch("rope_store", grid, 128, shared, &args);
+        let grid = [parts[0].blocks(q.rows), heads(q) + 2 * heads(k), 1];
+        let row_bytes = (block_heads * head_dim * 4) as u32;
+        if parts[0].adapted() {
+            let shared = (RANK_TILE_BYTES + row_bytes) * ROW_TILE as u32;
+            self.launch("rope_store_tiles", grid, 128, shared, &args);
+        } else {
+            self.launch("rope_store", grid, 128, row_bytes, &args);
+        }
     }
 
     pub(super) fn silu_mul_rows(&self, gate: &Tensor, up: &Tensor) -> Tensor {
@@ -400,8 +408,12 @@ impl Cuda {
             cols: gate.cols as u32,
             reserved: 0,
         };
-        let grid = [gate.rows as u32, tiles(gate.cols), 1];
-        self.launch("silu_mul", grid, 128, RANK_TILE_BYTES, &args);
+        let grid = [parts[0].blocks(gate.rows), tiles(gate.cols), 1];
+        if parts[0].adapted() {
+            self.launch("silu_mul_tiles", grid, 128, TILE_BYTES, &args);
+        } else {
+            self.launch("silu_mul", grid, 128, 0, &args);
+        }
         out
     }
 

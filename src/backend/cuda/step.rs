@@ -15,9 +15,6 @@ use crate::ids::{BlockId, Slot};
 pub(super) const RECORDED_ROWS_MAX: usize = 256;
 /// Recordings kept: each takes some memory of the card that is not taken at start.
 const RECORDINGS_MAX: usize = 256;
-/// Rows of one adapter from which an expand of its own beats one inside of the next kernel: it
-/// loads B once for eight of them.
-const STANDALONE_ROWS: usize = 4;
 /// Columns of x from which a shrink is split once more.
 const SPLIT_COLUMNS: usize = 512;
 const SPLITS_MAX: usize = 8;
@@ -58,13 +55,9 @@ pub(super) struct RowTables {
     pub entry_row: Address,
     /// Room for entries.
     pub entries: usize,
-    pub order: Address,
-    pub groups: Address,
-    pub group_count: Address,
-    pub group_count_all: Address,
-    pub groups_max: usize,
-    /// Expands run alone.
-    pub standalone: bool,
+    /// The count of tiles with adapters alone.
+    pub adapted_count: Address,
+    pub tiles_max: usize,
     /// An adapter has a linear's whole weight.
     pub own_weights: bool,
     /// `None`: no adapter has a low-rank part.
@@ -89,7 +82,6 @@ pub(super) struct Class {
     pages: usize,
     adapters: bool,
     ranks: usize,
-    standalone: bool,
 }
 
 /// What is known of a class.
@@ -162,7 +154,6 @@ impl Step {
 struct Carried {
     ranks: usize,
     adapters: bool,
-    standalone: bool,
     own_weights: bool,
 }
 
@@ -170,13 +161,11 @@ impl Carried {
     fn of(slots: &[Slot], pool: &Pool) -> Self {
         let mut distinct: Vec<Slot> =
             slots.iter().copied().filter(|&slot| slot != Slot::BASE).collect();
-        let rows = distinct.len();
         distinct.sort_unstable();
         distinct.dedup();
         Self {
             ranks: distinct.iter().map(|&slot| pool.rank(slot)).max().unwrap_or(0),
-            adapters: rows > 0,
-            standalone: rows > 0 && rows >= STANDALONE_ROWS * distinct.len(),
+            adapters: !distinct.is_empty(),
             own_weights: distinct.iter().any(|&slot| pool.own_weight(slot)),
         }
     }
@@ -231,12 +220,13 @@ impl Cuda {
             return None;
         }
         let pages = rows.spans.iter().map(|span| span.block_table.len()).max().unwrap_or(1);
+        // Contexts of one split run alike.
+        let pages_min = tables::SPLIT_TOKENS_MIN.div_ceil(self.block_tokens());
         Some(Class {
             rows: n.next_power_of_two(),
-            pages: pages.next_power_of_two(),
+            pages: pages.next_power_of_two().max(pages_min),
             adapters: carried.adapters,
             ranks: rank_class(carried.ranks),
-            standalone: carried.standalone,
         })
     }
 
@@ -323,6 +313,9 @@ impl Cuda {
             entry_slot: at(t.entry_slot),
             entry_weight: at(t.entry_weight),
             rows: if carried.adapters { at(t.rows) } else { 0 },
+            order: at(t.order),
+            tiles: at(t.tiles),
+            tile_count: at(t.tile_count),
             sites,
             ..Deltas::default()
         };
@@ -338,12 +331,8 @@ impl Cuda {
             deltas,
             entry_row: at(t.entry_row),
             entries: t.entries,
-            order: at(t.order),
-            groups: at(t.groups),
-            group_count: at(t.group_count),
-            group_count_all: at(t.group_count_all),
-            groups_max: t.groups_max,
-            standalone: carried.standalone,
+            adapted_count: at(t.adapted_count),
+            tiles_max: t.tiles_max,
             own_weights: carried.own_weights,
             factors: (rank_stride > 0).then_some(factors),
         }

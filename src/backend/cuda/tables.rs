@@ -1,12 +1,33 @@
 //! A step's rows as the kernels' tables: one block of words, uploaded at once.
 
-use super::args::{Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Tile, Work};
-use crate::backend::Rows;
+use super::args::{ROW_TILE, RowParts, RowTile, SHRINK_RANKS, SHRINK_ROWS, Tile, Work};
+use crate::backend::{Rows, Span};
 use crate::ids::Slot;
 
 /// Packed queries of one attention tile: decode, and prefill.
 const DECODE_QUERIES: usize = 16;
 const PREFILL_QUERIES: usize = 64;
+/// Positions of one split of a context at least: what a block reads to be worth its start.
+pub(super) const SPLIT_TOKENS_MIN: usize = 256;
+/// Splits of one context at most: each costs memory in every step.
+const SPLITS_MAX: usize = 32;
+/// Longer than any context: prompts are not split.
+const UNSPLIT: u32 = 1 << 30;
+
+/// Positions of one split of a context, which must not depend on anything else: a row's result
+/// would depend on its neighbours.
+fn split_tokens(context: usize) -> usize {
+    let mut tokens = SPLIT_TOKENS_MIN;
+    while context.div_ceil(tokens) > SPLITS_MAX {
+        tokens *= 2;
+    }
+    tokens
+}
+
+/// The most splits of any context up to this one.
+pub(super) fn splits_max(context: usize) -> usize {
+    context.div_ceil(SPLIT_TOKENS_MIN).min(SPLITS_MAX)
+}
 
 /// What tables depend on beside the rows.
 #[derive(Clone, Copy, Debug)]
@@ -54,19 +75,19 @@ pub(super) struct DeltaTables {
     pub entry_weight: usize,
     pub rows: usize,
     pub order: usize,
-    pub groups: usize,
-    /// Groups with adapters: the first of `groups`.
-    pub group_count: usize,
-    /// All groups: bare rows are the last.
-    pub group_count_all: usize,
+    pub tiles: usize,
+    /// All tiles.
+    pub tile_count: usize,
+    /// Tiles with adapters: the first of `tiles`.
+    pub adapted_count: usize,
     pub work: usize,
     pub work_count: usize,
     /// Room for entries.
     pub entries: usize,
     /// The most work items there can be.
     pub works: usize,
-    /// The most groups there can be.
-    pub groups_max: usize,
+    /// The most tiles there can be.
+    pub tiles_max: usize,
 }
 
 /// Where one attention launch's tiles start.
@@ -122,11 +143,11 @@ pub(super) fn build(rows: &Rows, shape: &Shape, rank: &dyn Fn(Slot) -> usize) ->
     let deltas = deltas(&mut block, &rows.slots, ranks, rank);
     let logit_deltas = self::deltas(&mut block, &logit_slots, ranks, rank);
     let long = |len: usize| shape.prefill_kernel && len * shape.group > DECODE_QUERIES;
-    let short = tiles(&mut block, rows, shape, DECODE_QUERIES, &|len| !long(len));
-    let prefill = tiles(&mut block, rows, shape, PREFILL_QUERIES, &long);
-    let last = rows.spans.iter().filter(|span| !long(span.len));
-    let last = last.map(|span| rows.positions[span.start + span.len - 1] as usize + 1);
-    let context = last.max().unwrap_or(1);
+    let split = |context| split_tokens(context) as u32;
+    let short = tiles(&mut block, rows, shape.group, DECODE_QUERIES, &|len| !long(len), &split);
+    let prefill = tiles(&mut block, rows, shape.group, PREFILL_QUERIES, &long, &|_| UNSPLIT);
+    let short_spans = rows.spans.iter().filter(|span| !long(span.len));
+    let context = short_spans.map(|span| context(rows, span)).max().unwrap_or(1);
     // The longest last: a recorded step uploads its room too.
     let block_tables = block.put(&pages, pages_room);
     let tables = Tables {
@@ -146,21 +167,30 @@ pub(super) fn build(rows: &Rows, shape: &Shape, rank: &dyn Fn(Slot) -> usize) ->
     (block, tables)
 }
 
+/// Positions that a span's last row may see.
+fn context(rows: &Rows, span: &Span) -> usize {
+    rows.positions[span.start + span.len - 1] as usize + 1
+}
+
+/// Of the spans whose length `takes` is true of; `split_tokens` is told a span's context.
 fn tiles(
     block: &mut Block,
     rows: &Rows,
-    shape: &Shape,
+    group: usize,
     queries: usize,
     takes: &dyn Fn(usize) -> bool,
+    split_tokens: &dyn Fn(usize) -> u32,
 ) -> Option<Tiles> {
     let (mut all, mut before) = (Vec::new(), 0);
     for span in rows.spans.iter().filter(|span| takes(span.len)) {
-        let packed = span.len * shape.group;
+        let packed = span.len * group;
+        let split_tokens = split_tokens(context(rows, span));
         all.extend((0..packed).step_by(queries).map(|first| Tile {
             row: span.start as u32,
             rows: span.len as u32,
             first: first as u32,
             before: (before + first) as u32,
+            split_tokens,
         }));
         before += packed;
     }
@@ -180,21 +210,28 @@ fn deltas(
     rank: &dyn Fn(Slot) -> usize,
 ) -> DeltaTables {
     let n = slots.len();
-    // Groups in the order of their first rows; `BASE` sorts behind every slot.
+    // `BASE` sorts behind every slot.
     let mut order: Vec<u32> = (0..n as u32).collect();
     order.sort_by_key(|&row| (slots[row as usize], row));
-    let mut groups = Vec::new();
+    let (mut tiles, mut adapted, mut first) = (Vec::new(), 0, 0);
     let mut row_parts = vec![RowParts::default(); n];
     let mut work = Vec::new();
     let (mut entry_slot, mut entries) = (Vec::new(), 0);
     for members in order.chunk_by(|&a, &b| slots[a as usize] == slots[b as usize]) {
         let slot = slots[members[0] as usize];
-        let first = groups.last().map_or(0, |g: &Group| g.first + g.rows);
         let (len, parts) = (members.len() as u32, u32::from(slot != Slot::BASE));
-        groups.push(Group { first, rows: len, entry: entries, parts });
+        tiles.extend((0..len).step_by(ROW_TILE).map(|from| RowTile {
+            first: first + from,
+            rows: (len - from).min(ROW_TILE as u32),
+            entry: entries + from,
+            stride: len,
+            parts,
+        }));
+        first += len;
         if slot == Slot::BASE {
             continue;
         }
+        adapted = tiles.len();
         for (i, &row) in members.iter().enumerate() {
             row_parts[row as usize] = RowParts { entry: entries + i as u32, stride: len, parts };
         }
@@ -208,9 +245,8 @@ fn deltas(
         entry_slot.extend(std::iter::repeat_n(slot.0, members.len()));
         entries += len;
     }
-    let adapted = groups.iter().filter(|group| group.parts > 0).count();
     let room = |words: usize, used: usize| if ranks.is_some() { words } else { used };
-    let groups_max = room(n, groups.len());
+    let tiles_max = room(n, tiles.len());
     let works = ranks.map_or(work.len(), |ranks| n * ranks.div_ceil(SHRINK_RANKS));
     let one = 1.0_f32.to_bits();
     // An entry's row is its place among the sorted rows: bare rows stand behind all entries.
@@ -221,14 +257,14 @@ fn deltas(
         entry_weight: block.put(&vec![one; n], n),
         rows: block.put(bytemuck::cast_slice(&row_parts), 3 * n),
         order: block.put(&order, n),
-        groups: block.put(bytemuck::cast_slice(&groups), 4 * groups_max),
-        group_count: block.put(&[adapted as u32], 1),
-        group_count_all: block.put(&[groups.len() as u32], 1),
+        tiles: block.put(bytemuck::cast_slice(&tiles), 5 * tiles_max),
+        tile_count: block.put(&[tiles.len() as u32], 1),
+        adapted_count: block.put(&[adapted as u32], 1),
         work: block.put(bytemuck::cast_slice(&work), 3 * works),
         work_count: block.put(&[work.len() as u32], 1),
         entries: room(n, entries as usize),
         works,
-        groups_max,
+        tiles_max,
     }
 }
 
@@ -241,7 +277,7 @@ pub(super) fn padded(rows: &Rows, bucket: usize, spare: crate::ids::BlockId) -> 
         rows.positions.push(0);
         rows.slots.push(Slot::BASE);
         let block_table = vec![spare];
-        rows.spans.push(crate::backend::Span { start: row, len: 1, block_table });
+        rows.spans.push(Span { start: row, len: 1, block_table });
         rows.logit_rows.push(row as u32);
     }
     rows
@@ -250,7 +286,6 @@ pub(super) fn padded(rows: &Rows, bucket: usize, spare: crate::ids::BlockId) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Span;
     use crate::ids::BlockId;
 
     fn step(slots: &[u32]) -> Rows {
@@ -269,18 +304,27 @@ mod tests {
     const SHAPE: Shape = Shape { group: 4, prefill_kernel: true, fixed: None };
 
     #[test]
-    fn rows_of_one_adapter_share_a_group_and_bare_rows_come_last() {
+    fn rows_of_one_adapter_share_tiles_and_bare_rows_come_last() {
         let (block, t) = build(&step(&[3, BARE, 1, 3]), &SHAPE, &|_| 20);
         let words = |at: usize, len: usize| &block.words[at..at + len];
         assert_eq!(words(t.deltas.order, 4), [2, 0, 3, 1]);
-        assert_eq!(words(t.deltas.groups, 12), [0, 1, 0, 1, 1, 2, 1, 1, 3, 1, 3, 0]);
-        assert_eq!(words(t.deltas.group_count, 1), [2]);
-        assert_eq!(words(t.deltas.group_count_all, 1), [3]);
+        let tiles = [[0, 1, 0, 1, 1], [1, 2, 1, 2, 1], [3, 1, 3, 1, 0]];
+        assert_eq!(words(t.deltas.tiles, 15), tiles.as_flattened());
+        assert_eq!(words(t.deltas.tile_count, 1), [3]);
+        assert_eq!(words(t.deltas.adapted_count, 1), [2]);
         assert_eq!(words(t.deltas.entry_slot, 3), [1, 3, 3]);
         assert_eq!(words(t.deltas.rows, 12), [1, 2, 1, 0, 0, 0, 0, 1, 1, 2, 2, 1]);
         // Two tiles of ranks each.
         assert_eq!(words(t.deltas.work, 12), [0, 1, 0, 0, 1, 16, 1, 2, 0, 1, 2, 16]);
         assert_eq!(words(t.deltas.work_count, 1), [4]);
+    }
+
+    #[test]
+    fn many_rows_of_one_adapter_are_cut_into_tiles() {
+        let (block, t) = build(&step(&[2; 9]), &SHAPE, &|_| 1);
+        let tiles = [[0, 4, 0, 9, 1], [4, 4, 4, 9, 1], [8, 1, 8, 9, 1]];
+        assert_eq!(&block.words[t.deltas.tiles..][..15], tiles.as_flattened());
+        assert_eq!(block.words[t.deltas.tile_count], 3);
     }
 
     #[test]
@@ -309,10 +353,36 @@ mod tests {
         let (block, t) = build(&rows, &SHAPE, &|_| 0);
         let tiles = |t: &Option<Tiles>| {
             let t = t.as_ref().unwrap();
-            block.words[t.tiles..t.tiles + 4 * t.max].to_vec()
+            block.words[t.tiles..t.tiles + 5 * t.max].to_vec()
         };
-        assert_eq!((tiles(&t.decode), tiles(&t.prefill)), (vec![0, 1, 0, 0], vec![1, 8, 0, 0]));
+        assert_eq!(tiles(&t.decode), [0, 1, 0, 0, 256]);
+        assert_eq!(tiles(&t.prefill), [1, 8, 0, 0, UNSPLIT]);
         let (_, t) = build(&rows, &Shape { prefill_kernel: false, ..SHAPE }, &|_| 0);
         assert_eq!((t.prefill, t.decode.unwrap().max), (None, 3));
+    }
+
+    #[test]
+    fn a_context_is_split_by_its_own_length_into_few_splits() {
+        let lengths = [1, 256, 257, 8192, 8193, 16384, 16385, 131_072];
+        assert_eq!(lengths.map(split_tokens), [256, 256, 256, 256, 512, 512, 1024, 4096]);
+        let mut most = 0;
+        for context in 1..40_000_usize {
+            let splits = context.div_ceil(split_tokens(context));
+            most = most.max(splits);
+            assert_eq!(splits_max(context), most, "up to {context}");
+        }
+        assert_eq!(most, SPLITS_MAX);
+    }
+
+    #[test]
+    fn a_rows_split_does_not_depend_on_its_neighbours() {
+        let contexts = [9000, 100, 70_000, 300];
+        let mut rows = step(&[BARE; 4]);
+        rows.positions = contexts.iter().map(|context| context - 1).collect();
+        let (block, t) = build(&rows, &SHAPE, &|_| 0);
+        let tiles = t.decode.unwrap();
+        let words = block.words[tiles.tiles..].chunks(5).take(4);
+        assert_eq!(words.map(|tile| tile[4]).collect::<Vec<_>>(), [512, 256, 4096, 256]);
+        assert_eq!(t.context, 70_000);
     }
 }

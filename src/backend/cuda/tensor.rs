@@ -50,12 +50,9 @@ pub(super) struct LinearPart {
     /// Which of the linears that shared x.
     pub linear: u32,
     pub deltas: Deltas,
-    /// For a kernel of its own.
-    pub order: Address,
-    pub groups: Address,
-    pub group_count: Address,
-    pub group_count_all: Address,
-    pub groups_max: usize,
+    /// For a kernel of its own that has nothing to do in bare rows.
+    pub adapted_count: Address,
+    pub tiles_max: usize,
     /// The norm of each head that comes after it.
     pub head_norm: Option<HeadNorm>,
     /// Keeps A x and the rows that it was computed from.
@@ -71,6 +68,18 @@ pub(super) struct HeadNorm {
     pub shift: Address,
     pub site: u32,
     pub eps: f32,
+}
+
+impl LinearPart {
+    /// Whether a row may have an adapter: then kernels take tiles of rows.
+    pub(super) fn adapted(&self) -> bool {
+        self.deltas.rows != 0
+    }
+
+    /// Blocks along the rows of a kernel that does this.
+    pub(super) fn blocks(&self, rows: usize) -> u32 {
+        if self.adapted() { self.tiles_max as u32 } else { rows as u32 }
+    }
 }
 
 impl Tensor {

@@ -57,7 +57,7 @@ fn work(kernel: &str, launches: usize, config: &ModelConfig, s: &Shape) -> Optio
     // Factors of B, and of A, over one layer.
     let factor = |columns: usize| s.adapters * s.rank * columns * width;
     let rows = |columns: usize| s.rows * columns * width;
-    let (bytes, flops) = match kernel {
+    let (bytes, flops) = match kernel.trim_end_matches("_tiles") {
         "embed" => (rows(2 * hidden), 0),
         "gather_rows" => (2 * s.logits * hidden * width, 0),
         "rms_norm" => (launches * rows(2 * hidden), 0),

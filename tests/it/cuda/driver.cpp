@@ -430,7 +430,9 @@ API Result cuEventElapsedTime(float* ms, void* start, void* end) {
 
 namespace {
 struct Program {
-    std::string source, name, header_name, header, log, image;
+    std::string source, name;
+    std::map<std::string, std::string> headers;
+    std::string log, image;
 };
 
 std::string read_file(const std::string& path) {
@@ -445,8 +447,9 @@ API int nvrtcGetSupportedArchs(int* all) { return all[0] = 80, all[1] = 90, all[
 
 API int nvrtcCreateProgram(void** program, const char* source, const char* name, int headers,
                            const char* const* texts, const char* const* names) {
-    if (headers != 1) return 1;
-    return *program = new Program{source, name, names[0], texts[0], "", ""}, 0;
+    Program* made = new Program{source, name, {}, "", ""};
+    for (int i = 0; i < headers; i++) made->headers[names[i]] = texts[i];
+    return *program = made, 0;
 }
 API int nvrtcDestroyProgram(void** program) { return delete (Program*)*program, 0; }
 
@@ -457,7 +460,8 @@ API int nvrtcCompileProgram(void* program, int count, const char* const* options
     char folder_name[] = "/tmp/tessera-nvrtc-XXXXXX";
     std::string folder = mkdtemp(folder_name);
     std::ofstream(folder + "/" + p.name, std::ios::binary) << p.source;
-    std::ofstream(folder + "/" + p.header_name, std::ios::binary) << p.header;
+    for (auto& [name, text] : p.headers)
+        std::ofstream(folder + "/" + name, std::ios::binary) << text;
     std::string output = folder + "/kernels.so", log = folder + "/log";
     std::string command =
         "c++ -std=c++17 -O2 -shared -fPIC -fno-strict-aliasing -ffp-contract=off -Wall -Wextra "

@@ -185,7 +185,7 @@ fn a_bench_on_a_card_checks_itself_and_tells_of_every_case() {
     assert!(results["distance_from_cpu"].as_f64().is_some_and(|d| d > 0.0 && d < 0.02));
     assert!(results["ceilings"]["copy_bytes_per_second"].as_f64().unwrap() > 0.0);
     let kernels = results["kernels"].as_array().unwrap();
-    for kernel in ["delta_shrink", "silu_mul", "rope_store", "sample"] {
+    for kernel in ["delta_shrink", "silu_mul_tiles", "rope_store_tiles", "sample"] {
         let line = kernels.iter().find(|k| k["kernel"] == kernel && k["case"] == "mix").unwrap();
         assert!(line["bytes_per_second"].as_f64().unwrap() > 0.0, "{line}");
     }

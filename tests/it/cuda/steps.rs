@@ -5,12 +5,13 @@ use tessera::backend::{Adapters, Backend, Rows, SampleRow, Span};
 use tessera::dtype::Dtype;
 use tessera::engine::Gpu;
 use tessera::ids::{BlockId, Slot};
+use tessera::model::Model;
 use tessera::request::SamplingParams;
 
 use super::card::{Card, is_real, limits};
 use crate::Rng;
 use crate::golden::{check_logits, check_tokens};
-use crate::harness::{BLOCK_TOKENS, Golden, logits, roomy};
+use crate::harness::{BLOCK_TOKENS, Golden, logits, prompts_as_rows, roomy};
 
 #[test]
 fn logits_of_every_adapter_in_one_batch_equal_pefts_on_a_card() {
@@ -87,13 +88,66 @@ fn decode(slots: &[Slot], context: usize, token: u32) -> Rows {
 }
 
 #[test]
+fn a_row_gives_the_same_bits_beside_a_context_of_more_splits() {
+    let card = Card::new();
+    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
+    let vocabulary = golden.checkpoint.config.vocabulary;
+    let rng = &mut Rng(7);
+    let mut prompt = |len: usize| (0..len).map(|_| rng.below(vocabulary) as u32).collect();
+    let prompts: [(Slot, Vec<u32>); 2] = [(Slot::BASE, prompt(40)), (Slot::BASE, prompt(300))];
+    let prompt = prompts_as_rows(&prompts);
+    // The next token of the first sequences.
+    let next = |sequences: usize| {
+        let mut rows = Rows::default();
+        for (row, span) in prompt.spans[..sequences].iter().enumerate() {
+            rows.tokens.push(9);
+            rows.positions.push(span.len as u32);
+            rows.slots.push(Slot::BASE);
+            rows.spans.push(Span { start: row, len: 1, block_table: span.block_table.clone() });
+            rows.logit_rows.push(row as u32);
+        }
+        rows
+    };
+    let Gpu { backend, model, .. } = card.open(&golden, limits(340, 1), 32);
+    let on_card = |steps: &[usize]| after_prompt(&golden, &backend, &model, &prompt, &next, steps);
+    let cpu = Cpu::new(2);
+    let cpu_model = golden.model(&cpu);
+    let on_cpu = after_prompt(&golden, &cpu, &cpu_model, &prompt, &next, &[2]);
+    // Unrecorded, recorded and replayed.
+    let [alone, beside] = [on_card(&[1, 1, 1]), on_card(&[2, 2, 2])];
+    assert!(alone[1..].iter().chain(&beside).all(|logits| logits[..vocabulary] == alone[0]));
+    let share = share(&beside[2][vocabulary..], &on_cpu[0][vocabulary..]);
+    assert!(share < 0.15, "the long row: {share}");
+}
+
+/// Logits of steps after a prompt's, of as many sequences as each says.
+fn after_prompt<B: Backend>(
+    golden: &Golden,
+    backend: &B,
+    model: &Model<B>,
+    prompt: &Rows,
+    next: &dyn Fn(usize) -> Rows,
+    steps: &[usize],
+) -> Vec<Vec<f32>> {
+    let (mut kv, pool) =
+        (backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, 32, BLOCK_TOKENS)), backend.pool(1));
+    let mut run = |rows: Rows| {
+        let batch = backend.batch(rows);
+        let logits = model.forward(backend, &batch, &mut kv, Adapters { pool: &pool });
+        backend.download(&logits).unwrap()
+    };
+    run(prompt.clone());
+    steps.iter().map(|&sequences| run(next(sequences))).collect()
+}
+
+#[test]
 fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
     let card = Card::new();
     let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
     let names = golden.adapter_names();
     let adapters: Vec<_> = names.iter().take(6).map(|name| golden.adapter(name)).collect();
     let Gpu { backend, model, .. } = card.open(&golden, limits(64, 6), 64);
-    let kv_shape = tessera::model::Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
+    let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
     let (mut kv, mut pool) = (backend.kv(kv_shape), backend.pool(6));
     for (slot, adapter) in adapters.iter().enumerate() {
         let slot = Slot(slot as u32);

@@ -14,7 +14,8 @@ struct Shape {
     head_dim: usize,
     block_tokens: usize,
     window: usize,
-    split_tokens: usize,
+    /// Of the sequences, in turn.
+    split_tokens: &'static [u32],
     /// Pages pretend to be numbered from here.
     first_block: u32,
 }
@@ -26,7 +27,7 @@ const SHAPE: Shape = Shape {
     head_dim: 64,
     block_tokens: 16,
     window: 0,
-    split_tokens: 64,
+    split_tokens: &[64],
     first_block: 0,
 };
 
@@ -91,9 +92,10 @@ fn tiles(shape: &Shape, queries: usize) -> Vec<Tile> {
     let group = shape.heads / shape.kv_heads;
     let mut row = 0;
     let (mut all, mut before) = (Vec::new(), 0);
-    for &(_, len) in shape.spans {
+    for (&(_, len), &split_tokens) in shape.spans.iter().zip(shape.split_tokens.iter().cycle()) {
         let firsts = (0..(len * group) as u32).step_by(queries);
-        let tile = |first| Tile { row, rows: len as u32, first, before: before + first };
+        let tile =
+            |first| Tile { row, rows: len as u32, first, before: before + first, split_tokens };
         all.extend(firsts.map(tile));
         before += (len * group) as u32;
         row += len as u32;
@@ -102,7 +104,7 @@ fn tiles(shape: &Shape, queries: usize) -> Vec<Tile> {
 }
 
 fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
-    let Shape { heads, kv_heads, head_dim, window, split_tokens, .. } = shape;
+    let Shape { heads, kv_heads, head_dim, window, .. } = shape;
     let (queries, shared) = kernel(name, &shape);
     let cache = cache(rng, kernels.kv, &shape);
     let n = cache.positions.len();
@@ -112,7 +114,7 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
     let q: Vec<f32> = q.into_iter().map(|x| kernels.x.round(3.0 * x)).collect();
     let tiles = tiles(&shape, queries);
     let longest = cache.positions.iter().max().map_or(1, |p| *p as usize + 1);
-    let splits_max = longest.div_ceil(split_tokens) + 1;
+    let splits_max = longest.div_ceil(64) + 1;
     let block = kv_heads * shape.block_tokens * head_dim;
     let pages_from = u64::from(shape.first_block) * block as u64;
     let [keys, values] = [&cache.keys, &cache.values].map(|values| Buffer::of(kernels.kv, values));
@@ -146,9 +148,9 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
         head_dim: head_dim as u32,
         block_tokens: shape.block_tokens as u32,
         window: window as u32,
-        split_tokens: split_tokens as u32,
         splits_max: splits_max as u32,
         scale,
+        reserved: 0,
     };
     // Fewer blocks than splits and tiles: both are taken in turn.
     kernels.launch(name, [2, kv_heads as u32, 3], 128, shared, &args);
@@ -196,7 +198,8 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
         }
     }
 }
-
+/// Split lengths side by side in one launch.
+const MIXED: &[u32] = &[128, 64, 192, 1 << 30];
 /// Ragged steps: single tokens, prompts, chunks of prompts.
 const RAGGED: &[(usize, usize)] = &[(0, 33), (90, 1), (64, 20), (0, 1), (129, 7)];
 
@@ -212,8 +215,10 @@ fn decode_sums_the_splits_of_every_context_in_order() {
         // More heads share a key than a tile has queries.
         check(rng, "attention_decode_64", Shape { heads: 20, kv_heads: 1, ..SHAPE });
         check(rng, "attention_decode_64", Shape { first_block: 2_000_000_000, ..SHAPE });
-        check(rng, "attention_decode_64", Shape { split_tokens: 1 << 30, ..SHAPE });
+        check(rng, "attention_decode_64", Shape { split_tokens: &[1 << 30], ..SHAPE });
         check(rng, "attention_decode_64", Shape { spans: RAGGED, window: 40, ..SHAPE });
+        check(rng, "attention_decode_64", Shape { split_tokens: MIXED, ..SHAPE });
+        check(rng, "attention_decode_64", Shape { split_tokens: MIXED, window: 150, ..SHAPE });
         let wide = Shape { heads: 4, kv_heads: 2, spans: &[(70, 1), (3, 1)], ..SHAPE };
         check(rng, "attention_decode_128", Shape { head_dim: 128, ..wide });
         check(rng, "attention_decode_256", Shape { head_dim: 256, ..wide });
@@ -225,14 +230,18 @@ fn prefill_sees_each_rows_own_past_and_window() {
     let rng = &mut fresh();
     for kernels in all_kernels("attention.cu").into_iter().filter(|k| k.kv != Width::F32) {
         let check = |rng: &mut Rng, name: &str, shape| check(&kernels, rng, name, shape);
-        let shape = Shape { spans: RAGGED, split_tokens: 1 << 30, ..SHAPE };
+        let shape = Shape { spans: RAGGED, split_tokens: &[1 << 30], ..SHAPE };
         check(rng, "attention_prefill_64", shape);
         check(rng, "attention_prefill_64", Shape { window: 30, ..shape });
-        check(rng, "attention_prefill_64", Shape { split_tokens: 64, window: 100, ..shape });
+        check(
+            rng,
+            "attention_prefill_64",
+            Shape { split_tokens: &[64, 1 << 30], window: 100, ..shape },
+        );
         check(rng, "attention_prefill_64", Shape { head_dim: 24, block_tokens: 3, ..shape });
         let wide = Shape { heads: 4, kv_heads: 2, spans: &[(20, 40), (3, 1)], ..shape };
         check(rng, "attention_prefill_128", Shape { head_dim: 128, ..wide });
-        check(rng, "attention_prefill_256", Shape { head_dim: 256, split_tokens: 64, ..wide });
+        check(rng, "attention_prefill_256", Shape { head_dim: 256, split_tokens: &[64], ..wide });
     }
 }
 
@@ -242,6 +251,7 @@ fn attention_without_tensor_cores_takes_every_width_and_head() {
     for kernels in all_kernels("attention.cu") {
         let check = |rng: &mut Rng, shape| check(&kernels, rng, "attention_any", shape);
         check(rng, SHAPE);
+        check(rng, Shape { split_tokens: MIXED, ..SHAPE });
         check(rng, Shape { head_dim: 17, block_tokens: 3, window: 100, ..SHAPE });
         check(rng, Shape { spans: &[(130, 9), (0, 2)], head_dim: 33, ..SHAPE });
         check(rng, Shape { first_block: 2_000_000_000, heads: 2, ..SHAPE });

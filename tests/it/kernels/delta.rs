@@ -1,9 +1,11 @@
 //! Shrink, expand and own weights against the canonical form.
 
-use super::device::{Buffer, Grid, Kernels, Width, all_kernels, kernels};
-use super::step::{Parts, Plan, Planes, Spec, World, assert_close, fresh, rows};
+use super::device::{Buffer, Kernels, Width, all_kernels, kernels};
+use super::step::{
+    MIXED_TILES, Parts, Plan, Planes, Spec, World, assert_close, fresh, rows, values,
+};
 use crate::Rng;
-use tessera::backend::cuda::args::{Expand, Replace, Shrink};
+use tessera::backend::cuda::args::{Deltas, Expand, RANK_TILE_BYTES, ROW_TILE, Replace, Shrink};
 
 /// Three slots over `sites` sites of one shape. Shards of rows are 1, 2 and 4 where they divide.
 fn specs(rank: usize, input: usize, out: usize, sites: usize) -> Vec<Vec<Option<Spec>>> {
@@ -39,12 +41,10 @@ fn check_shrink(kernels: &Kernels, rng: &mut Rng, shape: &Shape) {
     let (x_width, p) = (kernels.x, kernels.p);
     let sites = [2, 0, 1];
     let world = World::new(rng, p, &specs(rank, input, 24, 3), pool_from);
-    let mut plan = Plan::new(shape.rows.clone());
+    let plan = Plan::new(shape.rows.clone(), first_row);
     let x: Vec<f32> =
         rng.vec(plan.rows.len() * input).into_iter().map(|v| x_width.round(v)).collect();
     let x_at = Buffer::of(x_width, &x);
-    plan.entry_row_at =
-        Buffer::raw(&plan.entry_row.iter().map(|r| r + first_row).collect::<Vec<_>>());
     // One more than x has columns for.
     let splits = input.div_ceil(k_chunk) + 1;
     let rank_stride = rank + 1;
@@ -137,14 +137,29 @@ struct Expanded {
     out: usize,
     first_row: u32,
     pool_from: u32,
+    /// Logits.
+    float: bool,
+    bias: bool,
+    tiles: &'static [usize],
 }
 
-fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool, bias: bool) {
-    let Expanded { rank, out, first_row, pool_from, .. } = *shape;
+const EXPANDED: Expanded = Expanded {
+    rows: Vec::new(),
+    rank: 5,
+    out: 44,
+    first_row: 0,
+    pool_from: 0,
+    float: false,
+    bias: true,
+    tiles: MIXED_TILES,
+};
+
+fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded) -> Vec<f32> {
+    let Expanded { rank, out, first_row, pool_from, float, bias, tiles, .. } = *shape;
     let width = if float { Width::F32 } else { kernels.x };
     let sites = [0, 1];
     let world = World::new(rng, kernels.p, &specs(rank, 8, out, 2), pool_from);
-    let mut plan = Plan::new(shape.rows.clone());
+    let plan = Plan::tiled(shape.rows.clone(), first_row, tiles);
     let planes = Planes::random(rng, &world, &plan, &sites);
     // Outputs of several linears may lie side by side.
     let stride = out + 5;
@@ -153,15 +168,10 @@ fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool,
     let bias = bias.then(|| rng.vec(out));
     let y_at = Buffer::of(width, &y);
     let bias_at = bias.as_ref().map(|b| Buffer::of(Width::F32, b));
-    let order: Vec<u32> = plan.order_at.integers().iter().map(|r| r + first_row).collect();
-    plan.order_at = Buffer::raw(&order);
     let args = Expand {
         y: y_at.as_if_from(u64::from(first_row) * stride as u64),
         bias: bias_at.as_ref().map_or(0, Buffer::at),
-        order: plan.order_at.at(),
-        groups: plan.groups_at.at(),
-        group_count: plan.group_count_at.at(),
-        deltas: planes.deltas(&plan, &world, 0),
+        deltas: planes.deltas(&plan, &world),
         y_stride: stride as u64,
         site: 1,
         linear: 1,
@@ -169,7 +179,8 @@ fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool,
         reserved: 0,
     };
     let name = if float { "delta_expand_float" } else { "delta_expand" };
-    kernels.launch(name, [2, out.div_ceil(8 * 128) as u32, 1], 128, 2048, &args);
+    let shared = RANK_TILE_BYTES * ROW_TILE;
+    kernels.launch(name, [plan.blocks(), out.div_ceil(8 * 128) as u32, 1], 128, shared, &args);
     let actual = y_at.floats();
     for (row, parts) in plan.rows.iter().enumerate() {
         let h = planes.row(&world, &plan, row, 1);
@@ -183,6 +194,7 @@ fn check_expand(kernels: &Kernels, rng: &mut Rng, shape: &Expanded, float: bool,
             assert_close(actual[at], expected, width, 1.0, &what);
         }
     }
+    actual
 }
 
 #[test]
@@ -192,8 +204,9 @@ fn an_expand_gives_the_canonical_form_for_rows_of_one_and_of_several_adapters() 
         for (n, rank, out) in
             [(0, 16, 8), (1, 1, 1), (33, 3, 36), (33, 64, 48), (12, 16, 1100), (3, 65, 77)]
         {
-            let shape = Expanded { rows: rows(rng, n), rank, out, first_row: 0, pool_from: 0 };
-            check_expand(&kernels, rng, &shape, n % 2 == 0, n % 3 == 0);
+            let (float, bias) = (n % 2 == 0, n % 3 == 0);
+            let shape = Expanded { rows: rows(rng, n), rank, out, float, bias, ..EXPANDED };
+            check_expand(&kernels, rng, &shape);
         }
     }
 }
@@ -203,8 +216,42 @@ fn an_expand_reaches_rows_and_parameters_beyond_32_bits() {
     let rng = &mut fresh();
     for kernels in all_kernels("delta.cu") {
         let (first_row, pool_from) = (3_000_000_000, 4_294_960_000);
-        let shape = Expanded { rows: rows(rng, 9), rank: 5, out: 44, first_row, pool_from };
-        check_expand(&kernels, rng, &shape, false, true);
+        let shape = Expanded { rows: rows(rng, 9), first_row, pool_from, ..EXPANDED };
+        check_expand(&kernels, rng, &shape);
+    }
+}
+
+#[test]
+fn a_rows_bits_do_not_depend_on_its_tile() {
+    let seed = fresh().bits();
+    for kernels in all_kernels("delta.cu") {
+        let expand = |tiles| {
+            let rng = &mut Rng(seed);
+            let shape = Expanded { rows: rows(rng, 30), rank: 71, out: 50, tiles, ..EXPANDED };
+            check_expand(&kernels, rng, &shape)
+        };
+        let alone = expand(&[1]);
+        assert!(expand(&[ROW_TILE]) == alone && expand(MIXED_TILES) == alone);
+    }
+}
+
+#[test]
+fn an_expand_without_adapters_adds_the_bias() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        let (n, out) = (3, 21);
+        let (y, bias) = (values(rng, kernels.x, n * out), rng.vec(out));
+        let (y_at, bias_at) = (Buffer::of(kernels.x, &y), Buffer::of(Width::F32, &bias));
+        let args = Expand {
+            y: y_at.at(),
+            bias: bias_at.at(),
+            y_stride: out as u64,
+            out: out as u32,
+            ..Expand::default()
+        };
+        kernels.launch("delta_expand", [n as u32, 1, 1], 128, RANK_TILE_BYTES * ROW_TILE, &args);
+        let sum = |(i, y): (usize, &f32)| kernels.x.round(y + bias[i % out]);
+        assert_eq!(y_at.floats(), y.iter().enumerate().map(sum).collect::<Vec<_>>());
     }
 }
 
@@ -213,7 +260,7 @@ fn nothing_is_written_when_the_work_list_is_empty() {
     let rng = &mut fresh();
     for kernels in kernels("delta.cu", [Width::Bf16; 3]) {
         let world = World::new(rng, kernels.p, &specs(4, 8, 8, 1), 0);
-        let plan = Plan::new(vec![vec![]; 4]);
+        let plan = Plan::new(vec![vec![]; 4], 0);
         let (h, none) = (Buffer::poison(Width::F32, 64), Buffer::raw(&[0u32]));
         let args = Shrink {
             work_count: none.at(),
@@ -223,6 +270,10 @@ fn nothing_is_written_when_the_work_list_is_empty() {
             ..Shrink::default()
         };
         kernels.launch("delta_shrink", [3, 1, 1], 128, 8192, &args);
+        assert!(h.floats().iter().all(|h| h.is_nan()));
+        let deltas = Deltas { tile_count: none.at(), ..plan.deltas(&world) };
+        let args = Expand { y: h.at(), deltas, y_stride: 8, out: 8, ..Expand::default() };
+        kernels.launch("delta_expand", [3, 1, 1], 128, RANK_TILE_BYTES * ROW_TILE, &args);
         assert!(h.floats().iter().all(|h| h.is_nan()));
     }
 }
@@ -237,28 +288,22 @@ fn an_own_weight_stands_in_for_the_bases() {
             vec![Some(Spec { input, out, weight, ..Spec::default() })]
         };
         let world = World::new(rng, kernels.p, &[own(0), own(1), own(2)], 0);
-        let mut plan =
-            Plan::new((0..n).map(|i| vec![(i % 3, 1.0); usize::from(i % 4 != 0)]).collect());
+        let rows = (0..n).map(|i| vec![(i % 3, 1.0); usize::from(i % 4 != 0)]).collect();
+        let plan = Plan::new(rows, first_row);
         let x: Vec<f32> = rng.vec(n * input).into_iter().map(|v| kernels.x.round(v)).collect();
         let y: Vec<f32> = rng.vec(n * out).into_iter().map(|v| kernels.x.round(v)).collect();
         let (x_at, y_at) = (Buffer::of(kernels.x, &x), Buffer::of(kernels.x, &y));
-        let order: Vec<u32> = plan.order_at.integers().iter().map(|r| r + first_row).collect();
-        plan.order_at = Buffer::raw(&order);
         let args = Replace {
             x: x_at.as_if_from(u64::from(first_row) * input as u64),
             y: y_at.as_if_from(u64::from(first_row) * out as u64),
-            order: plan.order_at.at(),
-            groups: plan.groups_at.at(),
-            group_count: plan.group_count_at.at(),
-            entry_slot: plan.entry_slot_at.at(),
-            changes: world.changes.at(),
+            deltas: plan.deltas(&world),
             y_stride: out as u64,
-            sites: 1,
             site: 0,
             in_features: input as u32,
             out: out as u32,
+            reserved: 0,
         };
-        let grid: Grid = [3, out.div_ceil(4) as u32, 1].into();
+        let grid = [plan.blocks(), out.div_ceil(4) as u32, 1];
         kernels.launch("delta_replace", grid, 128, 0, &args);
         let actual = y_at.floats();
         for (row, parts) in plan.rows.iter().enumerate() {

@@ -96,17 +96,19 @@ fn cubin(file: &str, options: &[String]) -> Vec<u8> {
         let path = crate::root().join("kernels").join(name);
         CString::new(fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
     };
-    let (source, header, name) = (text(file), text("common.cuh"), CString::new(file).unwrap());
+    let (source, name) = (text(file), CString::new(file).unwrap());
+    let headers = ["common.cuh", "deltas.cuh"].map(text);
     let mut program = std::ptr::null_mut();
     let mut image = Vec::new();
     // SAFETY: the strings outlive the program, which is destroyed once; the image is as long as
     // NVRTC says.
     unsafe {
         assert!(nvrtc::sys::is_culib_present(), "TESSERA_CUDA is set without libnvrtc.so");
-        let (headers, names) = ([header.as_ptr()], [c"common.cuh".as_ptr()]);
+        let names = [c"common.cuh".as_ptr(), c"deltas.cuh".as_ptr()];
+        let headers = headers.each_ref().map(|header| header.as_ptr());
         let (source, name) = (source.as_ptr(), name.as_ptr());
         let (headers, names) = (headers.as_ptr(), names.as_ptr());
-        nvrtc::sys::nvrtcCreateProgram(&raw mut program, source, name, 1, headers, names)
+        nvrtc::sys::nvrtcCreateProgram(&raw mut program, source, name, 2, headers, names)
             .result()
             .unwrap();
         if let Err(error) = nvrtc::result::compile_program(program, options) {

@@ -1,10 +1,10 @@
 //! Rotary positions and the store of keys and values, with the linears' adapters and head norms.
 
 use super::device::{Buffer, Kernels, Width, all_kernels};
-use super::rows::{Linear, grid, linear_specs, norm_specs, normed};
-use super::step::{Plan, Planes, World, assert_close, fresh, rows, values};
+use super::rows::{Linear, Tiles, grid, linear_specs, norm_specs, normed, plan};
+use super::step::{MIXED_TILES, Planes, World, assert_close, fresh, values};
 use crate::Rng;
-use tessera::backend::cuda::args::{RANK_TILE_BYTES, RopeInput, RopeStore};
+use tessera::backend::cuda::args::{Deltas, RANK_TILE_BYTES, ROW_TILE, RopeInput, RopeStore};
 
 #[derive(Clone, Copy)]
 struct Rope {
@@ -16,6 +16,7 @@ struct Rope {
     norms: bool,
     /// Pages pretend to be numbered from here.
     first_block: u32,
+    tiles: Tiles,
 }
 
 const BLOCK_TOKENS: usize = 4;
@@ -64,14 +65,14 @@ impl Places {
 }
 
 fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
-    let Rope { n, heads, kv_heads, head_dim, half, norms, first_block } = shape;
+    let Rope { n, heads, kv_heads, head_dim, half, norms, first_block, tiles } = shape;
     let widths = [heads, kv_heads, kv_heads].map(|h| h * head_dim);
     let mut specs = linear_specs(3, &widths);
     for (slot, norm) in specs.iter_mut().zip(norm_specs(head_dim)) {
         slot.extend(norm);
     }
     let world = World::new(rng, kernels.p, &specs, 0);
-    let plan = Plan::new(rows(rng, n));
+    let plan = plan(rng, n, 0, tiles);
     let planes = Planes::random(rng, &world, &plan, &[0, 1, 2]);
     let places = Places::random(rng, shape);
     // q, k and v as one matrix, as one GEMM gives them.
@@ -106,7 +107,7 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
         q: input(0),
         k: input(1),
         v: input(2),
-        deltas: planes.deltas(&plan, &world, 0),
+        deltas: tiles.map_or(Deltas::default(), |_| planes.deltas(&plan, &world)),
         cos: cos.at(),
         sin: sin.at(),
         positions: positions.at(),
@@ -121,9 +122,15 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
         eps: 1e-5,
         reserved: 0,
     };
-    let tiles = heads.div_ceil(block_heads) + 2 * kv_heads.div_ceil(block_heads);
-    let shared = RANK_TILE_BYTES + block_heads * head_dim * 4;
-    kernels.launch("rope_store", grid(0, n, tiles), 128, shared, &args);
+    let head_tiles = heads.div_ceil(block_heads) + 2 * kv_heads.div_ceil(block_heads);
+    let row_bytes = block_heads * head_dim * 4;
+    if tiles.is_some() {
+        let grid = [plan.blocks(), head_tiles as u32, 1];
+        let shared = (RANK_TILE_BYTES + row_bytes) * ROW_TILE;
+        kernels.launch("rope_store_tiles", grid, 128, shared, &args);
+    } else {
+        kernels.launch("rope_store", grid(0, n, head_tiles), 128, row_bytes, &args);
+    }
 
     let linear_inputs: Vec<Vec<f32>> = (0..3)
         .map(|i| {
@@ -210,14 +217,25 @@ fn check_pages(
 #[test]
 fn rope_rotates_q_and_k_and_stores_k_and_v_where_their_positions_are() {
     let rng = &mut fresh();
-    let shape =
-        Rope { n: 5, heads: 4, kv_heads: 2, head_dim: 8, half: 4, norms: false, first_block: 0 };
-    for kernels in all_kernels("rope.cu") {
-        check_rope(&kernels, rng, Rope { n: 0, ..shape });
-        check_rope(&kernels, rng, Rope { n: 33, ..shape });
-        check_rope(&kernels, rng, Rope { head_dim: 10, half: 3, ..shape });
-        check_rope(&kernels, rng, Rope { heads: 3, kv_heads: 1, head_dim: 128, half: 64, ..shape });
-        check_rope(&kernels, rng, Rope { norms: true, head_dim: 64, half: 32, ..shape });
-        check_rope(&kernels, rng, Rope { first_block: 1_000_000_000, ..shape });
+    let shape = Rope {
+        n: 5,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        half: 4,
+        norms: false,
+        first_block: 0,
+        tiles: None,
+    };
+    let all = all_kernels("rope.cu");
+    let each = all.iter().flat_map(|kernels| [None, Some(MIXED_TILES)].map(|t| (kernels, t)));
+    for (kernels, tiles) in each {
+        let shape = Rope { tiles, ..shape };
+        check_rope(kernels, rng, Rope { n: 0, ..shape });
+        check_rope(kernels, rng, Rope { n: 33, ..shape });
+        check_rope(kernels, rng, Rope { head_dim: 10, half: 3, ..shape });
+        check_rope(kernels, rng, Rope { heads: 3, kv_heads: 1, head_dim: 128, half: 64, ..shape });
+        check_rope(kernels, rng, Rope { norms: true, head_dim: 64, half: 32, ..shape });
+        check_rope(kernels, rng, Rope { first_block: 1_000_000_000, ..shape });
     }
 }

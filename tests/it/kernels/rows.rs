@@ -1,11 +1,11 @@
 //! Kernels that take a row at a time: embedding, norms, gated activation.
 
 use super::device::{Buffer, Grid, Kernels, Width, all_kernels};
-use super::step::{Plan, Planes, Spec, World, assert_close, fresh, rows, values};
+use super::step::{MIXED_TILES, Plan, Planes, Spec, World, assert_close, fresh, rows, values};
 use crate::Rng;
 use crate::cuda::card::is_real;
 use tessera::backend::cuda::args::{
-    Add, AddRmsNorm, Embed, GatherRows, RANK_TILE_BYTES, RmsNorm, SiluMul,
+    Add, AddRmsNorm, Deltas, Embed, GatherRows, RANK_TILE_BYTES, ROW_TILE, RmsNorm, SiluMul,
 };
 
 /// A first row at which row · width is beyond 32 bits even for the narrowest tests.
@@ -74,9 +74,28 @@ impl Linear<'_> {
     }
 }
 
-fn check_silu_mul(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, first_row: u32) {
+/// Who is in a step: nobody with an adapter, or rows in tiles of these lengths.
+pub type Tiles = Option<&'static [usize]>;
+
+pub fn plan(rng: &mut Rng, n: usize, first_row: u32, tiles: Tiles) -> Plan {
+    match tiles {
+        Some(tiles) => Plan::tiled(rows(rng, n), first_row, tiles),
+        None => Plan::new(vec![vec![]; n], first_row),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    n: usize,
+    cols: usize,
+    first_row: u32,
+    tiles: Tiles,
+}
+
+fn check_silu_mul(kernels: &Kernels, rng: &mut Rng, shape: Shape) -> Vec<f32> {
+    let Shape { n, cols, first_row, tiles } = shape;
     let world = World::new(rng, kernels.p, &linear_specs(7, &[cols, cols]), 0);
-    let plan = Plan::new(rows(rng, n));
+    let plan = plan(rng, n, first_row, tiles);
     let planes = Planes::random(rng, &world, &plan, &[0, 1]);
     let [gate, up] = [(); 2].map(|()| values(rng, kernels.x, n * cols));
     let gate_bias = (n % 2 == 1).then(|| rng.vec(cols));
@@ -96,15 +115,19 @@ fn check_silu_mul(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, first
         out: out.as_if_from(from),
         gate_bias: bias_at.as_ref().map_or(0, Buffer::at),
         up_bias: 0,
-        deltas: planes.deltas(&plan, &world, first_row),
+        deltas: tiles.map_or(Deltas::default(), |_| planes.deltas(&plan, &world)),
         stride: stride as u64,
         gate_site: 0,
         up_site: 1,
         cols: cols as u32,
         reserved: 0,
     };
-    let grid = grid(first_row, n, column_tiles(cols));
-    kernels.launch("silu_mul", grid, 128, RANK_TILE_BYTES, &args);
+    if tiles.is_some() {
+        let grid = [plan.blocks(), column_tiles(cols) as u32, 1];
+        kernels.launch("silu_mul_tiles", grid, 128, RANK_TILE_BYTES * ROW_TILE, &args);
+    } else {
+        kernels.launch("silu_mul", grid(first_row, n, column_tiles(cols)), 128, 0, &args);
+    }
     let out = out.floats();
     let linear = |y, bias, linear| Linear {
         world: &world,
@@ -127,16 +150,31 @@ fn check_silu_mul(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, first
             assert_close(out[row * cols + column], (expected, size), kernels.x, 3.0, &what);
         }
     }
+    out
 }
 
 #[test]
 fn silu_mul_applies_both_linears_adapters_first() {
     let rng = &mut fresh();
     for kernels in all_kernels("mlp.cu") {
-        for (n, cols) in [(0, 8), (1, 1), (33, 24), (6, 77), (2, 1030)] {
-            check_silu_mul(&kernels, rng, n, cols, 0);
+        for tiles in [None, Some(MIXED_TILES)] {
+            for (n, cols) in [(0, 8), (1, 1), (33, 24), (6, 77), (2, 1030)] {
+                check_silu_mul(&kernels, rng, Shape { n, cols, first_row: 0, tiles });
+            }
+            let far = Shape { n: 5, cols: 19, first_row: far_row(), tiles };
+            check_silu_mul(&kernels, rng, far);
         }
-        check_silu_mul(&kernels, rng, 5, 19, far_row());
+    }
+}
+
+#[test]
+fn silu_mul_gives_a_row_the_same_bits_in_any_tile() {
+    let seed = fresh().bits();
+    for kernels in all_kernels("mlp.cu") {
+        let shape = |tiles| Shape { n: 30, cols: 50, first_row: 0, tiles: Some(tiles) };
+        let in_tiles = |tiles| check_silu_mul(&kernels, &mut Rng(seed), shape(tiles));
+        let alone = in_tiles(&[1]);
+        assert!(in_tiles(&[ROW_TILE]) == alone && in_tiles(MIXED_TILES) == alone);
     }
 }
 
@@ -185,8 +223,10 @@ fn an_embedding_row_is_its_tokens_with_its_adapters_column_or_own_table() {
             // An own table is not served in compositions.
             let kinds = [vec![], vec![(0, 1.0)], vec![(1, 1.0)], vec![(2, 1.0)]];
             let composed = vec![(0, 0.5), (1, -2.0)];
-            let plan =
-                Plan::new((0..n).map(|i| kinds.get(i % 5).unwrap_or(&composed).clone()).collect());
+            let plan = Plan::new(
+                (0..n).map(|i| kinds.get(i % 5).unwrap_or(&composed).clone()).collect(),
+                0,
+            );
             let tokens: Vec<u32> =
                 (0..n).map(|_| (far_token + rng.below(vocabulary)) as u32).collect();
             let table = values(rng, kernels.x, vocabulary * hidden);
@@ -199,7 +239,7 @@ fn an_embedding_row_is_its_tokens_with_its_adapters_column_or_own_table() {
                 table: table_at.as_if_from(far_token as u64 * hidden as u64),
                 shift: shift_at.as_ref().map_or(0, Buffer::at),
                 out: out.at(),
-                deltas: plan.deltas(&world, 0),
+                deltas: plan.deltas(&world),
                 site: 0,
                 hidden: hidden as u32,
             };
@@ -314,7 +354,7 @@ fn a_norm_takes_each_group_alone_and_each_rows_weight_scale_and_shift() {
         ] {
             let cols = width * groups;
             let world = World::new(rng, kernels.p, &norm_specs(width), 0);
-            let plan = Plan::new(rows(rng, n));
+            let plan = Plan::new(rows(rng, n), first_row);
             let x = values(rng, kernels.x, n * cols);
             let weight = rng.vec(width);
             let shift = (n % 2 == 1).then(|| rng.vec(width));
@@ -326,7 +366,7 @@ fn a_norm_takes_each_group_alone_and_each_rows_weight_scale_and_shift() {
                 out: out.as_if_from(far(first_row, cols)),
                 weight: weight_at.at(),
                 shift: shift_at.as_ref().map_or(0, Buffer::at),
-                deltas: plan.deltas(&world, first_row),
+                deltas: plan.deltas(&world),
                 site: 0,
                 cols: cols as u32,
                 width: width as u32,
@@ -347,13 +387,15 @@ fn a_norm_takes_each_group_alone_and_each_rows_weight_scale_and_shift() {
     }
 }
 
-fn check_add_rms_norm(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, first_row: u32) {
+/// `sharing`: blocks that share a tile's rows.
+fn check_add_rms_norm(kernels: &Kernels, rng: &mut Rng, shape: Shape, sharing: u32) -> Vec<f32> {
+    let Shape { n, cols, first_row, tiles } = shape;
     let mut specs = linear_specs(66, &[cols]);
     for (slot, norm) in specs.iter_mut().zip(norm_specs(cols)) {
         slot.extend(norm);
     }
     let world = World::new(rng, kernels.p, &specs, 0);
-    let plan = Plan::new(rows(rng, n));
+    let plan = plan(rng, n, first_row, tiles);
     let planes = Planes::random(rng, &world, &plan, &[0]);
     let [residual, y] = [(); 2].map(|()| values(rng, kernels.x, n * cols));
     let (bias, weight) = (Some(rng.vec(cols)), rng.vec(cols));
@@ -368,7 +410,7 @@ fn check_add_rms_norm(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, f
         out: out.as_if_from(from),
         weight: weight_at.at(),
         shift: 0,
-        deltas: plan.deltas(&world, first_row),
+        deltas: tiles.map_or(Deltas::default(), |_| plan.deltas(&world)),
         site: 1,
         cols: cols as u32,
         width: cols as u32,
@@ -378,14 +420,19 @@ fn check_add_rms_norm(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, f
         residual: residual_at.as_if_from(from),
         y: y_at.as_if_from(from),
         bias: bias_at.at(),
-        deltas: planes.deltas(&plan, &world, first_row),
+        deltas: tiles.map_or(Deltas::default(), |_| planes.deltas(&plan, &world)),
         site: 0,
         linear: 0,
         norm,
     };
     let launch = |args| {
-        let grid = grid(first_row, n, 1);
-        kernels.launch("add_rms_norm", grid, norm_threads(cols), RANK_TILE_BYTES + 128, args);
+        let threads = norm_threads(cols);
+        if tiles.is_some() {
+            let (grid, shared) = ([plan.blocks(), sharing, 1], RANK_TILE_BYTES * ROW_TILE + 128);
+            kernels.launch("add_rms_norm_tiles", grid, threads, shared, args);
+        } else {
+            kernels.launch("add_rms_norm", grid(first_row, n, 1), threads, 128, args);
+        }
     };
     launch(&args);
     let (sums, out) = (residual_at.floats(), out.floats());
@@ -404,15 +451,35 @@ fn check_add_rms_norm(kernels: &Kernels, rng: &mut Rng, n: usize, cols: usize, f
     }
     // Without a norm only the sum is made.
     launch(&AddRmsNorm { norm: RmsNorm { out: 0, ..norm }, ..args });
+    out
 }
 
 #[test]
 fn the_residual_takes_the_linear_with_its_adapters_and_is_then_normed() {
     let rng = &mut fresh();
     for kernels in all_kernels("norm.cu") {
-        for (n, cols) in [(0, 8), (1, 1), (33, 40), (5, 300), (2, 4200)] {
-            check_add_rms_norm(&kernels, rng, n, cols, 0);
+        for (tiles, sharing) in [(None, 1), (Some(MIXED_TILES), 1), (Some(MIXED_TILES), 3)] {
+            for (n, cols) in [(0, 8), (1, 1), (33, 40), (5, 300), (2, 4200)] {
+                let shape = Shape { n, cols, first_row: 0, tiles };
+                check_add_rms_norm(&kernels, rng, shape, sharing);
+            }
+            let far = Shape { n: 3, cols: 50, first_row: far_row(), tiles };
+            check_add_rms_norm(&kernels, rng, far, sharing);
         }
-        check_add_rms_norm(&kernels, rng, 3, 50, far_row());
+    }
+}
+
+#[test]
+fn a_normed_row_has_the_same_bits_in_any_tile_and_block() {
+    let seed = fresh().bits();
+    for kernels in all_kernels("norm.cu") {
+        let run = |tiles, sharing| {
+            let shape = Shape { n: 30, cols: 50, first_row: 0, tiles: Some(tiles) };
+            check_add_rms_norm(&kernels, &mut Rng(seed), shape, sharing)
+        };
+        let alone = run(&[1], 1);
+        for sharing in 1..=ROW_TILE as u32 {
+            assert!(run(&[ROW_TILE], sharing) == alone, "{sharing} blocks a tile");
+        }
     }
 }

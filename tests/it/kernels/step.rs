@@ -4,7 +4,7 @@
 use super::device::{Address, Buffer, Width};
 use crate::Rng;
 use tessera::backend::cuda::args::{
-    Change, Deltas, Group, RowParts, SHRINK_RANKS, SHRINK_ROWS, Work,
+    Change, Deltas, ROW_TILE, RowParts, RowTile, SHRINK_RANKS, SHRINK_ROWS, Work,
 };
 
 /// Elements of an adapter's pool: rows of any width tested fit, and overlap.
@@ -228,25 +228,36 @@ impl World {
 /// A row's (slot, weight) list.
 pub type Parts = Vec<(usize, f32)>;
 
+/// Lengths of tiles, in turn: full ones, single rows and others side by side.
+pub const MIXED_TILES: &[usize] = &[ROW_TILE, 1, ROW_TILE - 1, 2];
+
 /// A step's rows grouped by what they carry.
 pub struct Plan {
     pub rows: Vec<Parts>,
-    pub groups: Vec<Group>,
-    pub entry_row: Vec<u32>,
+    /// All tiles of one adapter's or no adapter's rows; each row of a composition has its own.
+    pub tiles: Vec<RowTile>,
+    entry_row: Vec<u32>,
     entry_slot: Vec<u32>,
+    /// Of the first row of each group.
+    groups: Vec<RowParts>,
     pub row_parts: Vec<RowParts>,
-    pub order_at: Buffer,
-    pub groups_at: Buffer,
-    pub group_count_at: Buffer,
+    order_at: Buffer,
+    tiles_at: Buffer,
+    tile_count_at: Buffer,
     pub entry_row_at: Buffer,
     pub entry_slot_at: Buffer,
     entry_weight_at: Buffer,
     row_parts_at: Buffer,
+    first_row: u32,
 }
 
 impl Plan {
-    /// `rows[i]`: row i's (slot, weight) list.
-    pub fn new(rows: Vec<Parts>) -> Self {
+    /// `rows[i]`: (slot, weight) list of the kernel's row `first_row + i`.
+    pub fn new(rows: Vec<Parts>, first_row: u32) -> Self {
+        Self::tiled(rows, first_row, MIXED_TILES)
+    }
+
+    pub fn tiled(rows: Vec<Parts>, first_row: u32, tile_rows: &[usize]) -> Self {
         let mut kinds: Vec<(Parts, Vec<u32>)> = Vec::new();
         for (i, parts) in rows.iter().enumerate() {
             match kinds.iter_mut().find(|(kind, _)| kind == parts) {
@@ -254,39 +265,55 @@ impl Plan {
                 None => kinds.push((parts.clone(), vec![i as u32])),
             }
         }
-        let (mut order, mut groups, mut entry_row) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut entry_slot, mut entry_weight) = (Vec::new(), Vec::new());
+        let (mut order, mut tiles, mut entry_row) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut entry_slot, mut entry_weight, mut groups) = (Vec::new(), Vec::new(), Vec::new());
         let mut row_parts = vec![RowParts::default(); rows.len()];
+        let mut lengths = tile_rows.iter().copied().cycle();
         for (parts, members) in kinds {
-            let n = members.len() as u32;
-            let entry = entry_row.len() as u32;
-            let first = order.len() as u32;
-            groups.push(Group { first, rows: n, entry, parts: parts.len() as u32 });
+            let (n, stride) = (members.len(), members.len() as u32);
+            let (entry, first) = (entry_row.len() as u32, order.len() as u32);
+            let parts_len = parts.len() as u32;
             for (i, &row) in members.iter().enumerate() {
-                let (entry, parts) = (entry + i as u32, parts.len() as u32);
-                row_parts[row as usize] = RowParts { entry, stride: n, parts };
+                let entry = entry + i as u32;
+                row_parts[row as usize] = RowParts { entry, stride, parts: parts_len };
+            }
+            groups.push(RowParts { entry, stride, parts: parts_len });
+            let mut from = 0;
+            while from < n {
+                let wanted = if parts.len() > 1 { 1 } else { lengths.next().unwrap() };
+                let (rows, at) = (wanted.min(n - from), from as u32);
+                let (first, entry) = (first + at, entry + at);
+                tiles.push(RowTile { first, rows: rows as u32, entry, stride, parts: parts_len });
+                from += rows;
             }
             for &(slot, weight) in &parts {
-                entry_row.extend(&members);
+                entry_row.extend(members.iter().map(|row| row + first_row));
                 entry_slot.extend(members.iter().map(|_| slot as u32));
                 entry_weight.extend(members.iter().map(|_| weight));
             }
-            order.extend(members);
+            order.extend(members.iter().map(|row| row + first_row));
         }
         Self {
             order_at: Buffer::raw(&order),
-            groups_at: Buffer::raw(&groups),
-            group_count_at: Buffer::raw(&[groups.len() as u32]),
+            tiles_at: Buffer::raw(&tiles),
+            tile_count_at: Buffer::raw(&[tiles.len() as u32]),
             entry_row_at: Buffer::raw(&entry_row),
             entry_slot_at: Buffer::raw(&entry_slot),
             entry_weight_at: Buffer::raw(&entry_weight),
             row_parts_at: Buffer::raw(&row_parts),
             rows,
-            groups,
+            tiles,
             entry_row,
             entry_slot,
+            groups,
             row_parts,
+            first_row,
         }
+    }
+
+    /// Blocks of a kernel that takes tiles: more than there are, as in a recorded step.
+    pub fn blocks(&self) -> u32 {
+        self.tiles.len() as u32 + 2
     }
 
     pub fn entries(&self) -> usize {
@@ -302,17 +329,17 @@ impl Plan {
     /// The work of one shrink.
     pub fn work(&self, world: &World) -> Vec<Work> {
         let mut all = Vec::new();
-        for group in &self.groups {
-            for part in 0..group.parts {
-                let start = group.entry + part * group.rows;
+        for &RowParts { entry, stride: rows, parts } in &self.groups {
+            for part in 0..parts {
+                let start = entry + part * rows;
                 let slot = self.entry_slot[start as usize] as usize;
                 let ranks = (0..world.sites).map(|site| world.rank(slot, site)).max().unwrap();
                 // A tile more than the rank asks for: it must cost nothing and write nothing.
                 for rank in (0..=ranks).step_by(SHRINK_RANKS) {
-                    for first in (0..group.rows).step_by(SHRINK_ROWS) {
+                    for first in (0..rows).step_by(SHRINK_ROWS) {
                         all.push(Work {
                             entry: start + first,
-                            rows: (group.rows - first).min(SHRINK_ROWS as u32),
+                            rows: (rows - first).min(SHRINK_ROWS as u32),
                             rank_first: rank as u32,
                         });
                     }
@@ -322,14 +349,17 @@ impl Plan {
         all
     }
 
-    /// For a kernel that reads no h; row 0 of the plan is the kernel's row `first_row`.
-    pub fn deltas(&self, world: &World, first_row: u32) -> Deltas {
+    /// For a kernel that reads no h.
+    pub fn deltas(&self, world: &World) -> Deltas {
         Deltas {
             changes: world.changes.at(),
             entry_slot: self.entry_slot_at.at(),
             entry_weight: self.entry_weight_at.at(),
             // Three words a row.
-            rows: self.row_parts_at.as_if_from(3 * u64::from(first_row)),
+            rows: self.row_parts_at.as_if_from(3 * u64::from(self.first_row)),
+            order: self.order_at.at(),
+            tiles: self.tiles_at.at(),
+            tile_count: self.tile_count_at.at(),
             sites: world.sites as u32,
             ..Deltas::default()
         }
@@ -364,14 +394,14 @@ impl Planes {
         Self { values, at, planes, plane_stride, rank_stride, linears: sites.len() }
     }
 
-    pub fn deltas(&self, plan: &Plan, world: &World, first_row: u32) -> Deltas {
+    pub fn deltas(&self, plan: &Plan, world: &World) -> Deltas {
         Deltas {
             h: self.at.at(),
             plane_stride: self.plane_stride as u64,
             rank_stride: self.rank_stride as u32,
             linears: self.linears as u32,
             planes: self.planes as u32,
-            ..plan.deltas(world, first_row)
+            ..plan.deltas(world)
         }
     }
 

@@ -28,7 +28,8 @@ impl Compiler {
                     .into(),
             ));
         }
-        let failed = |e: result::NvrtcError| OpenError::Unusable(format!("NVRTC failed: {:?}", e.0));
+        let failed =
+            |e: result::NvrtcError| OpenError::Unusable(format!("NVRTC failed: {:?}", e.0));
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: each call writes the ints it is given, the last one as many as it said.
         unsafe {
@@ -49,16 +50,18 @@ impl Compiler {
         &self,
         name: &str,
         source: &str,
-        header: (&str, &str),
+        headers: &[(&str, &str)],
         options: &[String],
         ptx: bool,
     ) -> Result<Vec<u8>, String> {
         let text = |s: &str| CString::new(s).map_err(|e| e.to_string());
         let (name, source) = (text(name)?, text(source)?);
-        let (header_name, header) = (text(header.0)?, text(header.1)?);
+        let header = |(name, body): &(&str, &str)| Ok((text(name)?, text(body)?));
+        let headers = headers.iter().map(header).collect::<Result<Vec<_>, String>>()?;
         let failed = |e: result::NvrtcError| format!("{:?}", e.0);
         let mut program = std::ptr::null_mut();
-        let (headers, names) = ([header.as_ptr()], [header_name.as_ptr()]);
+        let names: Vec<_> = headers.iter().map(|(name, _)| name.as_ptr()).collect();
+        let bodies: Vec<_> = headers.iter().map(|(_, body)| body.as_ptr()).collect();
         // SAFETY: the strings outlive the call, which copies them.
         let made = unsafe {
             sys::nvrtcCreateProgram(
@@ -66,7 +69,7 @@ impl Compiler {
                 source.as_ptr(),
                 name.as_ptr(),
                 headers.len() as c_int,
-                headers.as_ptr(),
+                bodies.as_ptr(),
                 names.as_ptr(),
             )
         };
