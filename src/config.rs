@@ -100,7 +100,7 @@ pub struct ServeConfig {
     pub adapter_slots: Option<usize>,
 
     /// GPU memory for resident adapters; others wait on the host. Default: an eighth of what the
-    /// weights leave.
+    /// weights leave, or as much as all adapters take that there can be.
     #[arg(
         long,
         env = "TESSERA_ADAPTER_GPU_BYTES",
@@ -177,8 +177,8 @@ pub struct ServeConfig {
     )]
     pub device: Device,
 
-    /// Share of the GPU's memory that is taken in all; what the weights, a step and the adapters
-    /// leave of it is the KV cache.
+    /// Share of the GPU's memory that is taken at most; what the weights, a step and the adapters
+    /// leave of it is the KV cache, as far as sequences can use it.
     #[arg(
         long,
         env = "TESSERA_GPU_MEMORY_UTILIZATION",

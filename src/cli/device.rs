@@ -179,7 +179,10 @@ impl Start<'_> {
         let left = share.saturating_sub(total - free);
         let adapter_bytes = self.adapter_bytes(left)?;
         let block = kv_bytes(&Model::<Cpu>::kv_shape(checkpoint, 1, BLOCK_TOKENS)) / 2;
-        let budget = config.kv_cache_bytes.unwrap_or(left.saturating_sub(adapter_bytes));
+        // Twice what running sequences can fill keeps as much again for the prefix cache.
+        let full = (wanted.div_ceil(BLOCK_TOKENS) * limits.sequences) as u64 * block;
+        let rest = left.saturating_sub(adapter_bytes).min(2 * full + block);
+        let budget = config.kv_cache_bytes.unwrap_or(rest);
         // One page is no sequence's.
         let blocks = (budget / block).saturating_sub(1) as usize;
         let context_tokens = self.context(wanted, blocks, budget, block)?;
@@ -259,8 +262,12 @@ impl Start<'_> {
         };
         let given = store.list();
         let sizes = given.iter().map(|named| bytes(named, u64::MAX));
-        let largest = sizes.collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or(0);
-        let share = config.adapter_gpu_bytes.unwrap_or((left / ADAPTER_MEMORY_SHARE).max(largest));
+        let sizes = sizes.collect::<Result<Vec<_>, _>>()?;
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        // Adapters that nobody can add need no room.
+        let known = (!config.allow_runtime_adapters).then(|| sizes.iter().sum());
+        let share = (left / ADAPTER_MEMORY_SHARE).max(largest).min(known.unwrap_or(u64::MAX));
+        let share = config.adapter_gpu_bytes.unwrap_or(share);
         given.iter().try_for_each(|named| bytes(named, share).map(|_| ()))?;
         Ok(share)
     }
