@@ -23,6 +23,7 @@ const UNSAFE_FILES: &[&str] = &[
     "backend/cpu/simd/lanes.rs",
     "backend/cuda/launch.rs",
     "backend/cuda/launch/blas.rs",
+    "backend/cuda/launch/event.rs",
     "backend/cuda/launch/nvrtc.rs",
     "backend/cuda/launch/stream.rs",
     "model/mmap.rs",

@@ -14,6 +14,7 @@ mod launch;
 mod memory;
 mod ops;
 mod pool;
+mod recordings;
 mod sample;
 mod step;
 mod tables;
@@ -29,13 +30,13 @@ use self::arena::Arena;
 use self::args::Address;
 use self::compile::Kernels;
 pub use self::launch::OpenError;
-use self::launch::{Card, Memory, Products, Stream};
+use self::launch::{Card, Memory, Products, Side, Stream};
 use self::memory::{Bump, Taken, Vectors};
 pub use self::memory::{DeviceMemory, Kv, StepLimits};
 pub use self::pool::Pool;
+use self::recordings::Recordings;
 use self::sample::SampleMemory;
 pub use self::step::Batch;
-use self::step::Recordings;
 pub use self::tensor::Tensor;
 use super::{
     Adapters, AttentionShape, Backend, Embedding, Fault, HostMatrix, KvShape, Linear, Norm,
@@ -91,6 +92,9 @@ pub struct Cuda {
     kernels: Kernels,
     products: Products,
     stream: Stream,
+    side: Side,
+    /// Shrinks run beside the products that share their x.
+    beside: AtomicBool,
     weights: Mutex<Bump>,
     vectors: Mutex<Vectors>,
     /// The first error since the last one was told.
@@ -152,6 +156,8 @@ impl Cuda {
         };
         Ok(Self {
             stream: card.stream()?,
+            side: card.side()?,
+            beside: AtomicBool::new(false),
             card,
             dtype: settings.dtype,
             model,
@@ -233,9 +239,19 @@ impl Cuda {
         shared_bytes: u32,
         args: &A,
     ) {
-        self.attempt(|| {
-            self.stream.launch(self.kernels.get(name)?, grid, threads, shared_bytes, args)
-        });
+        self.launch_on(&self.stream, name, grid, threads, shared_bytes, args);
+    }
+
+    fn launch_on<A: Pod>(
+        &self,
+        stream: &Stream,
+        name: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        args: &A,
+    ) {
+        self.attempt(|| stream.launch(self.kernels.get(name)?, grid, threads, shared_bytes, args));
     }
 
     fn vector(&self, values: &[f32]) -> Vector {

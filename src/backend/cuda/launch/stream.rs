@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
-use super::{Card, Pinned, Region, fault};
+use super::{Card, Event, Pinned, Region, fault};
 use crate::backend::Fault;
 
 /// Work in order.
@@ -97,6 +97,20 @@ impl Stream {
             result::launch_kernel(function, grid, block, shared_bytes, self.stream, &mut pointers)
         };
         launched.map_err(|e| fault(&format!("launching {}", kernel.name))(e))
+    }
+
+    /// The event is when the stream gets here.
+    pub fn record(&self, event: &Event) -> Result<(), Fault> {
+        // SAFETY: both live.
+        unsafe { result::event::record(event.event, self.stream) }.map_err(fault("cuEventRecord"))
+    }
+
+    /// What follows runs after the event.
+    pub fn wait(&self, event: &Event) -> Result<(), Fault> {
+        let flags = sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both live.
+        unsafe { result::stream::wait_event(self.stream, event.event, flags) }
+            .map_err(fault("cuStreamWaitEvent"))
     }
 
     /// What this thread puts on the stream from here on is recorded, not run.
