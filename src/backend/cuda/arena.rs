@@ -99,7 +99,8 @@ impl Arena {
     }
 }
 
-/// A tensor's place, given back on drop: what follows runs on the same stream, thus later.
+/// A tensor's place, given back on drop: what follows runs on the same stream, thus later, or on
+/// the side after a fork from it. What the side uses is kept until the join.
 #[derive(Debug)]
 pub(super) struct Block {
     arena: Arena,

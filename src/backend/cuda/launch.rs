@@ -15,7 +15,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 pub(super) use self::blas::{Multiply, Products};
-pub(super) use self::event::Event;
+pub(super) use self::event::{Event, Side};
 pub(super) use self::nvrtc::Compiler;
 pub(super) use self::stream::{Graph, Kernel, Module, Stream};
 use super::args::Address;
@@ -71,6 +71,7 @@ fn is_lost(error: DriverError) -> bool {
             | E::CUDA_ERROR_NOT_SUPPORTED
             | E::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
             | E::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | E::CUDA_ERROR_STREAM_CAPTURE_UNJOINED
             | E::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD
             | E::CUDA_ERROR_INVALID_IMAGE
             | E::CUDA_ERROR_NO_BINARY_FOR_GPU

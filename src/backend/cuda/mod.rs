@@ -16,6 +16,7 @@ mod memory;
 mod ops;
 mod pool;
 mod profile;
+mod recordings;
 mod sample;
 mod step;
 mod tables;
@@ -31,15 +32,15 @@ use self::arena::Arena;
 use self::args::Address;
 use self::compile::Kernels;
 pub use self::launch::OpenError;
-use self::launch::{Card, Memory, Products, Stream};
+use self::launch::{Card, Memory, Products, Side, Stream};
 pub use self::measure::Ceilings;
 use self::memory::{Bump, Taken, Vectors};
 pub use self::memory::{DeviceMemory, Kv, StepLimits, kv_bytes};
 pub use self::pool::{Pool, room};
 pub use self::profile::Timed;
+use self::recordings::Recordings;
 use self::sample::SampleMemory;
 pub use self::step::Batch;
-use self::step::Recordings;
 pub use self::tensor::Tensor;
 use super::{
     Adapters, AttentionShape, Backend, Embedding, Fault, HostMatrix, KvShape, Linear, Norm,
@@ -95,6 +96,9 @@ pub struct Cuda {
     kernels: Kernels,
     products: Products,
     stream: Stream,
+    side: Side,
+    /// Shrinks run beside the products that share their x.
+    beside: AtomicBool,
     weights: Mutex<Bump>,
     vectors: Mutex<Vectors>,
     /// The first error since the last one was told.
@@ -159,6 +163,8 @@ impl Cuda {
         };
         Ok(Self {
             stream: card.stream()?,
+            side: card.side()?,
+            beside: AtomicBool::new(false),
             card,
             dtype: settings.dtype,
             model,
@@ -242,12 +248,22 @@ impl Cuda {
         shared_bytes: u32,
         args: &A,
     ) {
+        self.launch_on(&self.stream, name, grid, threads, shared_bytes, args);
+    }
+
+    fn launch_on<A: Pod>(
+        &self,
+        stream: &Stream,
+        name: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        args: &A,
+    ) {
         self.attempt(|| {
             let kernel = self.kernels.get(name)?;
-            self.timed(
-                || name.to_owned(),
-                || self.stream.launch(kernel, grid, threads, shared_bytes, args),
-            )
+            let start = || stream.launch(kernel, grid, threads, shared_bytes, args);
+            self.timed(|| name.to_owned(), start)
         });
     }
 

@@ -2,13 +2,15 @@
 //! reads its output next, where there is one that takes them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::args::{
     self, Add, AddRmsNorm, Address, Deltas, Embed, Expand, GatherRows, LINEARS, ROW_TILE, Replace,
     RmsNorm, RopeInput, RopeStore, Shrink, SiluMul,
 };
-use super::launch::Multiply;
-use super::step::{RECORDED_ROWS_MAX, RowTables, Step};
+use super::launch::{Multiply, Stream};
+use super::recordings::RECORDED_ROWS_MAX;
+use super::step::{RowTables, Step};
 use super::tensor::{HeadNorm, LinearPart, Pending, Place, Tensor};
 use super::{Cuda, Kv, Rope, Vector};
 use crate::backend::{Embedding, Linear, Norm};
@@ -100,7 +102,13 @@ impl Cuda {
     }
 
     /// A x of each linear's adapters, shared by all that read it.
-    fn shrink(&self, x: &Tensor, sites: &[u32], rows: &RowTables) -> (Deltas, Option<Place>) {
+    fn shrink(
+        &self,
+        stream: &Stream,
+        x: &Tensor,
+        sites: &[u32],
+        rows: &RowTables,
+    ) -> (Deltas, Option<Place>) {
         let Some(factors) = &rows.factors else { return (rows.deltas, None) };
         let linears = sites.len();
         let entry = linears * factors.rank_stride;
@@ -128,7 +136,7 @@ impl Cuda {
         };
         let items = (factors.works * linears * factors.splits) as u32;
         let blocks = items.min(self.card.multiprocessors() * 8);
-        self.launch("delta_shrink", [blocks, 1, 1], 128, 8192, &args);
+        self.launch_on(stream, "delta_shrink", [blocks, 1, 1], 128, 8192, &args);
         let deltas = Deltas {
             h: place.address,
             plane_stride: plane_stride as u64,
@@ -151,8 +159,17 @@ impl Cuda {
         self.settle(x);
         assert_eq!(x.stride, x.cols, "This is a bug: a linear reads rows that are not dense.");
         let sites = linears.map(|linear| linear.site.0);
-        let (deltas, hidden) = self.shrink(x, &sites, rows);
+        let beside = rows.factors.is_some()
+            && self.beside.load(Ordering::Relaxed)
+            && self.attempt(|| self.side.fork(&self.stream));
+        let stream = if beside { &self.side.stream } else { &self.stream };
+        // x and what is returned keep their places until after the join.
+        let (deltas, hidden) = self.shrink(stream, x, &sites, rows);
         let mut outputs = self.products(x, linears, float);
+        // Whatever failed since: a recording ends only when all of it is joined.
+        if beside && let Err(fault) = self.side.join(&self.stream) {
+            self.attempt(|| Err(fault));
+        }
         outputs.iter_mut().for_each(|y| y.of_linear = true);
         for (index, (y, linear)) in outputs.iter().zip(linears).enumerate() {
             let kept = hidden.iter().cloned().chain([x.place.clone()]).collect();

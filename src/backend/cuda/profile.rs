@@ -39,7 +39,7 @@ impl Cuda {
                 timed.push(Timed { kernel, launches: 0, seconds: 0.0 });
             }
             timed[index].launches += 1;
-            timed[index].seconds += start.seconds_until(&end)?;
+            timed[index].seconds += f64::from(start.milliseconds_to(&end)?) / 1e3;
         }
         Ok(timed)
     }

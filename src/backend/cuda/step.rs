@@ -1,20 +1,14 @@
-//! One step on the card: its tables in one upload, and decode steps replayed from recordings.
+//! One step on the card: its tables in one upload.
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
 
 use super::args::{Address, Deltas};
-use super::launch::Graph;
 use super::tables::{self, DeltaTables, Fixed, Shape, Tables};
-use super::tensor::{Place, Tensor};
+use super::tensor::Tensor;
 use super::{Cuda, Pool, lock};
 use crate::backend::{Fault, Rows};
 use crate::ids::{BlockId, Slot};
 
-/// Rows of a recorded step at most.
-pub(super) const RECORDED_ROWS_MAX: usize = 256;
-/// Recordings kept: each takes some memory of the card that is not taken at start.
-const RECORDINGS_MAX: usize = 256;
 /// Columns of x from which a shrink is split once more.
 const SPLIT_COLUMNS: usize = 512;
 const SPLITS_MAX: usize = 8;
@@ -74,68 +68,6 @@ pub(super) struct Factors {
     pub splits: usize,
 }
 
-/// What a recording was made for: steps that differ in none of these run the same kernels on the
-/// same places.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(super) struct Class {
-    rows: usize,
-    pages: usize,
-    adapters: bool,
-    ranks: usize,
-}
-
-/// What is known of a class.
-#[derive(Debug)]
-enum Recording {
-    /// It ran once: libraries have made their choices.
-    Warm,
-    Ready(Recorded),
-    /// It cannot be recorded.
-    Never,
-}
-
-#[derive(Debug)]
-struct Recorded {
-    graph: Graph,
-    logits: (Address, usize, usize),
-    /// When it was replayed last, as [`Recordings`] counts.
-    used: u64,
-}
-
-/// Recordings by class.
-#[derive(Debug, Default)]
-pub(super) struct Recordings {
-    by_class: HashMap<Class, Recording>,
-    clock: u64,
-}
-
-impl Recordings {
-    pub(super) fn ready(&self) -> usize {
-        self.by_class.values().filter(|r| matches!(r, Recording::Ready(_))).count()
-    }
-
-    /// For whoever changes what recorded steps read.
-    pub(super) fn clear(&mut self) {
-        self.by_class.clear();
-    }
-
-    fn keep(&mut self, class: Class, graph: Graph, logits: (Address, usize, usize)) {
-        if self.ready() >= RECORDINGS_MAX {
-            let used = |recording: &Recording| match recording {
-                Recording::Ready(recorded) => Some(recorded.used),
-                _ => None,
-            };
-            let all = self.by_class.iter().filter_map(|(class, r)| Some((used(r)?, *class)));
-            if let Some((_, oldest)) = all.min_by_key(|(used, _)| *used) {
-                self.by_class.remove(&oldest);
-            }
-        }
-        self.clock += 1;
-        let recorded = Recorded { graph, logits, used: self.clock };
-        self.by_class.insert(class, Recording::Ready(recorded));
-    }
-}
-
 impl Step {
     pub(super) fn at(&self, word: usize) -> Address {
         self.base + 4 * word as u64
@@ -151,10 +83,11 @@ impl Step {
 }
 
 /// What a step's rows carry, all together.
-struct Carried {
-    ranks: usize,
-    adapters: bool,
-    own_weights: bool,
+pub(super) struct Carried {
+    /// The most of one adapter.
+    pub ranks: usize,
+    pub adapters: bool,
+    pub own_weights: bool,
 }
 
 impl Carried {
@@ -168,17 +101,6 @@ impl Carried {
             adapters: !distinct.is_empty(),
             own_weights: distinct.iter().any(|&slot| pool.own_weight(slot)),
         }
-    }
-}
-
-/// Ranks of a recorded step's room: few classes, each at most four times the one before.
-fn rank_class(ranks: usize) -> usize {
-    match ranks {
-        0 => 0,
-        1..=16 => 16,
-        17..=64 => 64,
-        65..=256 => 256,
-        _ => ranks.next_power_of_two(),
     }
 }
 
@@ -210,72 +132,6 @@ impl Cuda {
         };
         logits.rows = wanted;
         logits
-    }
-
-    /// The class of a step that may be recorded: one token a sequence, all sampled.
-    fn class(&self, rows: &Rows, carried: &Carried) -> Option<Class> {
-        let n = rows.tokens.len();
-        let decodes = rows.spans.iter().all(|span| span.len == 1) && rows.logit_rows.len() == n;
-        if !decodes || n == 0 || n > RECORDED_ROWS_MAX || carried.own_weights || !self.records() {
-            return None;
-        }
-        let pages = rows.spans.iter().map(|span| span.block_table.len()).max().unwrap_or(1);
-        // Contexts of one split run alike.
-        let pages_min = tables::SPLIT_TOKENS_MIN.div_ceil(self.block_tokens());
-        Some(Class {
-            rows: n.next_power_of_two(),
-            pages: pages.next_power_of_two().max(pages_min),
-            adapters: carried.adapters,
-            ranks: rank_class(carried.ranks),
-        })
-    }
-
-    fn run_class(&self, class: Class, mut ops: impl FnMut() -> Tensor) -> Tensor {
-        let mut recordings = lock(&self.recordings);
-        let recordings = &mut *recordings;
-        match recordings.by_class.get_mut(&class) {
-            Some(Recording::Ready(recorded)) => {
-                recordings.clock += 1;
-                recorded.used = recordings.clock;
-                self.attempt(|| self.stream.replay(&recorded.graph));
-                let (address, rows, cols) = recorded.logits;
-                let place = Place { address, block: None };
-                Tensor { float: true, ..Tensor::new(place, rows, cols) }
-            }
-            Some(Recording::Never) => ops(),
-            None => {
-                let logits = ops();
-                if self.is_well() {
-                    recordings.by_class.insert(class, Recording::Warm);
-                }
-                logits
-            }
-            Some(Recording::Warm) => match self.record(&mut ops) {
-                Ok((logits, graph)) => {
-                    self.attempt(|| self.stream.replay(&graph));
-                    let place = (logits.place.address, logits.rows, logits.cols);
-                    recordings.keep(class, graph, place);
-                    logits
-                }
-                Err(fault) => {
-                    tracing::warn!("steps of {} rows run unrecorded: {fault}", class.rows);
-                    recordings.by_class.insert(class, Recording::Never);
-                    ops()
-                }
-            },
-        }
-    }
-
-    /// Records ops; nothing runs. What fails is told here, unless the card is lost.
-    fn record(&self, mut ops: impl FnMut() -> Tensor) -> Result<(Tensor, Graph), Fault> {
-        self.settled()?;
-        self.card.bind()?;
-        self.stream.begin_capture()?;
-        let logits = ops();
-        // Ends the recording whatever happened during it.
-        let graph = self.stream.end_capture();
-        self.settled()?;
-        Ok((logits, graph?))
     }
 
     fn upload_step(

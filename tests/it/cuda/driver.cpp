@@ -3,7 +3,8 @@
 // Made to find faults of the host's code: work runs when it is waited for and not before; memory is
 // NaN until it is written and has canaries; page-locked memory is read when its copy runs. Kernels
 // are the emulated ones (tests/it/kernels/emulate.h), their threads in reverse order every other
-// launch. A card can be told to fail.
+// launch. What a recorded step has beside its main stream runs as early as it may in one replay and
+// as late in the next. A card can be told to fail, and how long its recorded steps take.
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -29,7 +30,7 @@ namespace {
 
 const Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100,
              INVALID_IMAGE = 200, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701,
-             CAPTURE_UNSUPPORTED = 900;
+             NOT_READY = 600, CAPTURE_UNSUPPORTED = 900, CAPTURE_UNJOINED = 904;
 const size_t CANARY_BYTES = 256;
 const int CARDS = 16;
 
@@ -43,7 +44,10 @@ struct Card {
     int driver = 13000, major = 9, minor = 0;
     // Launches until one fails: below 0, none does.
     long refuse_in = -1, break_in = -1, refuse_copies = 0, refuse_capture = 0;
-    long calls = 0, launches = 0, replays = 0, waits = 0;
+    long calls = 0, launches = 0, replays = 0, beside_replays = 0, waits = 0;
+    // Each kernel takes a microsecond; a recorded step these more, without and with work beside its
+    // main stream.
+    long inline_us = 0, beside_us = 0, clock_us = 0;
     bool lost = false;
     std::map<Address, Allocation> memories, pinned;
 };
@@ -79,14 +83,64 @@ typedef std::lock_guard<std::recursive_mutex> Guard;
 
 thread_local int current = -1;
 
+struct Stream;
+
+struct Node {
+    std::function<void()> work;
+    // Earlier nodes that it needs.
+    std::vector<size_t> after;
+    bool side;
+};
+
 struct Graph {
-    std::vector<std::function<void()>> work;
+    Stream* origin;
+    std::vector<Node> nodes;
+    std::vector<Stream*> others;
+
+    bool has_side() const {
+        for (const Node& node : nodes)
+            if (node.side) return true;
+        return false;
+    }
+
+    void visit(size_t i, std::vector<bool>& done, std::vector<size_t>& order) const {
+        if (done[i]) return;
+        done[i] = true;
+        for (size_t before : nodes[i].after) visit(before, done, order);
+        order.push_back(i);
+    }
+
+    // The main stream's nodes in their order; a side's as early or as late as their needs allow.
+    std::vector<size_t> order(bool late) const {
+        std::vector<bool> done(nodes.size());
+        std::vector<size_t> order;
+        for (size_t i = 0; i < nodes.size(); i++) {
+            if (!nodes[i].side) visit(i, done, order);
+            for (size_t j = 0; j < nodes.size() && !late; j++) {
+                bool ready = nodes[j].side && !done[j];
+                for (size_t before : nodes[j].after) ready = ready && done[before];
+                if (ready) visit(j, done, order);
+            }
+        }
+        return order;
+    }
 };
 
 struct Stream {
     int card;
     std::vector<std::function<void()>> queue;
     Graph* recording = nullptr;
+    // What its next node comes after.
+    std::vector<size_t> last;
+};
+
+struct Event {
+    bool timed = true;
+    // Of a recording: the nodes it stands for.
+    Graph* recording = nullptr;
+    std::vector<size_t> after;
+    bool reached = false;
+    long at_us = 0;
 };
 
 struct Module {
@@ -104,7 +158,10 @@ struct Function {
 };
 
 void push(Stream* stream, std::function<void()> work) {
-    (stream->recording ? stream->recording->work : stream->queue).push_back(std::move(work));
+    if (!stream->recording) return stream->queue.push_back(std::move(work));
+    std::vector<Node>& nodes = stream->recording->nodes;
+    nodes.push_back({std::move(work), stream->last, stream != stream->recording->origin});
+    stream->last = {nodes.size() - 1};
 }
 
 void check_canaries(const Allocation& a) {
@@ -129,6 +186,8 @@ API void emulate_set(int card, const char* what, long value) {
     if (name == "break_in") c.break_in = value;
     if (name == "refuse_copies") c.refuse_copies = value;
     if (name == "refuse_capture") c.refuse_capture = value;
+    if (name == "inline_us") c.inline_us = value;
+    if (name == "beside_us") c.beside_us = value;
     if (name == "cards") state().count = (int)value;
 }
 
@@ -139,6 +198,7 @@ API long emulate_get(int card, const char* what) {
     if (name == "calls") return c.calls;
     if (name == "launches") return c.launches;
     if (name == "replays") return c.replays;
+    if (name == "beside_replays") return c.beside_replays;
     if (name == "waits") return c.waits;
     if (name == "used") return (long)c.used;
     return -1;
@@ -236,7 +296,7 @@ static bool inside(const std::map<Address, Allocation>& all, Address at, size_t 
 }
 
 API Result cuStreamCreate(void** stream, unsigned) {
-    return *stream = new Stream{current, {}, nullptr}, SUCCESS;
+    return *stream = new Stream{current, {}, nullptr, {}}, SUCCESS;
 }
 API Result cuStreamDestroy_v2(void* stream) { return delete (Stream*)stream, SUCCESS; }
 
@@ -351,6 +411,7 @@ API Result cuLaunchKernel(void* function_, unsigned gx, unsigned gy, unsigned gz
         }
         unsigned where[12] = {gx, gy, gz, bx, by, bz, 0, 0, 0, gx, gy, gz};
         bool reverse = at->launches++ % 2 == 1;
+        at->clock_us++;
         alignas(16) unsigned char aligned[4096];
         memcpy(aligned, args.data(), args.size());
         if (const char* error = function->entry(where, shared, aligned, reverse)) {
@@ -366,15 +427,66 @@ API Result cuStreamBeginCapture_v2(void* stream_, int) {
     Stream* stream = (Stream*)stream_;
     Card& card = state().cards[stream->card];
     if (card.refuse_capture > 0) return card.refuse_capture--, CAPTURE_UNSUPPORTED;
-    return stream->recording = new Graph(), SUCCESS;
+    stream->last.clear();
+    return stream->recording = new Graph{stream, {}, {}}, SUCCESS;
 }
 
 API Result cuStreamEndCapture(void* stream_, void** graph) {
     Guard guard(state().lock);
     Stream* stream = (Stream*)stream_;
-    if (!stream->recording) return INVALID_VALUE;
-    *graph = stream->recording;
-    return stream->recording = nullptr, SUCCESS;
+    Graph* made = stream->recording;
+    if (!made || made->origin != stream) return INVALID_VALUE;
+    std::vector<bool> joined(made->nodes.size());
+    std::vector<size_t> order;
+    for (size_t i : stream->last) made->visit(i, joined, order);
+    for (Stream* other : made->others) other->recording = nullptr;
+    stream->recording = nullptr;
+    if (order.size() < made->nodes.size()) return delete made, CAPTURE_UNJOINED;
+    return *graph = made, SUCCESS;
+}
+
+API Result cuEventCreate(void** event, unsigned flags) {
+    Event* made = new Event();
+    made->timed = flags != 2;
+    return *event = made, SUCCESS;
+}
+API Result cuEventDestroy_v2(void* event) { return delete (Event*)event, SUCCESS; }
+
+API Result cuEventRecord(void* event_, void* stream_) {
+    Guard guard(state().lock);
+    Stream* stream = (Stream*)stream_;
+    Event* event = (Event*)event_;
+    Card* card = &state().cards[stream->card];
+    event->recording = stream->recording;
+    event->after = stream->last;
+    event->reached = false;
+    if (!stream->recording)
+        push(stream, [=] { event->reached = true, event->at_us = card->clock_us; });
+    return SUCCESS;
+}
+
+API Result cuStreamWaitEvent(void* stream_, void* event_, unsigned) {
+    Guard guard(state().lock);
+    Stream* stream = (Stream*)stream_;
+    Event* event = (Event*)event_;
+    // Only what Tessera asks for: streams meet in recordings alone.
+    if (!event->recording || (stream->recording && stream->recording != event->recording))
+        return INVALID_VALUE;
+    if (!stream->recording) {
+        stream->recording = event->recording;
+        stream->last.clear();
+        event->recording->others.push_back(stream);
+    }
+    stream->last.insert(stream->last.end(), event->after.begin(), event->after.end());
+    return SUCCESS;
+}
+
+API Result cuEventElapsedTime(float* milliseconds, void* start_, void* end_) {
+    Guard guard(state().lock);
+    Event *start = (Event*)start_, *end = (Event*)end_;
+    if (!start->timed || !end->timed || start->recording || end->recording) return INVALID_VALUE;
+    if (!start->reached || !end->reached) return NOT_READY;
+    return *milliseconds = (float)(end->at_us - start->at_us) / 1000, SUCCESS;
 }
 
 API Result cuGraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) {
@@ -390,8 +502,12 @@ API Result cuGraphLaunch(void* exec, void* stream_) {
     card.calls++;
     if (card.refuse_in >= 0 && card.refuse_in-- == 0) return OUT_OF_RESOURCES;
     if (card.break_in >= 0 && card.break_in-- == 0) push(stream, [&card] { card.lost = true; });
+    const Graph& graph = *(Graph*)exec;
+    bool beside = graph.has_side();
     card.replays++;
-    for (auto& work : ((Graph*)exec)->work) push(stream, work);
+    card.beside_replays += beside;
+    for (size_t i : graph.order(card.beside_replays % 2 == 1)) push(stream, graph.nodes[i].work);
+    push(stream, [=, &card] { card.clock_us += beside ? card.beside_us : card.inline_us; });
     return SUCCESS;
 }
 
@@ -405,26 +521,14 @@ API Result cuGetErrorName(Result code, const char** name) {
         {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
         {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
         {OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"},
-        {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}};
+        {NOT_READY, "CUDA_ERROR_NOT_READY"},
+        {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+        {CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"}};
     auto found = names.find(code);
     if (found == names.end()) return INVALID_VALUE;
     return *name = found->second, SUCCESS;
 }
 API Result cuGetErrorString(Result, const char** text) { return *text = "emulated", SUCCESS; }
-
-API Result cuEventCreate(void** event, unsigned) { return *event = new double(0), SUCCESS; }
-API Result cuEventDestroy_v2(void* event) { return delete (double*)event, SUCCESS; }
-API Result cuEventRecord(void* event, void* stream_) {
-    Guard guard(state().lock);
-    push((Stream*)stream_, [=] {
-        auto now = std::chrono::steady_clock::now().time_since_epoch();
-        *(double*)event = std::chrono::duration<double, std::milli>(now).count();
-    });
-    return SUCCESS;
-}
-API Result cuEventElapsedTime(float* ms, void* start, void* end) {
-    return *ms = (float)(*(double*)end - *(double*)start), SUCCESS;
-}
 
 // ---- NVRTC
 
@@ -572,7 +676,9 @@ API int cublasLtMatmul(void*, void* product_, const void*, const void* a, void* 
     // Only what Tessera asks for: Aᵀ B.
     if (!((Product*)product_)->transposed || la.rows != lb.rows || ld.rows != la.cols) return 7;
     if (ld.cols != lb.cols || (Address)a % 256 || (Address)b % 256 || (Address)d % 256) return 7;
+    Card* card = &state().cards[((Stream*)stream_)->card];
     push((Stream*)stream_, [=] {
+        card->clock_us++;
         std::vector<float> left = widened(a, la), right = widened(b, lb);
         for (size_t j = 0; j < ld.cols; j++)
             for (size_t i = 0; i < ld.rows; i++) {

@@ -1,6 +1,7 @@
 //! What steps compute.
 
 use tessera::backend::cpu::Cpu;
+use tessera::backend::cuda::Cuda;
 use tessera::backend::{Adapters, Backend, Rows, SampleRow, Span};
 use tessera::dtype::Dtype;
 use tessera::engine::Gpu;
@@ -70,6 +71,20 @@ fn narrow_widths_agree_with_the_cpu() {
             assert!(share < bound, "{name} {dtype:?} row {row}: {share}");
         }
     }
+}
+
+/// A card with six adapters in its first slots.
+fn resident(card: Card) -> (Gpu, <Cuda as Backend>::Kv, <Cuda as Backend>::Pool) {
+    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
+    let gpu = card.open(&golden, limits(64, 6), 64);
+    let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
+    let (kv, mut pool) = (gpu.backend.kv(kv_shape), gpu.backend.pool(6));
+    for (slot, name) in golden.adapter_names().iter().take(6).enumerate() {
+        let slot = Slot(slot as u32);
+        gpu.backend.write_slot(&mut pool, slot, golden.adapter(name).delta.clone()).unwrap();
+        tessera::engine::wait_until_ready(&gpu.backend, &pool, slot).unwrap();
+    }
+    (gpu, kv, pool)
 }
 
 /// One token for each of `slots`, after `context` others.
@@ -143,17 +158,7 @@ fn after_prompt<B: Backend>(
 #[test]
 fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
     let card = Card::new();
-    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
-    let names = golden.adapter_names();
-    let adapters: Vec<_> = names.iter().take(6).map(|name| golden.adapter(name)).collect();
-    let Gpu { backend, model, .. } = card.open(&golden, limits(64, 6), 64);
-    let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
-    let (mut kv, mut pool) = (backend.kv(kv_shape), backend.pool(6));
-    for (slot, adapter) in adapters.iter().enumerate() {
-        let slot = Slot(slot as u32);
-        backend.write_slot(&mut pool, slot, adapter.delta.clone()).unwrap();
-        tessera::engine::wait_until_ready(&backend, &pool, slot).unwrap();
-    }
+    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card);
     let params = SamplingParams { temperature: 1.0, seed: 3, ..SamplingParams::greedy() };
     let sample = SampleRow { params, step: 0, logprobs: Some(4) };
     let mut step = |slots: &[Slot], token: u32| {
@@ -179,5 +184,35 @@ fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
     assert!(backend.recorded() > 0);
     if !is_real() {
         assert!(card.get("replays") >= 12);
+    }
+}
+
+#[test]
+fn the_faster_form_of_a_recorded_step_is_kept_and_both_give_the_same_bits() {
+    if is_real() {
+        return;
+    }
+    let card = Card::new();
+    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card);
+    // Two classes, each with a trial of its own.
+    for (beside_us, slots) in [(40, &[Slot(0), Slot(1)][..]), (60, &[Slot(2), Slot(1), Slot(2)])] {
+        card.set("inline_us", 50);
+        card.set("beside_us", beside_us);
+        let mut step = |token: u32| {
+            let batch = backend.batch(decode(slots, 0, token));
+            let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
+            backend.download(&logits).unwrap()
+        };
+        let unrecorded = [5, 40].map(&mut step);
+        for _ in 0..10 {
+            assert!([5, 40].map(&mut step) == unrecorded);
+        }
+        let before = card.get("beside_replays");
+        assert!(before > 0);
+        for _ in 0..2 {
+            assert!([5, 40].map(&mut step) == unrecorded);
+        }
+        let beside = card.get("beside_replays") - before;
+        assert_eq!(beside, if beside_us < 50 { 4 } else { 0 });
     }
 }

@@ -1,42 +1,41 @@
-//! Moments on a stream.
+//! Moments of a stream, and a second stream beside the first.
 
-use cudarc::driver::result::event;
-use cudarc::driver::sys;
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUevent_flags_enum as Flags};
 
 use super::{Card, Stream, fault};
 use crate::backend::Fault;
 
-/// A moment on a stream.
+/// A moment of a stream.
 #[derive(Debug)]
 pub(in super::super) struct Event {
     card: Card,
-    event: sys::CUevent,
+    pub(super) event: sys::CUevent,
 }
 
 // SAFETY: the driver's calls on an event may come from any thread.
 unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
 
 impl Drop for Event {
     fn drop(&mut self) {
         if self.card.bind().is_ok() {
-            // SAFETY: created once.
-            let _ = unsafe { event::destroy(self.event) };
+            // SAFETY: created by `new`.
+            let _ = unsafe { result::event::destroy(self.event) };
         }
     }
 }
 
 impl Event {
-    /// The moment when the stream gets here.
-    pub(super) fn new(card: &Card, stream: &Stream) -> Result<Self, Fault> {
-        let made = event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT);
-        let event = Self { card: card.clone(), event: made.map_err(fault("cuEventCreate"))? };
-        // SAFETY: both live.
-        unsafe { event::record(event.event, stream.handle()) }.map_err(fault("cuEventRecord"))?;
-        Ok(event)
+    pub(super) fn new(card: &Card, flags: Flags) -> Result<Self, Fault> {
+        card.bind()?;
+        let event = result::event::create(flags).map_err(fault("cuEventCreate"))?;
+        Ok(Self { card: card.clone(), event })
     }
 
-    /// Both moments have passed: their stream was waited for.
-    pub fn seconds_until(&self, later: &Event) -> Result<f64, Fault> {
+    /// Milliseconds from this moment to a later one, both passed: their stream was waited for.
+    pub fn milliseconds_to(&self, later: &Event) -> Result<f32, Fault> {
         type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
         let mut ms = 0.0;
         // By name: the version that cudarc calls came with CUDA 12.8, this one is as old as events.
@@ -48,6 +47,42 @@ impl Event {
             elapsed.map_or_else(missing, |elapsed| elapsed(&raw mut ms, self.event, later.event))
         };
         read.result().map_err(fault("cuEventElapsedTime"))?;
-        Ok(f64::from(ms) / 1e3)
+        Ok(ms)
+    }
+}
+
+impl Card {
+    /// Two moments to take the time between.
+    pub fn stopwatch(&self) -> Result<[Event; 2], Fault> {
+        let event = || Event::new(self, Flags::CU_EVENT_DEFAULT);
+        Ok([event()?, event()?])
+    }
+
+    /// A stream for work beside another stream's.
+    pub fn side(&self) -> Result<Side, Fault> {
+        let event = || Event::new(self, Flags::CU_EVENT_DISABLE_TIMING);
+        Ok(Side { stream: self.stream()?, forked: event()?, joined: event()? })
+    }
+}
+
+/// Work beside a main stream's, from a fork to a join.
+#[derive(Debug)]
+pub(in super::super) struct Side {
+    pub stream: Stream,
+    forked: Event,
+    joined: Event,
+}
+
+impl Side {
+    /// What follows on the side runs after what is on the main stream now.
+    pub fn fork(&self, main: &Stream) -> Result<(), Fault> {
+        main.record(&self.forked)?;
+        self.stream.wait(&self.forked)
+    }
+
+    /// What follows on the main stream runs after what is on the side now.
+    pub fn join(&self, main: &Stream) -> Result<(), Fault> {
+        self.stream.record(&self.joined)?;
+        main.wait(&self.joined)
     }
 }

@@ -42,15 +42,6 @@ impl Stream {
         self.stream.cast()
     }
 
-    pub(super) fn handle(&self) -> sys::CUstream {
-        self.stream
-    }
-
-    /// The moment when all that was asked for so far is done.
-    pub fn event(&self) -> Result<Event, Fault> {
-        Event::new(&self.card, self)
-    }
-
     /// Starts a copy; `from` must stay as it is until the stream has got there.
     pub fn upload(&self, from: &Pinned, range: Range<usize>, to: &Region) -> Result<(), Fault> {
         let bytes = &from.bytes()[range];
@@ -117,6 +108,27 @@ impl Stream {
             result::launch_kernel(function, grid, block, shared_bytes, self.stream, &mut pointers)
         };
         launched.map_err(|e| fault(&format!("launching {}", kernel.name))(e))
+    }
+
+    /// The event is when the stream gets here.
+    pub fn record(&self, event: &Event) -> Result<(), Fault> {
+        // SAFETY: both live.
+        unsafe { result::event::record(event.event, self.stream) }.map_err(fault("cuEventRecord"))
+    }
+
+    /// The moment when all that was asked for so far is done.
+    pub fn event(&self) -> Result<Event, Fault> {
+        let event = Event::new(&self.card, sys::CUevent_flags_enum::CU_EVENT_DEFAULT)?;
+        self.record(&event)?;
+        Ok(event)
+    }
+
+    /// What follows runs after the event.
+    pub fn wait(&self, event: &Event) -> Result<(), Fault> {
+        let flags = sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both live.
+        unsafe { result::stream::wait_event(self.stream, event.event, flags) }
+            .map_err(fault("cuStreamWaitEvent"))
     }
 
     /// What this thread puts on the stream from here on is recorded, not run.
