@@ -4,7 +4,8 @@
 //! brackets; `n` is the number of rows (tokens) of the step. Activations are row-major.
 //!
 //! Promise of every implementation: a row's result does not depend on which other rows are in the
-//! batch, nor on how a prompt was cut into chunks.
+//! batch, nor on how a prompt was cut into chunks: to the last bit on the CPU; on a GPU but for the
+//! order in which cuBLASLt sums, which goes by the number of rows.
 
 pub mod cpu;
 pub mod cuda;

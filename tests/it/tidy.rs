@@ -39,7 +39,10 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs" || e == "cu" || e == "cuh") {
+        } else if path
+            .extension()
+            .is_some_and(|e| ["rs", "cu", "cuh", "cpp", "h"].iter().any(|known| e == *known))
+        {
             found.push(path);
         }
     }

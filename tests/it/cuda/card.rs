@@ -40,7 +40,7 @@ fn build(folder: &Path) {
     run(Command::new("c++")
         .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"])
         .arg(format!("-DEMULATE_H=\"{}\"", header.display()))
-        .arg(root.join("cuda/driver.cpp"))
+        .args(["driver.cpp", "libraries.cpp"].map(|file| root.join("cuda").join(file)))
         .args(["-ldl", "-Wl,-soname,libcuda.so", "-o"])
         .arg(folder.join("libcuda.so")));
     for name in ["libnvrtc.so", "libcublasLt.so"] {
