@@ -15,7 +15,7 @@ pub struct Sequence {
     request: Request,
     /// The content it runs with, however its name changes meanwhile.
     pub adapter: Option<Arc<Adapter>>,
-    /// Its adapter's slot, pinned from the first step to the end.
+    /// Its adapter's slot, pinned from the first step to the end, but while nothing runs.
     pub pinned: Option<Slot>,
     /// Where events go.
     pub events: mpsc::Sender<Event>,

@@ -159,8 +159,8 @@ impl<B: Backend> Running<B> {
     fn end(&mut self, id: SequenceId) {
         self.scheduler.cancel(id);
         let Some(sequence) = self.sequences.remove(&id) else { return };
-        let (Some(slot), Some(adapter)) = (sequence.pinned, sequence.adapter) else { return };
-        self.places.unpin(slot);
+        sequence.pinned.into_iter().for_each(|slot| self.places.unpin(slot));
+        let Some(adapter) = sequence.adapter else { return };
         // Unloaded while it ran, and this was the last to hold it.
         if Arc::strong_count(&adapter) == 1 {
             self.forget(adapter.digest);
@@ -176,6 +176,7 @@ impl<B: Backend> Running<B> {
         let plan = self.plan();
         if plan.entries.is_empty() {
             if !self.sequences.is_empty() {
+                self.give_up_places();
                 thread::sleep(NOTHING_TO_RUN_PAUSE);
             }
             return Ok(());
@@ -197,6 +198,13 @@ impl<B: Backend> Running<B> {
             }
         }
         Ok(())
+    }
+
+    /// Nothing runs: a place that a waiting sequence holds may be what an earlier one waits for. By
+    /// arrival, the next plan gives them out again.
+    fn give_up_places(&mut self) {
+        let held = self.sequences.values_mut().filter_map(|sequence| sequence.pinned.take());
+        held.for_each(|slot| self.places.unpin(slot));
     }
 
     /// Asks the scheduler; an adapter is put into a slot when its first sequence is to run, and

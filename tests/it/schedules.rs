@@ -12,7 +12,7 @@ use tessera::adapter::{Adapter, Load, Store};
 use tessera::engine::{EngineHandle, Event};
 use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Request, RequestFields, SamplingParams};
-use tessera::scheduler::SchedulerConfig;
+use tessera::scheduler::{OVERTAKES_MAX, SchedulerConfig};
 use tokio::sync::mpsc::Receiver;
 
 use crate::Rng;
@@ -276,6 +276,47 @@ fn under_random_schedules_every_finished_request_has_the_tokens_it_has_alone() {
 }
 
 /// Two whole pages and a little, so that a stale page would be found.
+/// One slot; a request for another adapter has waited for it until nobody may overtake it any more.
+/// Then one that holds the slot is sent back to the queue, behind the first.
+#[test]
+fn a_preempted_request_does_not_keep_the_place_that_the_one_before_it_waits_for() {
+    let golden = Golden::open("llama", None);
+    let [one, other] = ["lora_qv", "ssf"].map(|name| golden.adapter(name));
+    let scheduler = SchedulerConfig { blocks: 30, sequences_max: 24, ..roomy() };
+    let engine = golden.engine(scheduler, 1);
+    let start_with = |prompt, tokens_max, adapter: Option<&Arc<Adapter>>| {
+        let limits = Limits { context_tokens_max: 512, vocabulary_tokens: 512, logprobs_max: 0 };
+        let fields = RequestFields {
+            prompt,
+            tokens_max: Some(tokens_max),
+            sampling: SamplingParams::greedy(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
+        };
+        let ticket = engine.reserve(1).unwrap().remove(0);
+        engine.generate(ticket, Request::new(fields, &limits).unwrap(), adapter.cloned())
+    };
+    let start = |prompt, tokens_max, adapter| start_with(vec![prompt], tokens_max, adapter);
+    // Takes nearly all pages for a while: the others arrive meanwhile.
+    let mut all = vec![start_with(ids(&mut Rng(5), 440), 1, None)];
+    all.extend([start(1, 400, Some(&one)), start(2, 4, Some(&other))]);
+    all.extend((0..OVERTAKES_MAX - 1).map(|i| start(i as TokenId, 1, None)));
+    all.push(start(3, 400, Some(&one)));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for events in &mut all {
+        loop {
+            match events.try_recv() {
+                Ok(Event::Done { .. }) => break,
+                Ok(Event::Failed(why)) => panic!("{why}"),
+                Ok(_) => {}
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(Instant::now() < deadline, "somebody waits for ever");
+        }
+    }
+    assert!(engine.stats().preemptions_total.load(Ordering::Relaxed) > 0);
+}
+
 fn long_prompt() -> Vec<TokenId> {
     ids(&mut Rng(77), 2 * BLOCK_TOKENS + 5)
 }

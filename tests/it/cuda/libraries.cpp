@@ -62,7 +62,9 @@ API int nvrtcCompileProgram(void* program, int count, const char* const* options
 API int nvrtcGetProgramLogSize(void* p, size_t* size) {
     return *size = ((Program*)p)->log.size() + 1, 0;
 }
-API int nvrtcGetProgramLog(void* p, char* log) { return strcpy(log, ((Program*)p)->log.c_str()), 0; }
+API int nvrtcGetProgramLog(void* p, char* log) {
+    return strcpy(log, ((Program*)p)->log.c_str()), 0;
+}
 API int nvrtcGetCUBINSize(void* p, size_t* size) { return *size = ((Program*)p)->image.size(), 0; }
 API int nvrtcGetCUBIN(void* p, char* to) {
     std::string& image = ((Program*)p)->image;
