@@ -12,7 +12,7 @@ use crate::adapter::{Named, Store};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
-use crate::backend::cuda::{OpenError, StepLimits, kv_bytes, room};
+use crate::backend::cuda::{Cuda, OpenError, StepLimits, kv_bytes, room};
 use crate::config::{Device, ServeConfig};
 use crate::engine::{CheckpointBase, Engine, EngineHandle, Gpu, GpuSettings};
 use crate::model::{Checkpoint, Model};
@@ -24,6 +24,9 @@ const BLOCK_TOKENS: usize = 16;
 const KV_MEMORY_SHARE: u64 = 4;
 /// The share of a GPU's memory beside the weights that adapters take when not told.
 const ADAPTER_MEMORY_SHARE: u64 = 8;
+
+/// Of adapters that are not known yet.
+const RANK_USUAL: usize = 16;
 
 /// A running engine.
 pub struct Started {
@@ -187,6 +190,8 @@ impl Start<'_> {
         let blocks = (budget / block).saturating_sub(1) as usize;
         let context_tokens = self.context(wanted, blocks, budget, block)?;
         gpu.take(checkpoint, blocks, BLOCK_TOKENS, adapter_bytes)?;
+        let kv_shape = Model::<Cuda>::kv_shape(checkpoint, blocks, BLOCK_TOKENS);
+        gpu.rehearse(kv_shape, &self.ranks())?;
 
         let name = gpu.backend.describe();
         report.push(format!("device: cuda:{ordinal}, {name}, {total} bytes"));
@@ -270,6 +275,19 @@ impl Start<'_> {
         let share = config.adapter_gpu_bytes.unwrap_or(share);
         given.iter().try_for_each(|named| bytes(named, share).map(|_| ()))?;
         Ok(share)
+    }
+
+    /// Of adapters that requests may ask for.
+    fn ranks(&self) -> Vec<usize> {
+        if self.merged.is_some() {
+            return Vec::new();
+        }
+        let given = self.store.list();
+        let mut ranks: Vec<usize> = given.iter().map(|n| n.adapter.delta.rank_max()).collect();
+        ranks.extend(self.config.allow_runtime_adapters.then_some(RANK_USUAL));
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks
     }
 
     fn describe(

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use crate::backend::cuda::{Cuda, CudaSettings, DeviceMemory, OpenError, StepLimits};
-use crate::backend::{Adapters, Backend};
+use crate::backend::cuda::{
+    Cuda, CudaSettings, DeviceMemory, OpenError, RECORDED_ROWS_MAX, StepLimits,
+};
+use crate::backend::{Adapters, Backend, KvShape};
 use crate::model::{Checkpoint, Model};
 use crate::site::SiteKind;
 
@@ -91,6 +93,31 @@ impl Gpu {
         let sites = &checkpoint.sites;
         let wanted = DeviceMemory { kv, adapter_bytes, adapter_slots, sites };
         self.backend.take(&wanted)
+    }
+}
+
+impl Gpu {
+    /// Records decode steps of every width before the first request, without adapters and with ones
+    /// of `ranks`: the first of each width costs many times a replay.
+    ///
+    /// # Errors
+    /// A fault of the card.
+    pub fn rehearse(&self, kv: KvShape, ranks: &[usize]) -> Result<(), OpenError> {
+        let Self { backend, model, limits, .. } = self;
+        let (mut kv, pool) = (backend.kv(kv), backend.pool(limits.adapter_slots));
+        let widths = (0..)
+            .map(|power| 1 << power)
+            .take_while(|&rows| rows <= RECORDED_ROWS_MAX && rows < 2 * limits.sequences_max);
+        for rows in widths.map(|rows: usize| rows.min(limits.sequences_max)) {
+            for ranks in std::iter::once(None).chain(ranks.iter().copied().map(Some)) {
+                for _ in 0..2 {
+                    let batch = backend.rehearsal(rows, ranks);
+                    let logits = model.forward(backend, &batch, &mut kv, Adapters { pool: &pool });
+                    backend.download(&logits)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

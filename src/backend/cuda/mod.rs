@@ -38,6 +38,7 @@ use self::memory::{Bump, Taken, Vectors};
 pub use self::memory::{DeviceMemory, Kv, StepLimits, kv_bytes};
 pub use self::pool::{Pool, room};
 pub use self::profile::Timed;
+pub use self::recordings::RECORDED_ROWS_MAX;
 use self::recordings::Recordings;
 use self::sample::SampleMemory;
 pub use self::step::Batch;

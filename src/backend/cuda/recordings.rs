@@ -16,7 +16,7 @@ use super::{Cuda, lock};
 use crate::backend::{Fault, Rows};
 
 /// Rows of a recorded step at most.
-pub(super) const RECORDED_ROWS_MAX: usize = 256;
+pub const RECORDED_ROWS_MAX: usize = 256;
 /// Recordings kept: each takes some memory of the card that is not taken at start.
 const RECORDINGS_MAX: usize = 256;
 /// Replays of each form that are timed; one more goes before, for caches to fill.

@@ -18,11 +18,13 @@ const SPLITS_MAX: usize = 8;
 pub struct Batch {
     pub(super) rows: Rows,
     pub(super) step: OnceCell<Step>,
+    /// Runs as if a row had an adapter of so many ranks.
+    rehearsed: Option<usize>,
 }
 
 impl Batch {
     pub(super) fn new(rows: Rows) -> Self {
-        Self { rows, step: OnceCell::new() }
+        Self { rows, step: OnceCell::new(), rehearsed: None }
     }
 
     pub(super) fn step(&self) -> &Step {
@@ -105,6 +107,15 @@ impl Carried {
 }
 
 impl Cuda {
+    /// A decode step of `rows` rows that nobody asked for: run twice, it is recorded, and steps
+    /// like it are replayed from the first request on. `ranks`: as if a row had an adapter of so
+    /// many.
+    pub fn rehearsal(&self, rows: usize, ranks: Option<usize>) -> Batch {
+        let spare = BlockId(self.spare_page());
+        let rows = tables::padded(&Rows::default(), rows, spare);
+        Batch { rehearsed: ranks, ..Batch::new(rows) }
+    }
+
     /// Runs a batch's ops, or what was recorded of equal ones.
     pub(super) fn run_batch(
         &self,
@@ -112,7 +123,10 @@ impl Cuda {
         pool: &Pool,
         mut ops: impl FnMut() -> Tensor,
     ) -> Tensor {
-        let carried = Carried::of(&batch.rows.slots, pool);
+        let carried = match batch.rehearsed {
+            Some(ranks) => Carried { ranks, adapters: true, own_weights: false },
+            None => Carried::of(&batch.rows.slots, pool),
+        };
         let class = self.class(&batch.rows, &carried);
         let (rows, fixed) = match &class {
             None => (None, None),
