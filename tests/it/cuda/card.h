@@ -23,7 +23,7 @@ const Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100,
              INVALID_IMAGE = 200, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701,
              NOT_READY = 600, CAPTURE_UNSUPPORTED = 900, CAPTURE_UNJOINED = 904;
 const size_t CANARY_BYTES = 256;
-const int CARDS = 16;
+const int CARDS = 64;
 
 struct Allocation {
     unsigned char* start;

@@ -98,9 +98,9 @@ impl Card {
             return Self { ordinal: 0 };
         }
         let ordinal = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(ordinal < 16, "more tests than driver.cpp has cards");
+        assert!(ordinal < 64, "more tests than card.h has cards");
         let card = Self { ordinal };
-        card.set("cards", 16);
+        card.set("cards", 64);
         card
     }
 

@@ -74,9 +74,9 @@ fn narrow_widths_agree_with_the_cpu() {
 }
 
 /// A card with six adapters in its first slots.
-fn resident(card: Card) -> (Gpu, <Cuda as Backend>::Kv, <Cuda as Backend>::Pool) {
+fn resident(card: Card, rows: usize) -> (Gpu, <Cuda as Backend>::Kv, <Cuda as Backend>::Pool) {
     let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
-    let gpu = card.open(&golden, limits(64, 6), 64);
+    let gpu = card.open(&golden, limits(rows, 6), 64);
     let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
     let (kv, mut pool) = (gpu.backend.kv(kv_shape), gpu.backend.pool(6));
     for (slot, name) in golden.adapter_names().iter().take(6).enumerate() {
@@ -158,7 +158,7 @@ fn after_prompt<B: Backend>(
 #[test]
 fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
     let card = Card::new();
-    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card);
+    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card, 64);
     let params = SamplingParams { temperature: 1.0, seed: 3, ..SamplingParams::greedy() };
     let sample = SampleRow { params, step: 0, logprobs: Some(4) };
     let mut step = |slots: &[Slot], token: u32| {
@@ -188,12 +188,40 @@ fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
 }
 
 #[test]
+fn a_rehearsed_step_is_replayed_from_the_first_and_gives_the_same_bits() {
+    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
+    let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
+    let mixes = [&[Slot::BASE, Slot::BASE][..], &[Slot(0), Slot(1), Slot::BASE], &[Slot(2)]];
+    let card = Card::new();
+    if is_real() {
+        return;
+    }
+    let run = |ranks: Option<&[usize]>| {
+        let (gpu, mut kv, pool) = resident(card, 4);
+        ranks.into_iter().for_each(|ranks| gpu.rehearse(kv_shape, ranks).unwrap());
+        let before = card.get("replays");
+        let logits = mixes.map(|slots| {
+            let batch = gpu.backend.batch(decode(slots, 0, 5));
+            let logits = gpu.model.forward(&gpu.backend, &batch, &mut kv, Adapters { pool: &pool });
+            gpu.backend.download(&logits).unwrap()
+        });
+        (logits, card.get("replays") - before)
+    };
+    let (expected, replays) = run(None);
+    assert_eq!(replays, 0);
+    // One of each class of ranks.
+    let (rehearsed, replays) = run(Some(&[0, 1, 17, 65]));
+    assert!(rehearsed == expected);
+    assert_eq!(replays, mixes.len() as i64);
+}
+
+#[test]
 fn the_faster_form_of_a_recorded_step_is_kept_and_both_give_the_same_bits() {
     if is_real() {
         return;
     }
     let card = Card::new();
-    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card);
+    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card, 64);
     // Two classes, each with a trial of its own.
     for (beside_us, slots) in [(40, &[Slot(0), Slot(1)][..]), (60, &[Slot(2), Slot(1), Slot(2)])] {
         card.set("inline_us", 50);
