@@ -5,8 +5,9 @@ use std::path::Path;
 use crate::backend::cuda::{
     Cuda, CudaSettings, DeviceMemory, OpenError, RECORDED_ROWS_MAX, StepLimits,
 };
-use crate::backend::{Adapters, Backend, KvShape};
+use crate::backend::{Adapters, Backend, KvShape, SampleRow};
 use crate::model::{Checkpoint, Model};
+use crate::request::SamplingParams;
 use crate::site::SiteKind;
 
 /// Tokens that `kernels/sample.cu` can weigh, and `delta_replace` compute at the head.
@@ -105,6 +106,7 @@ impl Gpu {
     pub fn rehearse(&self, kv: KvShape, ranks: &[usize]) -> Result<(), OpenError> {
         let Self { backend, model, limits, .. } = self;
         let (mut kv, pool) = (backend.kv(kv), backend.pool(limits.adapter_slots));
+        let draw = SampleRow { params: SamplingParams::greedy(), step: 0, logprobs: None };
         let widths = (0..)
             .map(|power| 1 << power)
             .take_while(|&rows| rows <= RECORDED_ROWS_MAX && rows < 2 * limits.sequences_max);
@@ -113,7 +115,7 @@ impl Gpu {
                 for _ in 0..2 {
                     let batch = backend.rehearsal(rows, ranks);
                     let logits = model.forward(backend, &batch, &mut kv, Adapters { pool: &pool });
-                    backend.download(&logits)?;
+                    backend.sample(&logits, &vec![draw.clone(); rows])?;
                 }
             }
         }
