@@ -361,3 +361,13 @@ pub struct Sampled {
     /// The likeliest tokens and their logprobs, best first; empty unless asked for.
     pub top: Vec<(TokenId, f32)>,
 }
+
+/// `y ← scale ⊙ y + shift`, either of which may be absent.
+fn scale_shift(y: &mut [f32], scale: Option<&[f32]>, shift: Option<&[f32]>) {
+    if let Some(scale) = scale {
+        y.iter_mut().zip(scale).for_each(|(y, s)| *y *= s);
+    }
+    if let Some(shift) = shift {
+        y.iter_mut().zip(shift).for_each(|(y, t)| *y += t);
+    }
+}

@@ -19,12 +19,11 @@ use crate::model::{Checkpoint, Model};
 use crate::scheduler::SchedulerConfig;
 
 /// Positions of one KV page: small enough to waste little, large enough to read fast.
-const BLOCK_TOKENS: usize = 16;
+pub const BLOCK_TOKENS: usize = 16;
 /// The share of available memory that the KV cache takes when not told.
 const KV_MEMORY_SHARE: u64 = 4;
 /// The share of a GPU's memory beside the weights that adapters take when not told.
 const ADAPTER_MEMORY_SHARE: u64 = 8;
-
 /// Of adapters that are not known yet.
 const RANK_USUAL: usize = 16;
 

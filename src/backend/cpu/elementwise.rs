@@ -1,9 +1,9 @@
 //! Ops on each row alone: embedding, rotary positions, gated activation, residual.
 
-use super::matmul::scale_shift;
 use super::pool::{self, Batch, Change, Pool};
 use super::weight::Elements;
 use super::{Cpu, Matrix, lowrank};
+use crate::backend::scale_shift;
 use crate::backend::{Embedding, RopeTable};
 
 pub(super) fn embed(cpu: &Cpu, table: &Embedding<Cpu>, batch: &Batch, pool: &Pool) -> Matrix {

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::matmul::scale_shift;
 use super::weight::{Elements, Weight};
 use super::{Cpu, lowrank};
+use crate::backend::scale_shift;
 use crate::backend::{Embedding, HostMatrix, Linear, Norm};
 use crate::delta::SiteDelta;
 use crate::dtype::Values;

@@ -5,7 +5,7 @@ use super::pool::{Change, Pool, Segment};
 use super::simd::Level;
 use super::weight::{Elements, with_slice};
 use super::{Cpu, Matrix};
-use crate::backend::Linear;
+use crate::backend::{Linear, scale_shift};
 
 /// Weights of one task: they stay in the second-level cache while blocks of tokens pass.
 const CHUNK_BYTES_MAX: usize = 384 << 10;
@@ -202,14 +202,4 @@ fn pick(ys: &mut [&mut [f32]], indices: &[usize], f: impl FnOnce(&mut [&mut [f32
     let mut picked: Vec<&mut [f32]> =
         rows.filter_map(|(row, y)| wanted.next_if_eq(&row).map(|_| &mut **y)).collect();
     f(&mut picked);
-}
-
-/// `y ← scale ⊙ y + shift`, either of which may be absent.
-pub(super) fn scale_shift(y: &mut [f32], scale: Option<&[f32]>, shift: Option<&[f32]>) {
-    if let Some(scale) = scale {
-        y.iter_mut().zip(scale).for_each(|(y, s)| *y *= s);
-    }
-    if let Some(shift) = shift {
-        y.iter_mut().zip(shift).for_each(|(y, t)| *y += t);
-    }
 }

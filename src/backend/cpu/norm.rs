@@ -1,9 +1,9 @@
 //! RMS norm (Zhang and Sennrich, 2019), as transformers' `LlamaRMSNorm` computes it, in f32.
 
-use super::matmul::scale_shift;
 use super::pool::{self, Batch, Pool};
 use super::{Cpu, Matrix};
 use crate::backend::Norm;
+use crate::backend::scale_shift;
 
 pub(super) fn rms_norm(
     cpu: &Cpu,

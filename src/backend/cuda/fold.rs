@@ -6,18 +6,11 @@ use super::args::Fold;
 use super::launch::Region;
 use super::pool::{Layout, Piece};
 use super::{Cuda, Vector, Weight, lock};
-use crate::backend::{Embedding, Fault, HostMatrix, Linear, Norm};
+use crate::backend::{Embedding, Fault, HostMatrix, Linear, Norm, scale_shift};
 use crate::delta::{Delta, DeltaBuilder, SiteDelta};
 use crate::dtype::Values;
 use crate::ids::SiteId;
 use crate::site::SiteKind;
-
-/// `v ⊙ scale + shift`; either may be missing.
-fn scale_shift(v: &mut [f32], scale: Option<&[f32]>, shift: Option<&[f32]>) {
-    for (i, v) in v.iter_mut().enumerate() {
-        *v = scale.map_or(1.0, |s| s[i]) * *v + shift.map_or(0.0, |s| s[i]);
-    }
-}
 
 /// One site's change with parameters of its own: the rest of a pool stays where it is.
 fn alone(change: &SiteDelta, pool: &Values) -> Delta {
@@ -65,7 +58,6 @@ impl Cuda {
         let own = change.weight.as_ref().map(Values::to_f32);
         let mut weight = own.unwrap_or_else(|| norm.weight.values.clone());
         scale_shift(&mut weight, change.scale.as_deref(), None);
-        self.changed();
         norm.weight = self.vector(&weight);
         self.merge_vector(&mut norm.shift, change, norm.width);
     }
@@ -124,11 +116,12 @@ impl Cuda {
         let values = matrix.values.cast(self.dtype);
         let memory = &weight.memory;
         let to = memory.region(weight.address - memory.address(), weight.bytes);
+        self.changed();
         self.attempt(|| self.stream.upload_now(values.as_bytes(), &to));
     }
 
-    /// Recorded steps read where weights were.
-    fn changed(&self) {
+    /// Recorded steps read where weights and vectors were.
+    pub(super) fn changed(&self) {
         lock(&self.recordings).clear();
     }
 
@@ -143,7 +136,6 @@ impl Cuda {
         }
         let mut values = vector.as_ref().map_or_else(|| vec![0.0; len], |v| v.values.clone());
         scale_shift(&mut values, change.scale.as_deref(), change.shift.as_deref());
-        self.changed();
         *vector = Some(self.vector(&values));
     }
 }

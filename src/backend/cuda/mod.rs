@@ -269,6 +269,7 @@ impl Cuda {
     }
 
     fn vector(&self, values: &[f32]) -> Vector {
+        self.changed();
         let mut address = 0;
         self.attempt(|| {
             let bytes: &[u8] = bytemuck::cast_slice(values);

@@ -3,12 +3,10 @@
 use std::hint::black_box;
 
 use crate::backend::{Adapters, Backend, Fault, Rows, SampleRow, Span};
+pub use crate::cli::device::BLOCK_TOKENS;
 use crate::ids::{BlockId, Slot};
 use crate::model::Model;
 use crate::request::SamplingParams;
-
-/// Positions of one KV page, as the server has them.
-pub const BLOCK_TOKENS: usize = 16;
 
 /// Pages of `tokens` positions.
 pub fn pages(tokens: usize) -> usize {

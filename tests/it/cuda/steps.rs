@@ -216,6 +216,33 @@ fn a_rehearsed_step_is_replayed_from_the_first_and_gives_the_same_bits() {
 }
 
 #[test]
+fn steps_recorded_while_an_adapter_was_merged_are_not_replayed_once_it_is_taken_back() {
+    let card = Card::new();
+    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
+    let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 8, BLOCK_TOKENS);
+    // One that changes norms and biases too.
+    let adapter = golden.adapter("ssf");
+    let Gpu { backend, mut model, .. } = card.open(&golden, limits(2, 1), 8);
+    let (mut kv, pool) = (backend.kv(kv_shape), backend.pool(1));
+    let mut steps = |model: &Model<Cuda>| {
+        let mut step = || {
+            let batch = backend.batch(decode(&[Slot::BASE; 2], 0, 5));
+            let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
+            backend.download(&logits).unwrap()
+        };
+        // Unrecorded, recorded, replayed.
+        let [first, second, third] = [(); 3].map(|()| step());
+        assert!(first == second && second == third);
+        first
+    };
+    let base = steps(&model);
+    model.fold(&backend, &adapter.delta);
+    assert!(steps(&model) != base);
+    model.restore(&backend, &golden.checkpoint, &adapter.delta);
+    assert!(steps(&model) == base);
+}
+
+#[test]
 fn the_faster_form_of_a_recorded_step_is_kept_and_both_give_the_same_bits() {
     if is_real() {
         return;
