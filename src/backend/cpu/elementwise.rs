@@ -11,8 +11,7 @@ pub(super) fn embed(cpu: &Cpu, table: &Embedding<Cpu>, batch: &Batch, pool: &Poo
     let hidden = table.hidden;
     let changes = pool.changes(&batch.segments, table.site);
     let by_row = pool::by_row(&changes, rows.tokens.len());
-    let guard = table.weight.read();
-    let base = guard.elements();
+    let base = table.weight.elements();
     let mut out = Matrix::zeros(rows.tokens.len(), hidden);
     cpu.each_rows(&mut out.data, hidden, |first, ys| {
         for (row, y) in (first..).zip(ys.chunks_mut(hidden)) {

@@ -63,8 +63,7 @@ fn merge(
         return;
     }
     let merged = {
-        let guard = weight.read();
-        let base = guard.elements();
+        let base = weight.elements();
         let from = change.weight.as_ref().map_or(base, Elements::of);
         let mut merged = vec![0.0; rows * cols];
         cpu.each_rows(&mut merged, cols, |first, ys| {

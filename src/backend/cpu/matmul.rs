@@ -54,13 +54,12 @@ pub(super) fn linears<const N: usize>(
     segments: &[Segment],
     pool: &Pool,
 ) -> [Matrix; N] {
-    let guards = linears.map(|linear| linear.weight.read());
     let jobs: [Job<'_>; N] = std::array::from_fn(|i| {
         let linear = linears[i];
         assert!(linear.in_features == x.cols, "This is a bug: a linear of another width.");
         let changes = pool.changes(segments, linear.site);
         Job {
-            weight: guards[i].elements(),
+            weight: linear.weight.elements(),
             bias: linear.bias.as_deref(),
             in_features: linear.in_features,
             base_rows: base_rows(&changes, x.rows()),
@@ -69,7 +68,6 @@ pub(super) fn linears<const N: usize>(
     });
     let mut outs = linears.map(|linear| Matrix::zeros(x.rows(), linear.out_features));
     let outs_mut = outs.each_mut();
-    // The guards stay on this thread; the workers see what they guard.
     cpu.scope(|| fill(cpu, x, &jobs, outs_mut));
     outs
 }

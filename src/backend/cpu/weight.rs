@@ -1,6 +1,5 @@
 //! Frozen numbers in their width, and borrowed views of them.
 
-use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
 
 use super::simd::{Element, Level};
@@ -10,37 +9,18 @@ use crate::dtype::{Dtype, Values};
 /// A frozen row-major matrix in its own width.
 #[derive(Debug)]
 pub struct Weight {
-    tensor: Tensor,
+    values: Values,
 }
 
 impl Weight {
     pub(super) fn new(matrix: HostMatrix) -> Self {
-        let shape = (matrix.rows, matrix.cols);
-        let tensor = match matrix.values {
-            Values::F32(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-            Values::F16(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-            Values::BF16(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-        };
-        Self { tensor: tensor.expect("This is a bug: a matrix that is not rows × cols.") }
+        let HostMatrix { values, rows, cols } = matrix;
+        assert!(values.len() == rows * cols, "This is a bug: a matrix that is not rows × cols.");
+        Self { values }
     }
 
-    /// Borrows the numbers for the length of one op.
-    pub(super) fn read(&self) -> Guard<'_> {
-        Guard(self.tensor.storage_and_layout().0)
-    }
-}
-
-/// Keeps a weight's storage borrowed.
-pub(super) struct Guard<'a>(StorageRef<'a>);
-
-impl Guard<'_> {
     pub(super) fn elements(&self) -> Elements<'_> {
-        match &*self.0 {
-            Storage::Cpu(CpuStorage::F32(v)) => Elements::F32(v),
-            Storage::Cpu(CpuStorage::F16(v)) => Elements::F16(v),
-            Storage::Cpu(CpuStorage::BF16(v)) => Elements::BF16(v),
-            _ => unreachable!("This is a bug: `Weight::new` makes no other storage."),
-        }
+        Elements::of(&self.values)
     }
 }
 
