@@ -148,10 +148,10 @@ fn dispatch(command: Command) -> Result<(), CliError> {
     }
 }
 
-/// Logs go to stderr, stdout is for results. The Hub client's own lines would repeat our errors.
+/// Logs go to stderr, stdout is for results. The HTTP client's own lines would repeat our errors.
 fn init_logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| "warn,tessera=info,hf_hub=off".into());
+    let filter = filter.unwrap_or_else(|_| "warn,tessera=info,ureq=off,rustls=off".into());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let logs = logs.with_ansi(std::io::stderr().is_terminal());
     // Fails where a test has set one up already, which is then the one wanted.

@@ -1,7 +1,7 @@
 //! MODEL and adapter arguments against a local server that speaks the Hub's routes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tessera::adapter::{AdapterFile, FileLimits};
@@ -10,7 +10,7 @@ use tessera::cli::synth::{AdapterKind, Family, synth_adapter, synth_model};
 use tessera::engine::CheckpointBase;
 use tessera::model::Checkpoint;
 
-use crate::hub_server::{COMMIT, Plan, Server, files_of};
+use crate::hub_server::{COMMIT, Lies, Plan, Server, files_of};
 use crate::synth::{adapter_shape, tiny};
 
 /// Where the files of `org/model` and `org/adapter` come from, and a cache of its own.
@@ -272,6 +272,11 @@ fn the_token_goes_to_the_endpoint_and_not_where_it_redirects_to() {
     let redirected = elsewhere.server.seen();
     assert_eq!(redirected.len(), ADAPTER_FILES.len());
     assert!(redirected.iter().all(|s| s.authorization.is_none()), "{redirected:?}");
+
+    // Its refusal is not the Hub's, and may be of an address that was good for a while only.
+    elsewhere.server.change(|plan| plan.refuse = Some((403, "")));
+    let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
+    assert!(error.contains("broke off 3 times (127.0.0.1 answers 403)"), "{error}");
 }
 
 #[test]
@@ -282,4 +287,174 @@ fn without_a_token_none_is_sent() {
     let settings = HubSettings { token: Some("two words".into()), ..world.settings() };
     let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
     assert!(error.contains("HF_TOKEN holds a space"), "{error}");
+}
+
+#[test]
+fn a_fetch_goes_on_where_the_last_one_broke_off() {
+    let world = World::new();
+    world.server.change(|plan| plan.cut = Some(("model.safetensors".into(), usize::MAX)));
+    world.refused("org/model", Kind::Model);
+    world.server.change(|plan| plan.cut = None);
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+    let seen = world.server.seen();
+    let starts: Vec<usize> = seen
+        .iter()
+        .filter(|s| s.method == "GET" && s.path.ends_with("/model.safetensors"))
+        .map(|s| s.from)
+        .collect();
+    assert_eq!((starts.len(), starts[0]), (4, 0));
+    assert!(starts.is_sorted_by(|a, b| a < b), "{starts:?}");
+}
+
+#[test]
+fn a_file_of_the_right_length_with_other_bytes_is_refused() {
+    let world = World::new();
+    world.server.change(|plan| plan.lies.content = Some("model.safetensors".into()));
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("has not the hash that the Hub names"), "{error}");
+    assert!(resolve("org/model", Kind::Model, &world.offline()).is_err());
+    world.server.change(|plan| plan.lies.content = None);
+    let dir = resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+}
+
+/// Every path below a directory, links not followed.
+fn tree(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        found.push(entry.path());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(tree(&entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_hostile_hub_writes_nothing_outside_of_its_repository() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let absolute = elsewhere.path().join("x").to_str().unwrap().to_owned();
+    // The cache lies this deep, so that "../../.." stays where it can be looked for.
+    let outside = tempfile::tempdir().unwrap();
+    let cache_dir = outside.path().join("a/b/cache");
+    let long = "a".repeat(5000);
+    let lies: [fn(&mut Lies, String); 3] = [
+        |lies, bad| lies.etag = Some(bad),
+        |lies, bad| lies.sha = Some(bad),
+        |lies, bad| lies.commit = Some(bad),
+    ];
+    let world = World::new();
+    let settings = HubSettings { cache_dir: cache_dir.clone(), ..world.settings() };
+    for bad in ["../../x", "../../../../../x", "..", ".", "", "x/y", "x.lock", &absolute, &long] {
+        for lie in lies {
+            world.server.change(|plan| {
+                plan.lies = Lies::default();
+                lie(&mut plan.lies, bad.to_owned());
+            });
+            let error = resolve("org/adapter", Kind::Adapter, &settings).unwrap_err().to_string();
+            assert!(!error.contains('\n') && error.contains("org/adapter"), "{error}");
+            assert!(!cache_dir.exists(), "{:?}", tree(outside.path()));
+        }
+    }
+    // A commit that was asked for by its name is that one or none.
+    world.server.change(|plan| {
+        plan.lies = Lies { sha: Some("f".repeat(40)), ..Lies::default() };
+    });
+    let pinned = format!("org/adapter@{COMMIT}");
+    let error = resolve(&pinned, Kind::Adapter, &settings).unwrap_err().to_string();
+    assert!(error.contains("it answers for ffff"), "{error}");
+    assert!(tree(outside.path()).is_empty(), "{:?}", tree(outside.path()));
+    assert!(tree(elsewhere.path()).is_empty());
+}
+
+#[test]
+fn names_of_files_that_lead_elsewhere_are_not_followed() {
+    let outside = tempfile::tempdir().unwrap();
+    let cache_dir = outside.path().join("a/b/cache");
+    let world = World::new();
+    let settings = HubSettings { cache_dir: cache_dir.clone(), ..world.settings() };
+    for bad in ["../../../x.safetensors", "/tmp/x.safetensors", "a/x.safetensors", ".safetensors"] {
+        let index = serde_json::json!({ "weight_map": { "w": bad } }).to_string();
+        world.server.change(|plan| {
+            let files = plan.repositories.get_mut("org/model").unwrap();
+            files.remove("model.safetensors");
+            files.insert("model.safetensors.index.json".into(), index.into_bytes());
+            files.insert(bad.into(), vec![0; 9]);
+        });
+        let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
+        assert!(error.contains("which is no safetensors file beside it"), "{error}");
+        let asked = world.server.seen();
+        assert!(!asked.iter().any(|s| s.path.contains("x.safetensors")), "{asked:?}");
+    }
+    let repository = outside.path().join("a/b/cache/models--org--model");
+    let locks = outside.path().join("a/b/cache/.locks");
+    for path in tree(outside.path()) {
+        let inside = path.starts_with(&repository) || path.starts_with(&locks);
+        assert!(inside || repository.starts_with(&path), "{path:?}");
+    }
+}
+
+#[test]
+fn a_renamed_repository_is_followed_with_the_token() {
+    let world = World::new();
+    world.server.change(|plan| plan.renamed = true);
+    let settings = HubSettings { token: Some("hf_secret".into()), ..world.settings() };
+    let dir = resolve("org/old-name", Kind::Model, &settings).unwrap();
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+    let asked = world.server.seen();
+    assert!(asked.iter().all(|s| s.authorization.as_deref() == Some("Bearer hf_secret")));
+}
+
+#[test]
+fn a_list_of_files_may_have_pages_and_a_revision_slashes() {
+    let world = World::new();
+    world.server.change(|plan| plan.page = Some(2));
+    let dir = resolve("org/model@refs/pr/1", Kind::Model, &world.settings()).unwrap();
+    same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+    let folder = world.cache.path().join("models--org--model");
+    assert_eq!(fs::read_to_string(folder.join("refs/refs/pr/1")).unwrap(), COMMIT);
+    assert_eq!(resolve("org/model@refs/pr/1", Kind::Model, &world.offline()).unwrap(), dir);
+}
+
+#[test]
+fn what_may_pass_is_tried_again_and_then_told_apart() {
+    let world = World::new();
+    world.server.change(|plan| plan.refuse = Some((429, "")));
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("limits the requests for org/model"), "{error}");
+    assert_eq!(world.server.seen().len(), 4);
+    world.server.change(|plan| plan.refuse = Some((503, "")));
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("cannot be reached for org/model (it answers 503)"), "{error}");
+    // Not so a refusal, of one file as of all.
+    world.server.change(|plan| {
+        plan.refuse = None;
+        plan.refuse_files = Some((403, "GatedRepo"));
+    });
+    let asked = world.server.seen().len();
+    let error = world.refused("org/model", Kind::Model);
+    assert!(error.contains("gated (403): accept its terms at"), "{error}");
+    assert_eq!(world.server.seen().len() - asked, 3);
+    let settings = HubSettings { endpoint: "hub.example".into(), ..world.settings() };
+    let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
+    assert!(error.contains("HF_ENDPOINT 'hub.example' is not a URL"), "{error}");
+}
+
+#[test]
+fn two_fetches_at_once_take_each_file_once() {
+    let world = World::new();
+    let fetch = || resolve("org/model", Kind::Model, &world.settings()).unwrap();
+    let dirs: Vec<_> = std::thread::scope(|scope| {
+        let fetches: Vec<_> = (0..4).map(|_| scope.spawn(fetch)).collect();
+        fetches.into_iter().map(|fetch| fetch.join().unwrap()).collect()
+    });
+    for dir in dirs {
+        same_files(&world.source.path().join("model"), &dir, &MODEL_FILES);
+    }
+    assert_eq!(world.server.downloads(), MODEL_FILES.len());
+    let blobs = world.names("model", "blobs");
+    assert!(blobs.iter().all(|name| name.len() == 64), "nothing is left over: {blobs:?}");
 }

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use ring::digest::{SHA256, digest};
 use serde_json::json;
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -16,6 +17,8 @@ pub struct Seen {
     pub method: String,
     pub path: String,
     pub authorization: Option<String>,
+    /// The first byte that was asked for.
+    pub from: usize,
 }
 
 /// What the server holds and how it misbehaves.
@@ -25,12 +28,33 @@ pub struct Plan {
     pub repositories: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// Answer everything with this status and `X-Error-Code`.
     pub refuse: Option<(u16, &'static str)>,
+    /// The same for requests of files alone, as the Hub does where a model is gated.
+    pub refuse_files: Option<(u16, &'static str)>,
     /// GETs of this file to break off in the middle, and how many.
     pub cut: Option<(String, usize)>,
-    /// Answer GETs of this file with an error page, after a HEAD that was fine.
+    /// Answer GETs of this file with a page, after a HEAD that was fine.
     pub error_page: Option<String>,
-    /// Send GETs of files there, as the Hub does with large ones.
+    /// Send requests of files there, as the Hub does with large ones.
     pub redirect: Option<String>,
+    /// Send requests for `org/old-name` to `org/model`, as the Hub does where one was renamed.
+    pub renamed: bool,
+    /// Entries of a page of the list of files.
+    pub page: Option<usize>,
+    /// What a hostile Hub says.
+    pub lies: Lies,
+}
+
+/// What a hostile Hub says instead of the truth.
+#[derive(Default)]
+pub struct Lies {
+    /// As every ETag.
+    pub etag: Option<String>,
+    /// As the commit of every revision.
+    pub sha: Option<String>,
+    /// As `X-Repo-Commit`.
+    pub commit: Option<String>,
+    /// As the content of this file: other bytes of the same length.
+    pub content: Option<String>,
 }
 
 /// A running server; its thread ends with the process.
@@ -97,17 +121,24 @@ fn answer(stream: TcpStream, plan: &Mutex<Plan>, seen: &Mutex<Vec<Seen>>) {
             _ => {}
         }
     }
-    let path = path.split('?').next().unwrap().to_owned();
-    let request = Seen { method, path, authorization };
+    let (path, query) = path.split_once('?').unwrap_or((&path, ""));
+    let (path, query) = (path.to_owned(), query.to_owned());
+    let from = range.as_deref().and_then(|range| range.strip_suffix('-'));
+    let from = from.map_or(0, |from| from.parse().unwrap());
+    let request = Seen { method, path, authorization, from };
     seen.lock().unwrap().push(request.clone());
-    let response = respond(&request, range.as_deref(), &mut plan.lock().unwrap());
+    let response = respond(&request, &query, &mut plan.lock().unwrap());
     let _ = (&stream).write_all(&response);
 }
 
 /// Status line, headers and body; less of the body than announced where it is to be cut.
-fn respond(request: &Seen, range: Option<&str>, plan: &mut Plan) -> Vec<u8> {
+fn respond(request: &Seen, query: &str, plan: &mut Plan) -> Vec<u8> {
     if let Some((status, code)) = plan.refuse {
         return reply(status, &[("X-Error-Code", code)], b"refused", request);
+    }
+    if plan.renamed && request.path.contains("org/old-name") {
+        let location = request.path.replace("org/old-name", "org/model");
+        return reply(307, &[("Location", &location)], b"", request);
     }
     let parts: Vec<&str> = request.path.trim_start_matches('/').splitn(6, '/').collect();
     let missing = || reply(404, &[("X-Error-Code", "RepoNotFound")], b"", request);
@@ -116,18 +147,15 @@ fn respond(request: &Seen, range: Option<&str>, plan: &mut Plan) -> Vec<u8> {
             let Some(files) = plan.repositories.get(&format!("{org}/{name}")) else {
                 return missing();
             };
-            if revision != "main" && revision != COMMIT {
+            if !["main", COMMIT, "refs%2Fpr%2F1"].contains(&revision) {
                 return reply(404, &[("X-Error-Code", "RevisionNotFound")], b"", request);
             }
-            let tree = files.iter().map(|(path, bytes)| {
-                json!({ "type": "file", "oid": "0", "size": bytes.len(), "path": path })
-            });
-            let body = match what {
-                "tree" => json!(tree.collect::<Vec<_>>()),
-                _ => json!({ "id": format!("{org}/{name}"), "sha": COMMIT }),
-            };
-            let json = ("Content-Type", "application/json");
-            reply(200, &[json], body.to_string().as_bytes(), request)
+            if what == "tree" {
+                return tree(request, query, files, plan);
+            }
+            let sha = plan.lies.sha.as_deref().unwrap_or(COMMIT);
+            let body = json!({ "id": format!("{org}/{name}"), "sha": sha }).to_string();
+            reply(200, &[("Content-Type", "application/json")], body.as_bytes(), request)
         }
         [org, name, "resolve", _, file] => {
             let Some(files) = plan.repositories.get(&format!("{org}/{name}")) else {
@@ -136,7 +164,7 @@ fn respond(request: &Seen, range: Option<&str>, plan: &mut Plan) -> Vec<u8> {
             let Some(bytes) = files.get(file).cloned() else {
                 return reply(404, &[("X-Error-Code", "EntryNotFound")], b"", request);
             };
-            send_file(request, range, plan, file, &bytes)
+            send_file(request, plan, file, &bytes)
         }
         // Where redirects lead.
         ["cdn", org, name, file] => {
@@ -147,18 +175,34 @@ fn respond(request: &Seen, range: Option<&str>, plan: &mut Plan) -> Vec<u8> {
     }
 }
 
-fn send_file(
-    request: &Seen,
-    range: Option<&str>,
-    plan: &mut Plan,
-    file: &str,
-    bytes: &[u8],
-) -> Vec<u8> {
-    let etag = format!("\"{}\"", blake3::hash(bytes).to_hex());
+/// A page of a repository's list of files, and where the next one is.
+fn tree(request: &Seen, query: &str, files: &BTreeMap<String, Vec<u8>>, plan: &Plan) -> Vec<u8> {
+    let first: usize = query.strip_prefix("cursor=").map_or(0, |cursor| cursor.parse().unwrap());
+    let page = plan.page.unwrap_or(files.len());
+    let entries = files.iter().skip(first).take(page).map(
+        |(path, bytes)| json!({ "type": "file", "oid": "0", "size": bytes.len(), "path": path }),
+    );
+    let body = json!(entries.collect::<Vec<_>>()).to_string();
+    let next = format!("<{}?cursor={}>; rel=\"next\"", request.path, first + page);
+    let mut headers = vec![("Content-Type", "application/json")];
+    if first + page < files.len() {
+        headers.push(("Link", &next));
+    }
+    reply(200, &headers, body.as_bytes(), request)
+}
+
+fn send_file(request: &Seen, plan: &mut Plan, file: &str, bytes: &[u8]) -> Vec<u8> {
+    if let Some((status, code)) = plan.refuse_files {
+        return reply(status, &[("X-Error-Code", code)], b"refused", request);
+    }
+    let hash = digest(&SHA256, bytes);
+    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let etag = format!("\"{}\"", plan.lies.etag.as_ref().unwrap_or(&hash));
+    let commit = plan.lies.commit.as_deref().unwrap_or(COMMIT);
     let size = bytes.len().to_string();
     let get = request.method == "GET";
     if get && plan.error_page.as_deref() == Some(file) {
-        return reply(403, &[], b"<html>not today</html>", request);
+        return reply(200, &[], b"<html>not today</html>", request);
     }
     if let Some(cdn) = &plan.redirect {
         let (org_name, _) = request.path[1..].split_once("/resolve/").unwrap();
@@ -167,21 +211,26 @@ fn send_file(
             ("Location", location.as_str()),
             ("X-Linked-Etag", &etag),
             ("X-Linked-Size", &size),
-            ("X-Repo-Commit", COMMIT),
+            ("X-Repo-Commit", commit),
         ];
         return reply(302, &headers, b"", request);
     }
-    let headers = [("ETag", etag.as_str()), ("X-Repo-Commit", COMMIT), ("Accept-Ranges", "bytes")];
-    if let Some((first, last)) = range.and_then(|range| range.split_once('-')) {
-        let end = last.parse().map_or(bytes.len(), |last: usize| last + 1);
-        let part = &bytes[first.parse().unwrap()..end];
-        return reply(206, &headers, part, request);
+    let mut bytes = bytes.to_vec();
+    if plan.lies.content.as_deref() == Some(file) {
+        bytes[0] ^= 1;
     }
-    let mut response = reply(200, &headers, bytes, request);
+    let range = format!("bytes {}-{}/{size}", request.from, bytes.len() - 1);
+    let mut headers = vec![("ETag", etag.as_str()), ("X-Repo-Commit", commit)];
+    if request.from > 0 {
+        headers.push(("Content-Range", &range));
+    }
+    let status = if request.from > 0 { 206 } else { 200 };
+    let part = &bytes[request.from..];
+    let mut response = reply(status, &headers, part, request);
     if let Some((_, left)) = plan.cut.as_mut().filter(|(cut, left)| get && cut == file && *left > 0)
     {
         *left -= 1;
-        response.truncate(response.len() - bytes.len() / 2);
+        response.truncate(response.len() - part.len() / 2);
     }
     response
 }

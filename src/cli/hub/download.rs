@@ -1,33 +1,35 @@
 //! Fetching one repository's files, whole or not at all.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTypeModel;
-use hf_hub::{HFError, HFRepositorySync};
 use indicatif::{ProgressBar, ProgressStyle};
+use ureq::Body;
+use ureq::http::{Response, StatusCode, header};
 
-use super::{Failure, Kind, MODEL_INDEX, MODEL_WEIGHTS, Repository, one_line, root_cause};
+use super::cache::{Blob, Commit, Partial, is_plain};
+use super::client::{Client, Problem};
+use super::{Failure, Kind, MODEL_INDEX, MODEL_WEIGHTS, Repository, one_line};
 
 const MODEL_OPTIONAL: &[&str] =
     &["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
 /// Downloads of one file that may break off before the fetch is given up.
 const ATTEMPTS_MAX: u32 = 3;
+/// Bytes that are read, hashed and written at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// A repository whose files are known.
 pub struct Download<'a> {
     /// Which.
     pub repository: &'a Repository<'a>,
     /// Its client.
-    pub remote: HFRepositorySync<RepoTypeModel>,
+    pub client: Client,
     /// What the revision stands for.
-    pub commit: String,
+    pub commit: Commit,
     /// Bytes of each file at the top of the repository.
     pub sizes: BTreeMap<String, u64>,
     /// Where the files go.
@@ -85,7 +87,7 @@ impl Download<'_> {
             return Ok(());
         }
         let bytes = absent.iter().map(|name| self.sizes[*name]).sum();
-        let bar = Arc::new(Bar::new(&self.repository.id, absent.len(), bytes));
+        let bar = Bar::new(&self.repository.id, absent.len(), bytes);
         for name in absent {
             self.one(name, Some(&bar))?;
             bar.finish_file(self.sizes[name]);
@@ -100,40 +102,40 @@ impl Download<'_> {
         size.ok() == self.sizes.get(name).copied()
     }
 
-    /// Fetches one file, again if the connection breaks off. The client writes it beside its place
-    /// and renames it; that it did not check the answer is what the size is compared for.
-    fn one(&self, name: &str, bar: Option<&Arc<Bar>>) -> Result<(), Failure> {
+    /// Fetches one file's content and then gives it its name.
+    fn one(&self, name: &str, bar: Option<&Bar>) -> Result<(), Failure> {
+        if self.whole(name) {
+            return Ok(());
+        }
+        let disk = |error| self.repository.disk(&error);
+        let size = self.sizes.get(name).copied().unwrap_or_default();
+        let etag = self.client.etag(&self.commit, name);
+        let etag = etag.map_err(|problem| self.repository.explain(problem))?;
+        let blob = self.repository.folders.blob(etag).map_err(disk)?;
+        if !blob.is_whole(size) {
+            self.fill(&blob, name, size, bar)?;
+        }
+        blob.link(&self.snapshot, name).map_err(disk)
+    }
+
+    /// Fetches a content, again if the connection breaks off.
+    fn fill(&self, blob: &Blob, name: &str, size: u64, bar: Option<&Bar>) -> Result<(), Failure> {
+        let disk = |error| self.repository.disk(&error);
         let mut reason = String::new();
+        let mut partial = blob.partial().map_err(disk)?;
         for attempt in 1..=ATTEMPTS_MAX {
-            if self.whole(name) {
-                return Ok(());
-            }
-            self.discard(name).map_err(|error| self.repository.disk(&error))?;
-            let fetched = self
-                .remote
-                .download_file()
-                .filename(name)
-                .revision(self.commit.as_str())
-                .maybe_progress(bar.map(Arc::clone))
-                .send();
-            match fetched {
-                Ok(_) if self.whole(name) => return Ok(()),
-                Ok(path) => {
-                    let found = path.metadata().map_or(0, |found| found.len());
-                    let size = self.sizes.get(name).copied().unwrap_or_default();
-                    reason = format!("{found} of {size} bytes came");
+            match self.receive(&mut partial, name, size, bar) {
+                Ok(()) => return partial.finish().map_err(disk),
+                Err(Broken::Disk(error)) => return Err(disk(error)),
+                Err(Broken::Refused(problem)) => return Err(self.repository.explain(problem)),
+                Err(Broken::Off(text)) if partial.is_vouched_for() => reason = text,
+                Err(Broken::Off(text) | Broken::Wrong(text)) => {
+                    partial.restart().map_err(disk)?;
+                    reason = text;
                 }
-                Err(HFError::Request { source, .. })
-                    if !source.is_connect() && !source.is_timeout() =>
-                {
-                    reason = root_cause(&source);
-                }
-                Err(HFError::Xet { source, .. }) => reason = one_line(&source.to_string()),
-                Err(error) => return Err(self.repository.explain(error)),
             }
             std::thread::sleep(Duration::from_millis(200) * attempt);
         }
-        self.discard(name).map_err(|error| self.repository.disk(&error))?;
         Err(Failure::Final(format!(
             "{name} of {} broke off {ATTEMPTS_MAX} times ({reason}); run again, the files that are \
              whole are kept",
@@ -141,19 +143,90 @@ impl Download<'_> {
         )))
     }
 
-    /// Removes a file that is not whole, and the blob behind it: nobody may take it for whole.
-    /// A link to somewhere outside of this repository's cache is not ours to empty.
-    fn discard(&self, name: &str) -> std::io::Result<()> {
-        let link = self.snapshot.join(name);
-        if link.symlink_metadata().is_err() {
+    /// One try: `partial` is the whole file afterwards, or an error says why not.
+    fn receive(
+        &self,
+        partial: &mut Partial<'_>,
+        name: &str,
+        size: u64,
+        bar: Option<&Bar>,
+    ) -> Result<(), Broken> {
+        if partial.len() > size {
+            partial.restart().map_err(Broken::Disk)?;
+        }
+        if partial.len() < size {
+            let from = partial.len();
+            let response = match self.client.content(&self.commit, name, from) {
+                // Another server's refusal: the Hub will name a place anew.
+                Err(Problem::Answer(text)) => return Err(Broken::Off(text)),
+                Err(problem) => return Err(Broken::Refused(problem)),
+                Ok(response) => response,
+            };
+            let start = match (response.status(), begins_at(&response)) {
+                (StatusCode::OK, _) => 0,
+                (StatusCode::PARTIAL_CONTENT, Some(start)) if start == from => start,
+                _ => return Err(Broken::Wrong("another part was sent".into())),
+            };
+            let announced = response.body().content_length();
+            if let Some(bytes) = announced.filter(|&bytes| bytes != size - start) {
+                // A page for the reader of a browser, perhaps: none of it belongs into the file.
+                return Err(Broken::Off(format!("{} of {size} bytes came", start + bytes)));
+            }
+            if start == 0 {
+                partial.restart().map_err(Broken::Disk)?;
+            }
+            copy(response, partial, size, bar)?;
+        }
+        let come = partial.len();
+        match come.cmp(&size) {
+            std::cmp::Ordering::Less => Err(Broken::Off(format!("{come} of {size} bytes came"))),
+            std::cmp::Ordering::Greater => {
+                Err(Broken::Wrong(format!("more than {size} bytes came")))
+            }
+            std::cmp::Ordering::Equal if !partial.is_genuine() => {
+                Err(Broken::Wrong("what came has not the hash that the Hub names".into()))
+            }
+            std::cmp::Ordering::Equal => Ok(()),
+        }
+    }
+}
+
+/// Why a file did not come.
+enum Broken {
+    /// What came is its beginning.
+    Off(String),
+    /// What came is something else.
+    Wrong(String),
+    /// The Hub does not give it.
+    Refused(Problem),
+    /// It cannot be kept.
+    Disk(std::io::Error),
+}
+
+/// The position in the file at which an answer begins, if it says so.
+fn begins_at(response: &Response<Body>) -> Option<u64> {
+    let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+}
+
+/// Appends an answer's body, one byte beyond `size` at most.
+fn copy(
+    response: Response<Body>,
+    partial: &mut Partial<'_>,
+    size: u64,
+    bar: Option<&Bar>,
+) -> Result<(), Broken> {
+    let mut body = response.into_body().into_reader().take(size - partial.len() + 1);
+    let mut bytes = vec![0; CHUNK_BYTES];
+    loop {
+        let read = body.read(&mut bytes);
+        let n = read.map_err(|error| Broken::Off(one_line(&error.to_string())))?;
+        if n == 0 {
             return Ok(());
         }
-        let folder = self.repository.folder.canonicalize()?;
-        let blob = link.canonicalize().ok().filter(|blob| blob.starts_with(folder));
-        blob.map_or(Ok(()), fs::remove_file)?;
-        match fs::remove_file(link) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        partial.append(&bytes[..n]).map_err(Broken::Disk)?;
+        if let Some(bar) = bar {
+            bar.bar.set_position(bar.done_bytes.get() + partial.len());
         }
     }
 }
@@ -161,7 +234,8 @@ impl Download<'_> {
 /// A progress bar on a terminal, a line in the log elsewhere.
 struct Bar {
     bar: ProgressBar,
-    done_bytes: AtomicU64,
+    /// Of the files that are whole.
+    done_bytes: Cell<u64>,
 }
 
 impl Bar {
@@ -175,27 +249,12 @@ impl Bar {
             tracing::info!("fetching {files} files of {id}, {} MB", bytes.div_ceil(1_000_000));
             ProgressBar::hidden()
         };
-        Self { bar, done_bytes: AtomicU64::new(0) }
+        Self { bar, done_bytes: Cell::new(0) }
     }
 
     fn finish_file(&self, bytes: u64) {
-        let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.bar.set_position(done);
-    }
-}
-
-impl ProgressHandler for Bar {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let current = match event {
-            ProgressEvent::Download(DownloadEvent::Progress { files }) => {
-                files.iter().map(|file| file.bytes_completed).sum()
-            }
-            ProgressEvent::Download(DownloadEvent::AggregateProgress {
-                bytes_completed, ..
-            }) => *bytes_completed,
-            _ => return,
-        };
-        self.bar.set_position(self.done_bytes.load(Ordering::Relaxed) + current);
+        self.done_bytes.set(self.done_bytes.get() + bytes);
+        self.bar.set_position(self.done_bytes.get());
     }
 }
 
@@ -208,7 +267,7 @@ pub fn shards(index: &[u8]) -> Result<BTreeSet<String>, String> {
     let Some(names): Option<BTreeSet<&str>> = names else {
         return Err("nothing: it has no 'weight_map' of file names".to_owned());
     };
-    let plain = |name: &&&str| !name.contains(['/', '\\']) && name.ends_with(".safetensors");
+    let plain = |name: &&&str| is_plain(name) && name.ends_with(".safetensors");
     match names.iter().find(|name| !plain(name)) {
         Some(name) => Err(format!("'{name}', which is no safetensors file beside it")),
         None => Ok(names.into_iter().map(str::to_owned).collect()),

@@ -1,15 +1,15 @@
 //! MODEL and adapter arguments: a directory, or a repository of the Hugging Face Hub, fetched into
 //! the cache that Python's `huggingface_hub` uses as well.
 
+mod cache;
+mod client;
 mod download;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
-use hf_hub::{HFClient, HFError, HFRepositorySync};
-
+use cache::{Commit, Folders};
+use client::{Client, Problem};
 use download::{Download, shards};
 
 /// What an argument names.
@@ -53,9 +53,6 @@ const MODEL_WEIGHTS: &str = "model.safetensors";
 const MODEL_INDEX: &str = "model.safetensors.index.json";
 const MODEL_REQUIRED: &[&str] = &["config.json", "tokenizer.json"];
 const ADAPTER_REQUIRED: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
-/// Requests that may fail before an answer is given up: with the client's doubling delays, two
-/// seconds without a network.
-const RETRIES_MAX: usize = 3;
 /// The Hub's own limit on the parts of an id.
 const ID_PART_CHARS_MAX: usize = 96;
 
@@ -108,8 +105,8 @@ pub fn resolve(argument: &str, kind: Kind, settings: &HubSettings) -> Result<Pat
         )));
     };
     let id = format!("{owner}/{name}");
-    let folder = settings.cache_dir.join(format!("models--{owner}--{name}"));
-    let repository = Repository { id, owner, name, revision, folder, kind, settings };
+    let folders = Folders::new(&settings.cache_dir, owner, name);
+    let repository = Repository { id, revision, folders, kind, settings };
     if settings.offline {
         return repository.cached().map_err(|missing| {
             HubError(format!(
@@ -163,10 +160,8 @@ enum Failure {
 /// One repository at one revision.
 struct Repository<'a> {
     id: String,
-    owner: &'a str,
-    name: &'a str,
     revision: &'a str,
-    folder: PathBuf,
+    folders: Folders,
     kind: Kind,
     settings: &'a HubSettings,
 }
@@ -174,13 +169,9 @@ struct Repository<'a> {
 impl Repository<'_> {
     /// The snapshot in the cache, if every file that is needed is there; else what is missing.
     fn cached(&self) -> Result<PathBuf, String> {
-        let commit = if is_commit(self.revision) {
-            self.revision.to_owned()
-        } else {
-            let read = fs::read_to_string(self.folder.join("refs").join(self.revision));
-            read.map_err(|_| format!("revision '{}'", self.revision))?.trim().to_owned()
-        };
-        let snapshot = self.folder.join("snapshots").join(commit);
+        let commit = Commit::parse(self.revision).or_else(|| self.folders.commit_of(self.revision));
+        let commit = commit.ok_or_else(|| format!("revision '{}'", self.revision))?;
+        let snapshot = self.folders.snapshot(&commit);
         // Following the links: a blob that was cleaned away is missing too.
         let absent = |name: &str| !snapshot.join(name).exists();
         if let Some(name) = self.kind.required().iter().find(|name| absent(name)) {
@@ -199,50 +190,29 @@ impl Repository<'_> {
     /// Downloads what is not in the cache yet. The revision's name is written last, so that it
     /// never stands for half a snapshot.
     fn fetch(&self) -> Result<PathBuf, Failure> {
-        let remote = self.connect()?;
-        let explain = |error| self.explain(error);
-        let info = remote.info().revision(self.revision).send().map_err(explain)?;
-        let Some(commit) = info.sha.filter(|sha| is_commit(sha)) else {
-            let text = format!("the Hub gives no commit for {}@{}", self.id, self.revision);
-            return Err(Failure::Final(text));
-        };
-        let tree = remote.list_tree().revision(commit.as_str()).send().map_err(explain)?;
-        let sizes: BTreeMap<String, u64> = tree
-            .into_iter()
-            .filter_map(|entry| match entry {
-                RepoTreeEntry::File { path, size, .. } => Some((path, size)),
-                RepoTreeEntry::Directory { .. } => None,
-            })
-            .collect();
-        let snapshot = self.folder.join("snapshots").join(&commit);
-        let download = Download { repository: self, remote, commit, sizes, snapshot };
-        let wanted = download.wanted()?;
-        download.all(&wanted)?;
-        if !is_commit(self.revision) {
-            let path = self.folder.join("refs").join(self.revision);
-            let parent = path.parent().map_or(Ok(()), fs::create_dir_all);
-            let written = parent.and_then(|()| fs::write(&path, &download.commit));
-            written.map_err(|error| self.disk(&error))?;
-        }
-        Ok(download.snapshot)
-    }
-
-    fn connect(&self) -> Result<HFRepositorySync<RepoTypeModel>, Failure> {
         let token = self.settings.token.as_deref();
         if token.is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
             let text = "HF_TOKEN holds a space or another character that no token has";
             return Err(Failure::Final(text.into()));
         }
-        let client = HFClient::builder()
-            .endpoint(&self.settings.endpoint)
-            .cache_dir(&self.settings.cache_dir)
-            // Left unset, the client looks for a token by itself. A line break cannot stand in a
-            // header, so this one is never sent.
-            .token(token.unwrap_or("\n"))
-            .retry_max_attempts(RETRIES_MAX)
-            .build_sync();
-        let client = client.map_err(|error| self.explain(error))?;
-        Ok(client.model(self.owner, self.name))
+        let explain = |problem| self.explain(problem);
+        let client = Client::new(&self.settings.endpoint, &self.id, token).map_err(explain)?;
+        let commit = client.commit(self.revision).map_err(explain)?;
+        let pinned = Commit::parse(self.revision);
+        if pinned.as_ref().is_some_and(|pinned| *pinned != commit) {
+            let text = format!("asked for commit {}, it answers for {commit}", self.revision);
+            return Err(self.explain(Problem::Answer(text)));
+        }
+        let sizes = client.sizes(&commit).map_err(explain)?;
+        let snapshot = self.folders.snapshot(&commit);
+        let download = Download { repository: self, client, commit, sizes, snapshot };
+        let wanted = download.wanted()?;
+        download.all(&wanted)?;
+        if pinned.is_none() {
+            let noted = self.folders.set_commit_of(self.revision, &download.commit);
+            noted.map_err(|error| self.disk(&error))?;
+        }
+        Ok(download.snapshot)
     }
 
     fn disk(&self, error: &std::io::Error) -> Failure {
@@ -253,18 +223,52 @@ impl Repository<'_> {
         ))
     }
 
-    /// The client's error in one line, with the way out.
-    fn explain(&self, error: HFError) -> Failure {
+    /// The client's problem in one line, with the way out.
+    fn explain(&self, problem: Problem) -> Failure {
         let (id, endpoint) = (&self.id, self.settings.endpoint.trim_end_matches('/'));
-        let absent = || {
-            format!(
-                "{id} is no directory here and no repository at {endpoint}; check the name, or set \
-                 HF_TOKEN if it is private"
-            )
+        let unreachable = |cause: &str| {
+            Failure::Unreachable(format!(
+                "{endpoint} cannot be reached for {id} ({cause}); check the network and \
+                 HF_ENDPOINT, or name a local directory"
+            ))
         };
-        let refused = |code: Option<&str>, status: &str| match (code, &self.settings.token) {
-            (Some("RepoNotFound"), _) => absent(),
-            (Some("GatedRepo"), _) => format!(
+        Failure::Final(match problem {
+            Problem::Endpoint => format!("HF_ENDPOINT '{endpoint}' is not a URL"),
+            Problem::Unreachable(cause) => return unreachable(&cause),
+            Problem::Answer(text) => format!("{id} cannot be fetched from {endpoint}: {text}"),
+            Problem::Status(status @ 500.., _) => {
+                return unreachable(&format!("it answers {status}"));
+            }
+            Problem::Status(status @ (401 | 403), code) => self.refused(status, &code),
+            Problem::Status(404, code) => match code.as_str() {
+                "RevisionNotFound" => format!("{id} has no revision '{}'", self.revision),
+                "EntryNotFound" => format!("{endpoint} lists a file of {id} that it does not have"),
+                _ => self.absent(),
+            },
+            Problem::Status(429, _) => {
+                format!("{endpoint} limits the requests for {id}; wait, or set HF_TOKEN")
+            }
+            Problem::Status(status, _) => {
+                format!("{id} cannot be fetched: {endpoint} answers {status}")
+            }
+        })
+    }
+
+    fn absent(&self) -> String {
+        format!(
+            "{} is no directory here and no repository at {}; check the name, or set HF_TOKEN if \
+             it is private",
+            self.id,
+            self.settings.endpoint.trim_end_matches('/')
+        )
+    }
+
+    fn refused(&self, status: u16, code: &str) -> String {
+        let (id, endpoint) = (&self.id, self.settings.endpoint.trim_end_matches('/'));
+        match (code, &self.settings.token) {
+            // The Hub's answer to a name that is not there, from someone it does not know.
+            ("RepoNotFound", _) => self.absent(),
+            ("GatedRepo", _) => format!(
                 "{id} is gated ({status}): accept its terms at {endpoint}/{id} and set HF_TOKEN to \
                  a token of that account"
             ),
@@ -276,54 +280,8 @@ impl Repository<'_> {
                 "{endpoint} refuses {id} to this token ({status}): check the name, and that \
                  HF_TOKEN is valid and may read it"
             ),
-        };
-        let unreachable = |cause: &str| {
-            Failure::Unreachable(format!(
-                "{endpoint} cannot be reached for {id} ({cause}); check the network and \
-                 HF_ENDPOINT, or name a local directory"
-            ))
-        };
-        Failure::Final(match error {
-            HFError::AuthRequired { context } | HFError::Forbidden { context } => {
-                refused(context.error_code.as_deref(), context.status.as_str())
-            }
-            HFError::RevisionNotFound { context: Some(context), .. }
-                if context.error_code.as_deref() == Some("RevisionNotFound") =>
-            {
-                format!("{id} has no revision '{}'", self.revision)
-            }
-            HFError::RevisionNotFound { .. } | HFError::RepoNotFound { .. } => absent(),
-            HFError::RateLimited { .. } => {
-                format!("{endpoint} limits the requests for {id}; wait, or set HF_TOKEN")
-            }
-            HFError::Http { context } if context.status.is_server_error() => {
-                return unreachable(&format!("it answers {}", context.status.as_u16()));
-            }
-            HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
-                return unreachable(&root_cause(&source));
-            }
-            HFError::Url(_) => format!("HF_ENDPOINT '{endpoint}' is not a URL"),
-            HFError::Io(error) => return self.disk(&error),
-            HFError::CacheLockTimeout { path } => format!(
-                "another process is fetching {id}, by the lock {}; wait for it to finish",
-                path.display()
-            ),
-            other => format!("{id} cannot be fetched: {}", one_line(&other.to_string())),
-        })
+        }
     }
-}
-
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit())
-}
-
-/// The innermost cause says what happened; the outer ones repeat that a request failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    one_line(&cause.to_string())
 }
 
 fn one_line(text: &str) -> String {
@@ -332,6 +290,8 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

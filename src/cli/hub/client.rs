@@ -1,0 +1,324 @@
+//! The Hub over HTTP: who is asked, who may see the token, and what an answer has to look like.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper_util::client::proxy::matcher::Matcher;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use ureq::http::{HeaderMap, Method, Request, Response, Uri, header};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy, ProxyProtocol};
+
+use super::cache::{Commit, Etag, is_plain};
+use super::one_line;
+
+/// A connection that takes longer is given up.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// A server that says nothing for so long has failed.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Further tries of a request that failed in a way that may pass.
+const RETRIES_MAX: u32 = 3;
+/// Doubles with each: 1.75 seconds in all.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+/// As browsers and Python's client have it, about.
+const REDIRECTS_MAX: usize = 10;
+/// Pages of a list of files. The Hub puts a thousand on each.
+const PAGES_MAX: usize = 100;
+/// Bytes of one answer in JSON, so that no server can fill the memory.
+const JSON_BYTES_MAX: u64 = 16 << 20;
+/// What may stand in a part of a URL's path as it is (RFC 3986, "unreserved").
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The name of a large file's content, told before its server is named.
+const LINKED_ETAG: &str = "x-linked-etag";
+
+/// Why there is no answer that can be used.
+#[derive(Debug)]
+pub enum Problem {
+    /// The endpoint is no URL.
+    Endpoint,
+    /// Nobody answers; the cause.
+    Unreachable(String),
+    /// The Hub answers with this status, and its word for the error where it has one.
+    Status(u16, String),
+    /// An answer that makes no sense, or another server's refusal; what is wrong with it.
+    Answer(String),
+}
+
+/// Asks one Hub about one repository.
+pub struct Client {
+    agent: Agent,
+    proxies: Matcher,
+    endpoint: Uri,
+    /// Of the repository's pages in the Hub's programming interface.
+    api: String,
+    /// Of its files.
+    files: String,
+    token: Option<String>,
+}
+
+impl Client {
+    /// For the repository `id` at `endpoint`.
+    pub fn new(endpoint: &str, id: &str, token: Option<&str>) -> Result<Self, Problem> {
+        let endpoint = endpoint.trim_end_matches('/');
+        // The system's certificates, as Python and curl take them: a company's own are among them.
+        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+        let config = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            // They are followed here, where it is known who may see the token.
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT_MAX))
+            .timeout_recv_response(Some(SILENCE_MAX))
+            .timeout_per_read(Some(SILENCE_MAX))
+            .user_agent(concat!("tessera/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Ok(Self {
+            agent: config.into(),
+            proxies: Matcher::from_env(),
+            api: format!("{endpoint}/api/models/{id}"),
+            files: format!("{endpoint}/{id}/resolve"),
+            endpoint: parse(endpoint).ok_or(Problem::Endpoint)?,
+            token: token.map(str::to_owned),
+        })
+    }
+
+    /// What a revision stands for.
+    pub fn commit(&self, revision: &str) -> Result<Commit, Problem> {
+        let (_, info) = self.json(&format!("{}/revision/{}", self.api, encode(revision)))?;
+        let commit = info["sha"].as_str().and_then(Commit::parse);
+        commit.ok_or_else(|| Problem::Answer(format!("it gives no commit for '{revision}'")))
+    }
+
+    /// Bytes of each file at the top of the repository. Names that lead elsewhere are left out.
+    pub fn sizes(&self, commit: &Commit) -> Result<BTreeMap<String, u64>, Problem> {
+        let lost = || Problem::Answer("its list of files goes on nowhere".into());
+        let mut sizes = BTreeMap::new();
+        let mut page = Some(format!("{}/tree/{commit}", self.api));
+        for _ in 0..PAGES_MAX {
+            let Some(url) = page else { return Ok(sizes) };
+            let (headers, entries) = self.json(&url)?;
+            let entries = entries.as_array().into_iter().flatten();
+            sizes.extend(entries.filter(|entry| entry["type"] == "file").filter_map(|entry| {
+                let name = entry["path"].as_str().filter(|name| is_plain(name))?;
+                Some((name.to_owned(), entry["size"].as_u64()?))
+            }));
+            page = match next_page(&headers) {
+                None => None,
+                Some(next) => Some(join(&self.endpoint, next).ok_or_else(lost)?.to_string()),
+            };
+        }
+        Err(Problem::Answer(format!("its list of files has more than {PAGES_MAX} pages")))
+    }
+
+    /// The name of a file's content.
+    pub fn etag(&self, commit: &Commit, name: &str) -> Result<Etag, Problem> {
+        let response = self.ask(&Method::HEAD, &self.file(commit, name), 0)?;
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        let other = |answered: &str| Commit::parse(answered).as_ref() != Some(commit);
+        if header("x-repo-commit").is_some_and(other) {
+            return Err(Problem::Answer(format!("it answers for another commit than {commit}")));
+        }
+        let etag = header(LINKED_ETAG).or_else(|| header("etag")).and_then(Etag::parse);
+        etag.ok_or_else(|| Problem::Answer(format!("it gives no usable ETag for {name}")))
+    }
+
+    /// A file's content from byte `from` on, or from its start: the status tells.
+    pub fn content(
+        &self,
+        commit: &Commit,
+        name: &str,
+        from: u64,
+    ) -> Result<Response<Body>, Problem> {
+        self.ask(&Method::GET, &self.file(commit, name), from)
+    }
+
+    fn file(&self, commit: &Commit, name: &str) -> String {
+        format!("{}/{commit}/{}", self.files, encode(name))
+    }
+
+    fn json(&self, url: &str) -> Result<(HeaderMap, Value), Problem> {
+        let (parts, mut body) = self.ask(&Method::GET, url, 0)?.into_parts();
+        let bytes = body.with_config().limit(JSON_BYTES_MAX).read_to_vec().map_err(cause)?;
+        let value = serde_json::from_slice(&bytes);
+        let value = value.map_err(|_| Problem::Answer("it answers with no JSON".into()))?;
+        Ok((parts.headers, value))
+    }
+
+    /// Asks until there is an answer that another try would not change.
+    fn ask(&self, method: &Method, url: &str, from: u64) -> Result<Response<Body>, Problem> {
+        let mut retries = 0;
+        loop {
+            let answer = self.follow(method, url, from);
+            let may_pass = match &answer {
+                Err(Problem::Unreachable(_)) => true,
+                Err(Problem::Status(status, _)) => {
+                    matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+                }
+                _ => false,
+            };
+            if !may_pass || retries == RETRIES_MAX {
+                return answer;
+            }
+            std::thread::sleep(RETRY_DELAY * 2u32.pow(retries));
+            retries += 1;
+        }
+    }
+
+    /// Goes where redirects lead. One that says which content it leads to is answer enough to a
+    /// HEAD: the storage behind it need not know the Hub's headers.
+    fn follow(&self, method: &Method, url: &str, from: u64) -> Result<Response<Body>, Problem> {
+        let lost = |uri: &Uri| Problem::Answer(format!("{} leads nowhere", host(uri)));
+        let mut uri = parse(url).ok_or(Problem::Endpoint)?;
+        for _ in 0..=REDIRECTS_MAX {
+            let response = self.once(method, &uri, from)?;
+            let (status, headers) = (response.status(), response.headers());
+            let told = method == Method::HEAD && headers.contains_key(LINKED_ETAG);
+            if status.is_success() || (status.is_redirection() && told) {
+                return Ok(response);
+            }
+            if status.is_redirection() {
+                let location = headers.get(header::LOCATION).and_then(|v| v.to_str().ok());
+                uri = location.and_then(|to| join(&uri, to)).ok_or_else(|| lost(&uri))?;
+                continue;
+            }
+            if !same_origin(&uri, &self.endpoint) {
+                let text = format!("{} answers {}", host(&uri), status.as_u16());
+                return Err(Problem::Answer(text));
+            }
+            let code = headers.get("x-error-code").and_then(|v| v.to_str().ok());
+            return Err(Problem::Status(status.as_u16(), code.unwrap_or_default().to_owned()));
+        }
+        Err(lost(&uri))
+    }
+
+    fn once(&self, method: &Method, uri: &Uri, from: u64) -> Result<Response<Body>, Problem> {
+        // Packed on the way, a file would have another length and another ETag.
+        let mut request =
+            Request::builder().method(method).uri(uri).header("accept-encoding", "identity");
+        if from > 0 {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
+        }
+        if let Some(token) = &self.token
+            && same_origin(uri, &self.endpoint)
+        {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let bad = |error| Problem::Answer(format!("it cannot be asked: {error}"));
+        let request = request.body(()).map_err(bad)?;
+        let proxy = self.proxy(uri)?;
+        let request = self.agent.configure_request(request).proxy(proxy).build();
+        self.agent.run(request).map_err(cause)
+    }
+
+    /// The proxy that the environment names for a URL: `HTTPS_PROXY`, `NO_PROXY` and their kin, as
+    /// curl reads them.
+    fn proxy(&self, uri: &Uri) -> Result<Option<Proxy>, Problem> {
+        let Some(found) = self.proxies.intercept(uri) else { return Ok(None) };
+        let protocol = match found.uri().scheme_str() {
+            Some("https") => ProxyProtocol::Https,
+            _ => ProxyProtocol::Http,
+        };
+        let mut proxy = Proxy::builder(protocol).host(found.uri().host().unwrap_or_default());
+        if let Some(port) = found.uri().port_u16() {
+            proxy = proxy.port(port);
+        }
+        if let Some((user, password)) = found.raw_auth() {
+            proxy = proxy.username(user).password(password);
+        }
+        proxy.build().map(Some).map_err(cause)
+    }
+}
+
+/// A URL that can be asked.
+fn parse(url: &str) -> Option<Uri> {
+    let uri: Uri = url.parse().ok()?;
+    let known = matches!(uri.scheme_str(), Some("http" | "https"));
+    (known && uri.host().is_some_and(|host| !host.is_empty())).then_some(uri)
+}
+
+/// Where a link or redirect from `base` leads.
+fn join(base: &Uri, location: &str) -> Option<Uri> {
+    let (scheme, authority) = (base.scheme_str()?, base.authority()?);
+    match location {
+        _ if location.starts_with("//") => parse(&format!("{scheme}:{location}")),
+        _ if location.starts_with('/') => parse(&format!("{scheme}://{authority}{location}")),
+        _ => parse(location),
+    }
+}
+
+/// Whether two URLs lead to the same server, by the same protocol: it may see the same token.
+fn same_origin(a: &Uri, b: &Uri) -> bool {
+    let port = |uri: &Uri| {
+        let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        uri.port_u16().unwrap_or(default)
+    };
+    a.scheme_str() == b.scheme_str() && host(a).eq_ignore_ascii_case(host(b)) && port(a) == port(b)
+}
+
+fn host(uri: &Uri) -> &str {
+    uri.host().unwrap_or_default()
+}
+
+/// The URL of a list's next page (RFC 8288).
+fn next_page(headers: &HeaderMap) -> Option<&str> {
+    let links = headers.get(header::LINK)?.to_str().ok()?;
+    let (before, _) = links.split_once(">; rel=\"next\"")?;
+    before.rsplit_once('<').map(|(_, url)| url)
+}
+
+fn encode(part: &str) -> String {
+    utf8_percent_encode(part, UNRESERVED).to_string()
+}
+
+/// What kept an answer from coming. The words of `ureq` around it repeat that I/O failed.
+fn cause(error: ureq::Error) -> Problem {
+    Problem::Unreachable(match error {
+        ureq::Error::Io(error) => one_line(&error.to_string()),
+        error => one_line(&error.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_for_one_server_by_one_protocol() {
+        let same = |a, b| same_origin(&parse(a).unwrap(), &parse(b).unwrap());
+        assert!(same("https://hub.co/x", "https://HUB.co:443/y"));
+        for other in [
+            "http://hub.co/x",
+            "https://hub.co:8443/x",
+            "https://hub.co.evil.net/x",
+            "https://hub.co@evil.net/x",
+            "https://cdn.hub.co/x",
+        ] {
+            assert!(!same("https://hub.co/x", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn redirects_lead_to_web_servers_only() {
+        let base = parse("https://hub.co/a/b").unwrap();
+        let join = |to| join(&base, to).map(|uri| uri.to_string());
+        assert_eq!(join("/c?d=e").as_deref(), Some("https://hub.co/c?d=e"));
+        assert_eq!(join("//cdn.co/c").as_deref(), Some("https://cdn.co/c"));
+        assert_eq!(join("http://cdn.co/c").as_deref(), Some("http://cdn.co/c"));
+        for nowhere in ["file:///etc/passwd", "c", "", "https://", "ftp://hub.co/x"] {
+            assert_eq!(join(nowhere), None, "{nowhere}");
+        }
+    }
+
+    #[test]
+    fn the_next_page_of_a_list_is_found_among_its_links() {
+        let next = |links: &'static str| {
+            let headers = [(header::LINK, links.parse().unwrap())].into_iter().collect();
+            next_page(&headers).map(str::to_owned)
+        };
+        assert_eq!(next("<https://h/?c=1>; rel=\"next\"").as_deref(), Some("https://h/?c=1"));
+        let second = next("<https://h/?a>; rel=\"first\", <https://h/?b,c>; rel=\"next\"");
+        assert_eq!(second.as_deref(), Some("https://h/?b,c"));
+        assert_eq!(next("<https://h/?c=1>; rel=\"first\""), None);
+    }
+}
