@@ -405,20 +405,7 @@ fn values(value: &toml::Value) -> Option<Vec<String>> {
 
 /// The known word with the fewest edits from `word`.
 fn nearest(word: &str, known: &[String]) -> String {
-    let distance = |other: &str| {
-        let other: Vec<char> = other.chars().collect();
-        let mut row: Vec<usize> = (0..=other.len()).collect();
-        for (i, a) in word.chars().enumerate() {
-            let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-            for (j, b) in other.iter().enumerate() {
-                let replaced = diagonal + usize::from(a != *b);
-                diagonal = row[j + 1];
-                row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-            }
-        }
-        row[other.len()]
-    };
-    let best = known.iter().min_by_key(|other| distance(other));
+    let best = known.iter().min_by_key(|other| strsim::levenshtein(word, other));
     best.map(|word| word.replace('_', "-")).unwrap_or_default()
 }
 

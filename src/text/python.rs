@@ -1,8 +1,9 @@
 //! What chat templates use of Python: `json.dumps` and `strftime`.
 
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 use serde::Serialize;
@@ -130,92 +131,46 @@ impl Formatter for Dumps {
 
 /// `strftime_now` of transformers, in UTC: a server's own time zone is no part of a prompt.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    strftime(now.as_secs(), format)
+    strftime(Timestamp::now(), format)
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const WEEKDAYS: [&str; 7] =
-    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-
-/// Python's `strftime` of the English locale for seconds since 1970, in UTC.
-fn strftime(unix_s: u64, format: &str) -> Result<String, Error> {
-    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    let hour_12 = (hour + 11) % 12 + 1;
-    let (month_name, weekday) = (MONTHS[month as usize - 1], WEEKDAYS[((days + 4) % 7) as usize]);
-    let mut text = String::new();
+/// Python's `strftime` of the English locale, in UTC. What Python does not have, or has only in
+/// some places, is an error and not a prompt with a stray letter.
+fn strftime(now: Timestamp, format: &str) -> Result<String, Error> {
+    let unknown = || {
+        let problem = format!("strftime_now does not know all of {format:?}");
+        Error::new(ErrorKind::InvalidOperation, problem)
+    };
+    let mut known = String::new();
     let mut letters = format.chars();
     while let Some(letter) = letters.next() {
+        known.push(letter);
         if letter != '%' {
-            text.push(letter);
             continue;
         }
-        let mut code = letters.next();
-        let is_bare = code == Some('-');
+        let mut code = letters.next().ok_or_else(unknown)?;
+        let is_bare = code == '-';
         if is_bare {
-            code = letters.next();
+            code = letters.next().ok_or_else(unknown)?;
         }
-        let two = |n: u64| if is_bare { n.to_string() } else { format!("{n:02}") };
-        text += &match code {
-            Some('Y') => year.to_string(),
-            Some('y') => two(year % 100),
-            Some('m') => two(month),
-            Some('d') => two(day),
-            Some('H') => two(hour),
-            Some('I') => two(hour_12),
-            Some('M') => two(minute),
-            Some('S') => two(second % 60),
-            Some('B') => month_name.to_owned(),
-            Some('b' | 'h') => month_name[..3].to_owned(),
-            Some('A') => weekday.to_owned(),
-            Some('a') => weekday[..3].to_owned(),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
-            Some('F') => format!("{year}-{month:02}-{day:02}"),
-            Some('T') => format!("{hour:02}:{minute:02}:{:02}", second % 60),
-            Some('Z') => "UTC".to_owned(),
-            Some('z') => "+0000".to_owned(),
-            Some('%') => "%".to_owned(),
-            _ => {
-                let problem = format!("strftime_now does not know all of {format:?}");
-                return Err(Error::new(ErrorKind::InvalidOperation, problem));
-            }
-        };
+        match code {
+            'y' | 'm' | 'd' | 'H' | 'I' | 'M' | 'S' if is_bare => known.push('-'),
+            'y' | 'm' | 'd' | 'H' | 'I' | 'M' | 'S' => {}
+            'Y' | 'B' | 'b' | 'h' | 'A' | 'a' | 'p' | 'F' | 'T' | 'Z' | 'z' | '%' => {}
+            _ => return Err(unknown()),
+        }
+        known.push(code);
     }
-    Ok(text)
-}
-
-/// Year, month and day of a number of days since 1970 (Gregorian; Hinnant, `civil_from_days`).
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Counted from 1 March of year 0, so that the leap day is a year's last.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+    jiff::fmt::strtime::format(&known, &now.to_zoned(TimeZone::UTC)).map_err(|_| unknown())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::strftime;
+    use jiff::Timestamp;
+
+    fn strftime(unix_s: i64, format: &str) -> Result<String, minijinja::Error> {
+        super::strftime(Timestamp::from_second(unix_s).unwrap(), format)
+    }
 
     #[test]
     fn dates_are_those_that_python_prints() {
@@ -243,7 +198,14 @@ mod tests {
         for (unix_s, expected) in cases {
             assert_eq!(strftime(unix_s, all).unwrap(), expected);
         }
-        assert!(strftime(0, "%Q").is_err());
-        assert!(strftime(0, "%").is_err());
+        let bare = "%-Y %-y %-m %-d %-H %-I %-M %-S %-B %-b %-h %-A %-a %-p %-F %-T %-Z %-z %-%";
+        assert_eq!(
+            strftime(1_709_208_065, bare).unwrap(),
+            "2024 24 2 29 12 12 1 5 February Feb Feb Thursday Thu PM 2024-02-29 12:01:05 UTC \
+             +0000 %"
+        );
+        for unknown in ["%Q", "%", "%-", "%j", "%e", "%s", "%_d", "%--d", "%:z", "%3f", "%D"] {
+            assert!(strftime(0, unknown).is_err(), "{unknown}");
+        }
     }
 }
