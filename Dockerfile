@@ -5,7 +5,7 @@
 ARG RUNTIME=debian:bookworm-slim
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update \
- && apt-get install -y --no-install-recommends build-essential cmake pkg-config \
+ && apt-get install -y --no-install-recommends build-essential pkg-config \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # Whole: cargo wants every target that Cargo.toml names to be there.
