@@ -273,6 +273,12 @@ fn the_token_goes_to_the_endpoint_and_not_where_it_redirects_to() {
     assert_eq!(redirected.len(), ADAPTER_FILES.len());
     assert!(redirected.iter().all(|s| s.authorization.is_none()), "{redirected:?}");
 
+    // A mirror may name the content by the plain header.
+    world.server.change(|plan| plan.redirect_etag = Some("ETag"));
+    let other = tempfile::tempdir().unwrap();
+    let at_other = HubSettings { cache_dir: other.path().to_owned(), ..settings.clone() };
+    resolve("org/adapter", Kind::Adapter, &at_other).unwrap();
+
     // Its refusal is not the Hub's, and may be of an address that was good for a while only.
     elsewhere.server.change(|plan| plan.refuse = Some((403, "")));
     let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();

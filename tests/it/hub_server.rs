@@ -36,6 +36,8 @@ pub struct Plan {
     pub error_page: Option<String>,
     /// Send requests of files there, as the Hub does with large ones.
     pub redirect: Option<String>,
+    /// The header that names the content there, where it is not the Hub's own.
+    pub redirect_etag: Option<&'static str>,
     /// Send requests for `org/old-name` to `org/model`, as the Hub does where one was renamed.
     pub renamed: bool,
     /// Entries of a page of the list of files.
@@ -168,6 +170,9 @@ fn respond(request: &Seen, query: &str, plan: &mut Plan) -> Vec<u8> {
         }
         // Where redirects lead.
         ["cdn", org, name, file] => {
+            if request.method != "GET" {
+                return reply(403, &[], b"signed for another method", request);
+            }
             let bytes = plan.repositories[&format!("{org}/{name}")][file].clone();
             reply(200, &[], &bytes, request)
         }
@@ -209,7 +214,7 @@ fn send_file(request: &Seen, plan: &mut Plan, file: &str, bytes: &[u8]) -> Vec<u
         let location = format!("{cdn}/cdn/{org_name}/{file}");
         let headers = [
             ("Location", location.as_str()),
-            ("X-Linked-Etag", &etag),
+            (plan.redirect_etag.unwrap_or("X-Linked-Etag"), &etag),
             ("X-Linked-Size", &size),
             ("X-Repo-Commit", commit),
         ];

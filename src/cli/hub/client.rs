@@ -21,7 +21,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const RETRIES_MAX: u32 = 3;
 /// Doubles with each: 1.75 seconds in all.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
-/// As browsers and Python's client have it, about.
+/// More than the Hub and the storage behind it need; a circle ends here.
 const REDIRECTS_MAX: usize = 10;
 /// Pages of a list of files. The Hub puts a thousand on each.
 const PAGES_MAX: usize = 100;
@@ -165,21 +165,25 @@ impl Client {
         }
     }
 
-    /// Goes where redirects lead. One that says which content it leads to is answer enough to a
-    /// HEAD: the storage behind it need not know the Hub's headers.
+    /// Goes where redirects lead. To a HEAD, one that leads away and says which content is there is
+    /// answer enough: the storage behind it need not know the Hub's headers, nor take a HEAD.
     fn follow(&self, method: &Method, url: &str, from: u64) -> Result<Response<Body>, Problem> {
         let lost = |uri: &Uri| Problem::Answer(format!("{} leads nowhere", host(uri)));
         let mut uri = parse(url).ok_or(Problem::Endpoint)?;
         for _ in 0..=REDIRECTS_MAX {
             let response = self.once(method, &uri, from)?;
             let (status, headers) = (response.status(), response.headers());
-            let told = method == Method::HEAD && headers.contains_key(LINKED_ETAG);
-            if status.is_success() || (status.is_redirection() && told) {
+            if status.is_success() {
                 return Ok(response);
             }
             if status.is_redirection() {
                 let location = headers.get(header::LOCATION).and_then(|v| v.to_str().ok());
-                uri = location.and_then(|to| join(&uri, to)).ok_or_else(|| lost(&uri))?;
+                let next = location.and_then(|to| join(&uri, to)).ok_or_else(|| lost(&uri))?;
+                let leaves = headers.contains_key(header::ETAG) && !same_origin(&uri, &next);
+                if method == Method::HEAD && (leaves || headers.contains_key(LINKED_ETAG)) {
+                    return Ok(response);
+                }
+                uri = next;
                 continue;
             }
             if !same_origin(&uri, &self.endpoint) {
@@ -273,10 +277,13 @@ fn encode(part: &str) -> String {
 
 /// What kept an answer from coming. The words of `ureq` around it repeat that I/O failed.
 fn cause(error: ureq::Error) -> Problem {
-    Problem::Unreachable(match error {
-        ureq::Error::Io(error) => one_line(&error.to_string()),
-        error => one_line(&error.to_string()),
-    })
+    match error {
+        ureq::Error::BodyExceedsLimit(bytes) => {
+            Problem::Answer(format!("it answers with more than {bytes} bytes"))
+        }
+        ureq::Error::Io(error) => Problem::Unreachable(one_line(&error.to_string())),
+        error => Problem::Unreachable(one_line(&error.to_string())),
+    }
 }
 
 #[cfg(test)]
