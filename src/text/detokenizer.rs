@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::Tokenizer;
+use super::assembly::Assembly;
+use super::tokenizer::Tokenizer;
 use crate::ids::TokenId;
 
 /// A character of UTF-8 has at most four bytes, so it began at most this many tokens ago (tokens
 /// of one byte each).
 const CHARACTER_TOKENS_MAX: usize = 4;
 
-/// The text of a stream of tokens, each piece as soon as it is certain. All pieces together are
+/// The text of a stream of tokens, each part as soon as it is certain. All parts together are
 /// [`Tokenizer::decode`] of all tokens, without the special ones. The cost of a token does not
 /// depend on how many came before.
 pub struct Detokenizer {
@@ -20,7 +21,7 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// For tokens that begin a text.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        let assembly = Assembly::new(&tokenizer);
+        let assembly = Assembly::new(tokenizer.vocabulary());
         Self { tokenizer, assembly }
     }
 
@@ -45,7 +46,7 @@ impl Detokenizer {
     pub fn push(&mut self, id: TokenId) -> String {
         let mut text = String::new();
         if !self.tokenizer.is_special(id) {
-            self.assembly.push(&self.tokenizer, id, &mut text);
+            self.assembly.push(self.tokenizer.vocabulary(), id, &mut text);
         }
         text
     }
@@ -55,84 +56,5 @@ impl Detokenizer {
         let mut text = String::new();
         self.assembly.finish(&mut text);
         text
-    }
-}
-
-/// Puts pieces together to text.
-pub(super) struct Assembly {
-    /// The begin of a character, less than four bytes between two pushes.
-    pending: Vec<u8>,
-    /// No token yet that is written differently at the start of a text.
-    at_start: bool,
-    /// The character that a text does not begin with, and how many of it are still dropped.
-    strip: (char, usize),
-}
-
-impl Assembly {
-    pub fn new(tokenizer: &Tokenizer) -> Self {
-        let strip = tokenizer.pieces().strip().unwrap_or((' ', 0));
-        Self { pending: Vec::new(), at_start: true, strip }
-    }
-
-    fn skip_start(&mut self) {
-        self.at_start = false;
-        self.strip.1 = 0;
-    }
-
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId, text: &mut String) {
-        let pieces = tokenizer.pieces();
-        match pieces.start_bytes(id).filter(|_| self.at_start) {
-            Some(bytes) => {
-                self.at_start = false;
-                self.pending.extend(bytes);
-            }
-            None => self.pending.extend_from_slice(pieces.bytes(id)),
-        }
-        let mut pending = std::mem::take(&mut self.pending);
-        let mut rest = pending.as_slice();
-        while !rest.is_empty() {
-            let (valid, invalid_bytes) = match std::str::from_utf8(rest) {
-                Ok(valid) => (valid, Some(0)),
-                Err(error) => {
-                    let valid = &rest[..error.valid_up_to()];
-                    (std::str::from_utf8(valid).unwrap_or_default(), error.error_len())
-                }
-            };
-            self.emit(valid, text);
-            rest = &rest[valid.len()..];
-            match invalid_bytes {
-                Some(0) => {}
-                Some(bytes) => {
-                    self.emit("\u{FFFD}", text);
-                    rest = &rest[bytes..];
-                }
-                // Further bytes may complete it.
-                None => break,
-            }
-        }
-        let done = pending.len() - rest.len();
-        pending.drain(..done);
-        self.pending = pending;
-    }
-
-    pub fn finish(&mut self, text: &mut String) {
-        if !self.pending.is_empty() {
-            self.pending.clear();
-            self.emit("\u{FFFD}", text);
-        }
-    }
-
-    fn emit(&mut self, mut new: &str, text: &mut String) {
-        let (letter, left) = &mut self.strip;
-        while *left > 0 && !new.is_empty() {
-            match new.strip_prefix(*letter) {
-                Some(rest) => {
-                    new = rest;
-                    *left -= 1;
-                }
-                None => *left = 0,
-            }
-        }
-        text.push_str(new);
     }
 }

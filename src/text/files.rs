@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{TextError, Tokenizer};
-use crate::ids::TokenId;
+use super::error::TextError;
 
 /// The largest tokenizers in use (vocabularies of 256k tokens) take 35 MB.
 const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
@@ -17,8 +16,8 @@ const CONFIG_BYTES_MAX: u64 = 8 << 20;
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
-const GENERATION_CONFIG: &str = "generation_config.json";
-const CONFIG: &str = "config.json";
+pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
+pub(super) const CONFIG: &str = "config.json";
 
 /// The content of those files, from a directory or from the executable itself.
 #[derive(Clone, Debug, Default)]
@@ -54,37 +53,6 @@ impl TextFiles {
     }
 }
 
-/// The tokens that end a sequence: `eos_token_id` of `generation_config.json`, else of
-/// `config.json`, else the `eos_token` of `tokenizer_config.json`; none if no file names one.
-///
-/// # Errors
-/// [`TextError::FileBroken`] for a file that is no JSON, an id that is no id, or an `eos_token`
-/// outside the vocabulary.
-pub fn stop_token_ids(files: &TextFiles, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, TextError> {
-    let configs = [(GENERATION_CONFIG, &files.generation_config), (CONFIG, &files.config)];
-    for (file, bytes) in configs {
-        let ids = match json(file, bytes.as_deref())?.get_mut("eos_token_id").map(Value::take) {
-            None | Some(Value::Null) => continue,
-            Some(Value::Array(ids)) => ids,
-            Some(id) => vec![id],
-        };
-        let id = |value: &Value| {
-            let id = value.as_u64().and_then(|id| TokenId::try_from(id).ok());
-            id.ok_or_else(|| broken(file, format!("eos_token_id must be token ids, got {value}")))
-        };
-        if !ids.is_empty() {
-            return ids.iter().map(id).collect();
-        }
-    }
-    let config = json(TOKENIZER_CONFIG, files.tokenizer_config.as_deref())?;
-    let Some(token) = config.get("eos_token").and_then(token_content) else {
-        return Ok(Vec::new());
-    };
-    let id = tokenizer.token_id(token);
-    let problem = || format!("eos_token {token:?} is not in the vocabulary");
-    Ok(vec![id.ok_or_else(|| broken(TOKENIZER_CONFIG, problem()))?])
-}
-
 /// A special token as configs write it: a string, or an object with its `content`.
 pub(super) fn token_content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
@@ -93,15 +61,11 @@ pub(super) fn token_content(token: &Value) -> Option<&str> {
 /// The JSON of a file; null if the file is not there.
 pub(super) fn json(file: &'static str, bytes: Option<&[u8]>) -> Result<Value, TextError> {
     let Some(bytes) = bytes else { return Ok(Value::Null) };
-    serde_json::from_slice(bytes).map_err(|error| broken(file, error.to_string()))
-}
-
-pub(super) fn broken(file: &'static str, problem: impl Into<String>) -> TextError {
-    TextError::FileBroken { file, problem: problem.into() }
+    serde_json::from_slice(bytes).map_err(|error| TextError::broken(file, error.to_string()))
 }
 
 fn read(dir: &Path, file: &'static str, bytes_max: u64) -> Result<Option<Vec<u8>>, TextError> {
-    let failed = |error: std::io::Error| broken(file, error.kind().to_string());
+    let failed = |error: std::io::Error| TextError::broken(file, error.kind().to_string());
     let path = dir.join(file);
     let found = match fs::metadata(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -109,13 +73,13 @@ fn read(dir: &Path, file: &'static str, bytes_max: u64) -> Result<Option<Vec<u8>
     };
     // A pipe would block for ever.
     if !found.is_file() {
-        return Err(broken(file, "it is not a regular file"));
+        return Err(TextError::broken(file, "it is not a regular file"));
     }
     let mut bytes = Vec::new();
     let opened = fs::File::open(&path).map_err(failed)?;
     opened.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > bytes_max {
-        return Err(broken(file, format!("it must be at most {bytes_max} bytes")));
+        return Err(TextError::broken(file, format!("it must be at most {bytes_max} bytes")));
     }
     Ok(Some(bytes))
 }

@@ -9,7 +9,7 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use super::template::Capped;
+use super::capped::Capped;
 
 /// `tojson` of transformers: `json.dumps(value, ensure_ascii=False)`, optionally with `indent`,
 /// `separators` and `ensure_ascii`. A result above `bytes_max` is an error.

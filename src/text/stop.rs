@@ -1,6 +1,6 @@
 //! Strings that end a generation, found while the text streams.
 
-/// What a piece of text led to.
+/// What new text led to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StopOutcome {
     /// Text that no stop string can still take back. The stop string itself is never in it.
@@ -13,7 +13,7 @@ pub struct StopOutcome {
 ///
 /// The stop string whose last byte comes first wins, as it does in a server that looks after
 /// each character; of those that end at the same byte the longest does, so that none of it is
-/// shown. Where the text is cut into pieces makes no difference.
+/// shown. Where the text is cut into parts makes no difference.
 pub struct StopMatcher {
     stops: Vec<Stop>,
     /// The longest end of the text that begins a stop string.
@@ -37,7 +37,7 @@ impl StopMatcher {
         Self { stops, held: String::new(), stopped: false }
     }
 
-    /// The text that may be shown after this piece; none after a stop string is complete.
+    /// The text that may be shown after this one; none after a stop string is complete.
     pub fn push(&mut self, text: &str) -> StopOutcome {
         if self.stopped {
             return StopOutcome::default();

@@ -4,15 +4,17 @@
 //! work, its output and its depth are bounded, and it can reach nothing but its arguments.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
 use regex::Regex;
 
-use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, broken, json, token_content};
-use super::{TextError, python, text_bytes_max};
+use super::capped::Capped;
+use super::error::TextError;
+use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json, token_content};
+use super::limits::text_bytes_max;
+use super::python;
 
 /// One is an instruction or 64 bytes of data; a message takes about a hundred instructions. Used
 /// up, rendering fails with [`TextError::TemplateFuel`] after less than a second.
@@ -59,8 +61,8 @@ impl ChatTemplate {
         };
         let problem = "chat_template must be a string, or a list with one named \"default\"";
         let source = source.ok_or_else(|| match file {
-            CHAT_TEMPLATE => broken(file, "it is not UTF-8"),
-            _ => broken(file, problem),
+            CHAT_TEMPLATE => TextError::broken(file, "it is not UTF-8"),
+            _ => TextError::broken(file, problem),
         })?;
         let mut special_tokens = BTreeMap::new();
         for (key, value) in config.as_object().into_iter().flatten() {
@@ -69,7 +71,7 @@ impl ChatTemplate {
             }
         }
         match Self::new(source, special_tokens, context_tokens_max) {
-            Err(TextError::FileBroken { problem, .. }) => Err(broken(file, problem)),
+            Err(TextError::FileBroken { problem, .. }) => Err(TextError::broken(file, problem)),
             template => template.map(Some),
         }
     }
@@ -83,7 +85,8 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
         context_tokens_max: u32,
     ) -> Result<Self, TextError> {
-        let problem = |error: &dyn std::fmt::Display| broken(CHAT_TEMPLATE, error.to_string());
+        let problem =
+            |error: &dyn std::fmt::Display| TextError::broken(CHAT_TEMPLATE, error.to_string());
         // transformers marks the assistant's text for training; for rendering it is a plain block.
         let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}");
         let source = marks.map_err(|error| problem(&error))?.replace_all(
@@ -197,27 +200,5 @@ fn default_template(template: &serde_json::Value) -> Option<&str> {
     match template {
         serde_json::Value::Array(all) => all.iter().find(named)?.get("template")?.as_str(),
         one => one.as_str(),
-    }
-}
-
-/// Output that stops growing.
-pub(super) struct Capped {
-    pub bytes: Vec<u8>,
-    pub bytes_max: usize,
-    pub is_full: bool,
-}
-
-impl io::Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > self.bytes_max - self.bytes.len() {
-            self.is_full = true;
-            return Err(io::Error::other("the output is too long"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

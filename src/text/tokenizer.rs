@@ -3,10 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use super::detokenizer::Assembly;
-use super::files::{TOKENIZER, TextFiles, broken};
-use super::pieces::Pieces;
-use super::{TextError, text_bytes_max};
+use super::assembly::Assembly;
+use super::error::TextError;
+use super::files::{TOKENIZER, TextFiles};
+use super::limits::text_bytes_max;
+use super::vocabulary::Vocabulary;
 use crate::ids::TokenId;
 
 /// Text that every tokenizer must be able to encode, with its special tokens. A tokenizer that
@@ -16,7 +17,7 @@ const PROBE: &str = " The quick brown fox, 12345 times:\n\t日本語 😀";
 /// A model's tokenizer. Safe to share between threads.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    pieces: Pieces,
+    vocabulary: Vocabulary,
     text_bytes_max: usize,
 }
 
@@ -37,7 +38,7 @@ impl Tokenizer {
     /// [`TextError::FileBroken`] for a file that the tokenizers library cannot read or use, or
     /// whose decoder is none of those that language models have.
     pub fn from_bytes(json: &[u8], context_tokens_max: u32) -> Result<Self, TextError> {
-        let problem = |problem: String| broken(TOKENIZER, problem);
+        let problem = |problem: String| TextError::broken(TOKENIZER, problem);
         let inner = caught(|| {
             let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
             inner.with_truncation(None)?;
@@ -45,10 +46,10 @@ impl Tokenizer {
             Ok(inner)
         });
         let inner = inner.map_err(problem)?;
-        let pieces = caught(|| Ok(Pieces::new(&inner))).and_then(|pieces| pieces);
-        let pieces = pieces.map_err(problem)?;
+        let vocabulary = caught(|| Ok(Vocabulary::new(&inner))).and_then(|made| made);
+        let vocabulary = vocabulary.map_err(problem)?;
         caught(|| inner.encode_fast(PROBE, true)).map_err(problem)?;
-        Ok(Self { inner, pieces, text_bytes_max: text_bytes_max(context_tokens_max) })
+        Ok(Self { inner, vocabulary, text_bytes_max: text_bytes_max(context_tokens_max) })
     }
 
     /// The tokens of a text. `add_special_tokens` puts in what the tokenizer's post-processor
@@ -72,11 +73,11 @@ impl Tokenizer {
     /// does the same for byte-level BPE; with byte fallback it replaces the valid characters
     /// beside a bad byte too, which a stream could not do without waiting for all of them.)
     pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> String {
-        let mut assembly = Assembly::new(self);
+        let mut assembly = Assembly::new(&self.vocabulary);
         let mut text = String::new();
         for &id in ids {
             if !(skip_special_tokens && self.is_special(id)) {
-                assembly.push(self, id, &mut text);
+                assembly.push(&self.vocabulary, id, &mut text);
             }
         }
         assembly.finish(&mut text);
@@ -86,7 +87,7 @@ impl Tokenizer {
     /// The bytes that a token adds to a text it is not the first of: a part of a character for
     /// some tokens, nothing for an id outside the vocabulary.
     pub fn token_bytes(&self, id: TokenId) -> &[u8] {
-        self.pieces.bytes(id)
+        self.vocabulary.bytes(id)
     }
 
     /// [`Tokenizer::token_bytes`] as text, with U+FFFD for what is no UTF-8 by itself.
@@ -101,16 +102,16 @@ impl Tokenizer {
 
     /// Ids of the vocabulary are below this; some of them may be unused.
     pub fn vocabulary_tokens(&self) -> u32 {
-        self.pieces.vocabulary_tokens()
+        self.vocabulary.vocabulary_tokens()
     }
 
     /// Whether a token is a control token, which is no part of the text.
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.pieces.is_special(id)
+        self.vocabulary.is_special(id)
     }
 
-    pub(super) fn pieces(&self) -> &Pieces {
-        &self.pieces
+    pub(super) fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
     }
 }
 

@@ -13,7 +13,8 @@ use crate::ids::TokenId;
 /// vocabularies have 256k tokens.
 const TOKEN_IDS_MAX: u32 = 1 << 22;
 
-pub(super) struct Pieces {
+/// The bytes of every token.
+pub(super) struct Vocabulary {
     /// All tokens' bytes end to end, in their form inside a text.
     bytes: Vec<u8>,
     /// Token `id` is `bytes[ends[id]..ends[id + 1]]`.
@@ -24,7 +25,7 @@ pub(super) struct Pieces {
     tokens: Vec<Option<String>>,
 }
 
-impl Pieces {
+impl Vocabulary {
     /// # Errors
     /// A description of an id too large or a decoder not known.
     pub fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
@@ -46,7 +47,7 @@ impl Pieces {
         for id in 0..count as TokenId {
             let token = tokenizer.id_to_token(id);
             if let Some(token) = &token {
-                bytes.extend(decoder.piece(token, false));
+                bytes.extend(decoder.bytes(token, false));
             }
             let end = u32::try_from(bytes.len()).map_err(|_| "its tokens are too long")?;
             ends.push(end);
@@ -77,11 +78,11 @@ impl Pieces {
         }
     }
 
-    /// What a token adds as the first of a text; `None` if that is [`Pieces::bytes`] for every
+    /// What a token adds as the first of a text; `None` if that is [`Vocabulary::bytes`] for every
     /// token, and for an id that is no token.
     pub fn start_bytes(&self, id: TokenId) -> Option<Vec<u8>> {
         let token = self.tokens.get(id as usize)?.as_ref()?;
-        Some(self.decoder.piece(token, true))
+        Some(self.decoder.bytes(token, true))
     }
 
     /// A character that a text does not begin with, and how many of it are dropped.
@@ -171,7 +172,7 @@ impl Decoder {
         self.steps.iter().any(differs)
     }
 
-    fn piece(&self, token: &str, first: bool) -> Vec<u8> {
+    fn bytes(&self, token: &str, first: bool) -> Vec<u8> {
         let mut text = token.to_owned();
         for step in &self.steps {
             match step {
