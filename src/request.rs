@@ -57,25 +57,36 @@ impl SamplingParams {
     ///
     /// # Errors
     /// [`Invalid`] naming the first field out of range.
-    pub fn validated(self) -> Result<Self, Invalid> {
-        let Self { temperature, top_p, min_p, .. } = self;
-        if !(0.0..=2.0).contains(&temperature) {
+    fn check(&self) -> Result<(), Invalid> {
+        let Self { temperature, top_p, top_k: _, min_p, seed: _ } = self;
+        if !(0.0..=2.0).contains(temperature) {
             let message = format!("temperature must be between 0 and 2, got {temperature}");
             return Err(Invalid::value("temperature", message));
         }
-        if !(top_p > 0.0 && top_p <= 1.0) {
+        if !(*top_p > 0.0 && *top_p <= 1.0) {
             let message = format!("top_p must be above 0 and at most 1, got {top_p}");
             return Err(Invalid::value("top_p", message));
         }
-        if !(0.0..=1.0).contains(&min_p) {
+        if !(0.0..=1.0).contains(min_p) {
             let message = format!("min_p must be between 0 and 1, got {min_p}");
             return Err(Invalid::value("min_p", message));
         }
-        Ok(self)
+        Ok(())
     }
 }
 
-/// A request that fits the model. Fields are private: the only way to one is [`Request::new`].
+/// All of a request but its prompt: checked once, for however many prompts. Fields are private:
+/// the only way to one is [`RequestParams::new`].
+#[derive(Clone, Debug)]
+pub struct RequestParams {
+    tokens_max: Option<u32>,
+    sampling: SamplingParams,
+    stop_tokens: Vec<TokenId>,
+    logprobs: Option<u32>,
+}
+
+/// A request that fits the model. Fields are private: the only ways to one are [`Request::new`] and
+/// [`RequestParams::with_prompt`].
 #[derive(Clone, Debug)]
 pub struct Request {
     prompt: Vec<TokenId>,
@@ -100,14 +111,44 @@ pub struct RequestFields {
     pub logprobs: Option<u32>,
 }
 
-impl Request {
-    /// Parses; there is no way to build an invalid `Request`.
+impl RequestParams {
+    /// Parses what does not depend on a prompt; the arguments are those of [`RequestFields`].
     ///
     /// # Errors
     /// [`Invalid`] naming the field, the limit and the value.
-    pub fn new(fields: RequestFields, limits: &Limits) -> Result<Self, Invalid> {
-        let RequestFields { prompt, tokens_max, sampling, stop_tokens, logprobs } = fields;
-        let sampling = sampling.validated()?;
+    pub fn new(
+        tokens_max: Option<u32>,
+        sampling: SamplingParams,
+        stop_tokens: Vec<TokenId>,
+        logprobs: Option<u32>,
+        limits: &Limits,
+    ) -> Result<Self, Invalid> {
+        sampling.check()?;
+        if tokens_max == Some(0) {
+            return Err(Invalid::value("max_tokens", "max_tokens must be at least 1, got 0"));
+        }
+        if let Some(n) = logprobs.filter(|&n| n > limits.logprobs_max) {
+            let max = limits.logprobs_max;
+            let message = format!("logprobs must be at most {max}, got {n}");
+            return Err(Invalid::value("logprobs", message));
+        }
+        Ok(Self { tokens_max, sampling, stop_tokens, logprobs })
+    }
+
+    /// The same with another seed: every seed is valid.
+    pub fn with_seed(self, seed: u64) -> Self {
+        let sampling = SamplingParams { seed, ..self.sampling };
+        Self { sampling, ..self }
+    }
+
+    /// The request that a prompt makes; `limits` are those that the parameters were checked
+    /// against.
+    ///
+    /// # Errors
+    /// [`Invalid`] for an empty prompt, a token outside the vocabulary, or more than the context
+    /// takes.
+    pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
+        let Self { tokens_max, sampling, stop_tokens, logprobs } = self;
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
             return Err(Invalid::value("prompt", message));
@@ -117,9 +158,6 @@ impl Request {
             let vocabulary = limits.vocabulary_tokens;
             let message = format!("token ids must be below {vocabulary}, got {id}");
             return Err(Invalid::value("prompt", message));
-        }
-        if tokens_max == Some(0) {
-            return Err(Invalid::value("max_tokens", "max_tokens must be at least 1, got 0"));
         }
         let asked = prompt.len() as u64 + u64::from(tokens_max.unwrap_or(1));
         if asked > u64::from(limit) {
@@ -133,13 +171,20 @@ impl Request {
             );
             return Err(Invalid { param: "prompt", message, code: "context_length_exceeded" });
         }
-        if let Some(n) = logprobs.filter(|&n| n > limits.logprobs_max) {
-            let max = limits.logprobs_max;
-            let message = format!("logprobs must be at most {max}, got {n}");
-            return Err(Invalid::value("logprobs", message));
-        }
         let tokens_max = tokens_max.unwrap_or(limit - prompt.len() as u32);
-        Ok(Self { prompt, tokens_max, sampling, stop_tokens, logprobs })
+        Ok(Request { prompt, tokens_max, sampling, stop_tokens, logprobs })
+    }
+}
+
+impl Request {
+    /// Parses; there is no way to build an invalid `Request`.
+    ///
+    /// # Errors
+    /// [`Invalid`] naming the field, the limit and the value.
+    pub fn new(fields: RequestFields, limits: &Limits) -> Result<Self, Invalid> {
+        let RequestFields { prompt, tokens_max, sampling, stop_tokens, logprobs } = fields;
+        let params = RequestParams::new(tokens_max, sampling, stop_tokens, logprobs, limits)?;
+        params.with_prompt(prompt, limits)
     }
 
     /// Prompt tokens, at least one.

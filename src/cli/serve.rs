@@ -12,7 +12,7 @@ use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Adapter, FileLimits, Load, Loader, Store};
 use crate::config::ServeConfig;
 use crate::engine::CheckpointBase;
-use crate::http::{self, App, HttpLimits, unix_now_s};
+use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
 use crate::request::Limits;
 use crate::text::{ChatTemplate, Tokenizer, stop_token_ids};
 
@@ -110,25 +110,24 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         vocabulary_tokens: checkpoint.config.vocabulary as u32,
         logprobs_max: LOGPROBS_MAX,
     };
-    let app = App {
-        engine: started.engine,
-        store,
-        loader: Arc::new(loader(started.base)),
+    let model = ServedModel {
+        base_name: name,
+        created: unix_now_s(),
+        merged,
         tokenizer: Arc::new(tokenizer),
         template,
         limits,
         eos_tokens,
-        base_name: name,
-        created: unix_now_s(),
-        merged,
+    };
+    let http = HttpSettings {
+        hosts_allowed: hosts_allowed(config),
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
-        hosts_allowed: hosts_allowed(config),
-        http: HttpLimits {
-            drain_timeout_ms: config.drain_seconds.saturating_mul(1000),
-            ..HttpLimits::standard()
-        },
+        drain_timeout_ms: config.drain_seconds.saturating_mul(1000),
+        ..HttpSettings::standard()
     };
+    let loader = Arc::new(loader(started.base));
+    let app = App { engine: started.engine, store, loader, model, http };
     Ok((app, report))
 }
 

@@ -24,7 +24,7 @@ use crate::request::Request;
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum FinishReason {
-    /// A stop token was drawn; it is the last [`Event::Token`].
+    /// The token drawn is a stop token, which is no part of the text.
     Stop,
     /// `tokens_max` was reached.
     Length,
@@ -46,11 +46,8 @@ pub enum Event {
         logprob: f32,
         /// The likeliest alternatives, best first, if asked for.
         top: Vec<(TokenId, f32)>,
-    },
-    /// The last event of a finished sequence.
-    Done {
-        /// Why it ended.
-        reason: FinishReason,
+        /// Why the sequence ends with this token. No event follows such a token.
+        finish: Option<FinishReason>,
     },
     /// The last event of a sequence that the engine could not finish; the server's fault.
     Failed(String),
@@ -175,8 +172,8 @@ impl EngineHandle {
         Ok((0..count).map(|_| Ticket { in_flight: self.in_flight.clone() }).collect())
     }
 
-    /// Starts a request; drop the receiver to cancel it. A closed receiver without
-    /// [`Event::Done`] or [`Event::Failed`] means the engine is gone.
+    /// Starts a request; drop the receiver to cancel it. A receiver that is closed before a token
+    /// with a `finish` or [`Event::Failed`] came means that the engine is gone.
     pub fn generate(
         &self,
         ticket: Ticket,

@@ -247,12 +247,11 @@ impl<B: Backend> Running<B> {
                 self.stats.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
             }
             sequence.generated += 1;
-            let reason = sequence.finish_reason(token);
-            results.push((id, token, reason.is_some()));
+            let finish = sequence.finish_reason(token);
+            results.push((id, token, finish.is_some()));
             let Sampled { logprob, top, .. } = sampled;
-            sequence.send(Event::Token { token, logprob, top });
-            if let Some(reason) = reason {
-                sequence.send(Event::Done { reason });
+            sequence.send(Event::Token { token, logprob, top, finish });
+            if finish.is_some() {
                 done.push(id);
             }
         }

@@ -9,8 +9,8 @@ use hyper::header::{CONTENT_TYPE, EXPECT};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use super::State;
-use super::error::ApiError;
+use super::error::{ApiError, ProtocolError, ServerError};
+use super::state::State;
 
 /// A body above the limit is still read for so long before the answer: a client that only writes
 /// would not see an answer on a connection that is reset.
@@ -22,33 +22,39 @@ pub(super) struct Payload {
     share: Option<OwnedSemaphorePermit>,
 }
 
-/// Whether the content is said to be JSON. A request that does not say what it is passes unless
-/// `required`: a web page can send those to any server without asking.
-pub(super) fn check_json(headers: &HeaderMap, required: bool) -> Result<(), ApiError> {
+/// Reads a body of JSON. A request that does not say what its body is passes unless
+/// `requires_type`: a web page can send those to any server without asking.
+///
+/// # Errors
+/// [`ProtocolError`] and [`ServerError::BodiesFull`].
+pub(super) async fn read_json(
+    state: &State,
+    headers: &HeaderMap,
+    body: Incoming,
+    requires_type: bool,
+) -> Result<Payload, ApiError> {
+    check_json(headers, requires_type)?;
+    read(state, headers, body).await
+}
+
+fn check_json(headers: &HeaderMap, requires_type: bool) -> Result<(), ProtocolError> {
     let found = match headers.get(CONTENT_TYPE) {
-        None if required => "",
+        None if requires_type => "",
         None => return Ok(()),
         Some(value) => value.to_str().unwrap_or("?"),
     };
     let media = found.split(';').next().unwrap_or_default().trim();
     match media.eq_ignore_ascii_case("application/json") {
         true => Ok(()),
-        false => Err(ApiError::ContentType { found: found.to_owned() }),
+        false => Err(ProtocolError::ContentType { found: found.to_owned() }),
     }
 }
 
-/// Reads a body.
-///
-/// # Errors
-/// One of the body's errors; a body that is too large is not held.
-pub(super) async fn read(
-    state: &State,
-    headers: &HeaderMap,
-    mut body: Incoming,
-) -> Result<Payload, ApiError> {
-    let limits = &state.app.http;
+/// A body that is too large is not held.
+async fn read(state: &State, headers: &HeaderMap, mut body: Incoming) -> Result<Payload, ApiError> {
+    let limits = &state.http;
     let body_bytes_max = limits.body_bytes_max;
-    let too_large = Err(ApiError::BodyTooLarge { body_bytes_max });
+    let too_large = Err(ProtocolError::BodyTooLarge { body_bytes_max }.into());
     let said_bytes = body.size_hint().lower();
     if said_bytes > body_bytes_max as u64 {
         if !headers.contains_key(EXPECT) {
@@ -65,10 +71,10 @@ pub(super) async fn read(
             let is_idle = next_by < deadline;
             let timeout_ms =
                 if is_idle { limits.body_idle_timeout_ms } else { limits.body_timeout_ms };
-            return Err(ApiError::BodyTimeout { timeout_ms });
+            return Err(ProtocolError::BodyTimeout { timeout_ms }.into());
         };
         let Some(frame) = frame else { return Ok(payload) };
-        let frame = frame.map_err(|_| ApiError::BodyBroken)?;
+        let frame = frame.map_err(|_| ProtocolError::BodyBroken)?;
         let Ok(data) = frame.into_data() else { continue };
         if payload.bytes.len() + data.len() > body_bytes_max {
             drop(payload);
@@ -82,14 +88,14 @@ pub(super) async fn read(
 
 impl Payload {
     /// Takes a share for `bytes` more.
-    fn grow(&mut self, state: &State, bytes: usize) -> Result<(), ApiError> {
+    fn grow(&mut self, state: &State, bytes: usize) -> Result<(), ServerError> {
         let have = self.share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let need = (self.bytes.len() + bytes).div_ceil(1024);
         let Some(more) = need.checked_sub(have).filter(|&more| more > 0) else { return Ok(()) };
-        let more = u32::try_from(more).map_err(|_| ApiError::Internal)?;
+        let more = u32::try_from(more).map_err(|_| ServerError::Internal)?;
         let more_share = state.bodies_kib.clone().try_acquire_many_owned(more);
-        let bodies_bytes_max = state.app.http.bodies_bytes_max;
-        let more_share = more_share.map_err(|_| ApiError::BodiesFull { bodies_bytes_max })?;
+        let bodies_bytes_max = state.http.bodies_bytes_max;
+        let more_share = more_share.map_err(|_| ServerError::BodiesFull { bodies_bytes_max })?;
         match &mut self.share {
             Some(held) => held.merge(more_share),
             None => self.share = Some(more_share),

@@ -1,12 +1,10 @@
 //! What is checked of every request before it is looked at.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-
 use hyper::header::{EXPECT, HOST, HeaderValue, ORIGIN};
 use hyper::{Request, Version};
 
-use super::error::ApiError;
+use super::error::ProtocolError;
+use super::random::new_id;
 
 /// Names by which a socket on the loopback address may be called.
 pub(super) const LOOPBACK_HOSTS: &[&str] = &["localhost", "127.0.0.1", "[::1]"];
@@ -16,17 +14,20 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Refuses a request that was not meant for this server, or that proxies read differently.
 ///
 /// # Errors
-/// [`ApiError::HostHeader`], [`ApiError::HostRefused`] and [`ApiError::Expect`].
-pub(super) fn check<B>(request: &Request<B>, hosts: Option<&[String]>) -> Result<(), ApiError> {
+/// [`ProtocolError::HostHeader`], [`ProtocolError::HostRefused`] and [`ProtocolError::Expect`].
+pub(super) fn check<B>(
+    request: &Request<B>,
+    hosts: Option<&[String]>,
+) -> Result<(), ProtocolError> {
     let headers = request.headers();
     let mut values = headers.get_all(HOST).iter();
     let host = match (values.next(), values.next()) {
         (Some(value), None) => {
-            let value = value.to_str().map_err(|_| ApiError::HostHeader)?;
+            let value = value.to_str().map_err(|_| ProtocolError::HostHeader)?;
             Some(value)
         }
         (None, _) if request.version() == Version::HTTP_10 => None,
-        _ => return Err(ApiError::HostHeader),
+        _ => return Err(ProtocolError::HostHeader),
     };
     if let Some(host) = host {
         check_host("Host", host, hosts)?;
@@ -38,12 +39,12 @@ pub(super) fn check<B>(request: &Request<B>, hosts: Option<&[String]>) -> Result
     if let (Some(_), Some(origin)) = (hosts, headers.get(ORIGIN)) {
         let origin = origin.to_str().unwrap_or("?");
         let host = origin.split_once("://").map_or(origin, |(_, host)| host);
-        let refused = || ApiError::HostRefused { header: "Origin", found: origin.to_owned() };
+        let refused = || ProtocolError::HostRefused { header: "Origin", found: origin.to_owned() };
         check_host("Origin", host, hosts).map_err(|_| refused())?;
     }
     match headers.get(EXPECT) {
         Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(ApiError::Expect)
+            Err(ProtocolError::Expect)
         }
         _ => Ok(()),
     }
@@ -53,7 +54,7 @@ fn check_host(
     header: &'static str,
     authority: &str,
     hosts: Option<&[String]>,
-) -> Result<(), ApiError> {
+) -> Result<(), ProtocolError> {
     let name = match authority.find(']').filter(|_| authority.starts_with('[')) {
         Some(end) => &authority[..=end],
         None => authority.split(':').next().unwrap_or_default(),
@@ -62,11 +63,11 @@ fn check_host(
     let digits = port.strip_prefix(':').unwrap_or(port);
     let is_port = port.is_empty() || port.starts_with(':');
     if !is_port || name.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(ApiError::HostHeader);
+        return Err(ProtocolError::HostHeader);
     }
     match hosts {
         Some(hosts) if !hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) => {
-            Err(ApiError::HostRefused { header, found: authority.to_owned() })
+            Err(ProtocolError::HostRefused { header, found: authority.to_owned() })
         }
         _ => Ok(()),
     }
@@ -83,14 +84,4 @@ pub(super) fn request_id<B>(request: &Request<B>) -> HeaderValue {
         // Hexadecimal digits are legal in a header.
         None => HeaderValue::from_str(&new_id()).unwrap_or(HeaderValue::from_static("-")),
     }
-}
-
-/// 32 hexadecimal digits that never come twice and that nobody can guess.
-pub(super) fn new_id() -> String {
-    format!("{:016x}{:016x}", entropy(), entropy())
-}
-
-/// 64 fresh bits: SipHash under keys that come from the operating system and differ at every call.
-pub(super) fn entropy() -> u64 {
-    RandomState::new().hash_one(0)
 }

@@ -15,6 +15,11 @@ pub(super) struct Drawn {
     pub top: Vec<(TokenId, f32)>,
 }
 
+/// The tokens alone.
+pub(super) fn token_ids(drawn: &[Drawn]) -> Vec<TokenId> {
+    drawn.iter().map(|drawn| drawn.token).collect()
+}
+
 /// What of a logprob is shown: the same f32 everywhere, so that equal ones are equal texts.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(LOGPROB_MIN) } else { LOGPROB_MIN }

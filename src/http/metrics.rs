@@ -1,13 +1,25 @@
 //! `GET /metrics` in Prometheus' text format, under vLLM's names where it has one, so that its
 //! dashboards and the gateways that read them work as they are.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::State;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::adapter::Store;
+use crate::engine::EngineHandle;
+
+pub(super) use prometheus_text::CONTENT_TYPE;
 
 /// Adapters with lines of their own; later ones share the name `other`.
 const ADAPTERS_LABELLED_MAX: usize = 256;
@@ -15,16 +27,16 @@ const ADAPTERS_LABELLED_MAX: usize = 256;
 const UNKNOWN_LOGGED_MAX: usize = 256;
 
 /// vLLM's buckets, in seconds.
-const TTFT_S: &[f64] = &[
+const TTFT_S: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
 /// vLLM's, and below them three for fast devices.
-const ITL_S: &[f64] = &[
+const ITL_S: [f64; 22] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
     5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
-const E2E_S: &[f64] = &[
+const E2E_S: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 ];
@@ -38,9 +50,9 @@ pub(super) enum Finish {
     Abort,
 }
 
-const FINISHES: [Finish; 3] = [Finish::Stop, Finish::Length, Finish::Abort];
-
 impl Finish {
+    const ALL: [Self; 3] = [Self::Stop, Self::Length, Self::Abort];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -50,67 +62,118 @@ impl Finish {
     }
 }
 
-/// What one adapter's requests added up to.
-#[derive(Debug, Default)]
+/// Counters that differ in one label.
+type Counters<Value> = Family<[(&'static str, Value); 1], Counter>;
+
+/// What one adapter's requests add up to.
 pub(super) struct AdapterCounts {
-    requests: AtomicU64,
-    prompt_tokens: AtomicU64,
-    generation_tokens: AtomicU64,
+    requests: Counter,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
 }
 
-struct Histogram {
-    bounds_s: &'static [f64],
-    /// One for each bound and one for what is above.
-    counts: Vec<AtomicU64>,
-    sum_ns: AtomicU64,
-}
-
-impl Histogram {
-    fn new(bounds_s: &'static [f64]) -> Self {
-        let counts = (0..=bounds_s.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds_s, counts, sum_ns: AtomicU64::new(0) }
-    }
-
-    fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let bucket = self.bounds_s.partition_point(|&bound| bound < seconds);
-        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_ns.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
-    }
-}
-
-/// What the server counts by itself; the engine's numbers are its own.
+/// What the server counts by itself, and where to read the engine's numbers.
 pub(super) struct Metrics {
+    registry: Registry,
     ttft: Histogram,
     itl: Histogram,
     e2e: Histogram,
-    finished: [AtomicU64; 3],
-    unknown_fields: AtomicU64,
+    finished: Counters<&'static str>,
+    unknown_fields: Counter,
     unknown_logged: Mutex<BTreeSet<String>>,
-    adapters: Mutex<BTreeMap<String, Arc<AdapterCounts>>>,
+    adapters_labelled: Mutex<BTreeSet<String>>,
+    adapter_requests: Counters<String>,
+    adapter_prompt_tokens: Counters<String>,
+    adapter_generation_tokens: Counters<String>,
 }
 
 impl Metrics {
-    pub fn new() -> Self {
-        Self {
+    /// `base_name` is a label of every line.
+    pub fn new(base_name: &str, engine: &EngineHandle, store: &Arc<Store>) -> Self {
+        let labels = [("model_name", base_name.to_owned()), ("engine", "0".to_owned())];
+        let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let metrics = Self {
+            registry: Registry::with_labels(labels),
             ttft: Histogram::new(TTFT_S),
             itl: Histogram::new(ITL_S),
             e2e: Histogram::new(E2E_S),
-            finished: Default::default(),
-            unknown_fields: AtomicU64::new(0),
+            finished: Family::default(),
+            unknown_fields: Counter::default(),
             unknown_logged: Mutex::default(),
-            adapters: Mutex::default(),
+            adapters_labelled: Mutex::default(),
+            adapter_requests: Family::default(),
+            adapter_prompt_tokens: Family::default(),
+            adapter_generation_tokens: Family::default(),
+        };
+        // Each is there from the start, so that a rate over it has a beginning.
+        for finish in Finish::ALL {
+            drop(metrics.finished.get_or_create(&finish_label(finish)));
         }
+        metrics.registered(engine.clone(), store.clone())
+    }
+
+    /// Gives every metric its name. The library ends a help text with a full stop and the name of
+    /// a counter with `_total`.
+    fn registered(mut self, engine: EngineHandle, store: Arc<Store>) -> Self {
+        let to = &mut self.registry;
+        to.register_collector(Box::new(Numbers { engine, store }));
+        to.register("vllm:request_success", "Sequences by how they ended", self.finished.clone());
+        to.register(
+            "tessera:unknown_fields",
+            "Fields of requests that are not known and were ignored",
+            self.unknown_fields.clone(),
+        );
+        to.register(
+            "tessera:adapter_requests",
+            "Sequences by adapter",
+            self.adapter_requests.clone(),
+        );
+        to.register(
+            "tessera:adapter_prompt_tokens",
+            "Prompt tokens by adapter",
+            self.adapter_prompt_tokens.clone(),
+        );
+        to.register(
+            "tessera:adapter_generation_tokens",
+            "Tokens drawn by adapter",
+            self.adapter_generation_tokens.clone(),
+        );
+        to.register(
+            "vllm:time_to_first_token_seconds",
+            "Arrival to first token",
+            self.ttft.clone(),
+        );
+        to.register("vllm:inter_token_latency_seconds", "Token to token", self.itl.clone());
+        to.register("vllm:e2e_request_latency_seconds", "Arrival to last token", self.e2e.clone());
+        self
+    }
+
+    /// The whole page, whose type is [`CONTENT_TYPE`].
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string does not fail.
+        let _ = prometheus_text::encode(&mut page, &self.registry);
+        page
     }
 
     /// The counts of an adapter by its name, or of all that came too late for a name.
-    pub fn adapter(&self, name: &str) -> Arc<AdapterCounts> {
-        let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(counts) = adapters.get(name) {
-            return counts.clone();
+    pub fn adapter(&self, name: &str) -> AdapterCounts {
+        let mut labelled = self.adapters_labelled.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = if labelled.contains(name) {
+            name
+        } else if labelled.len() < ADAPTERS_LABELLED_MAX {
+            labelled.insert(name.to_owned());
+            name
+        } else {
+            "other"
+        };
+        drop(labelled);
+        let label = [("adapter", name.to_owned())];
+        AdapterCounts {
+            requests: self.adapter_requests.get_or_create_owned(&label),
+            prompt_tokens: self.adapter_prompt_tokens.get_or_create_owned(&label),
+            generation_tokens: self.adapter_generation_tokens.get_or_create_owned(&label),
         }
-        let name = if adapters.len() < ADAPTERS_LABELLED_MAX { name } else { "other" };
-        adapters.entry(name.to_owned()).or_default().clone()
     }
 
     /// Counts fields that nobody knows, and logs each name once.
@@ -118,7 +181,7 @@ impl Metrics {
         if names.is_empty() {
             return;
         }
-        self.unknown_fields.fetch_add(names.len() as u64, Ordering::Relaxed);
+        self.unknown_fields.inc_by(names.len() as u64);
         let mut logged = self.unknown_logged.lock().unwrap_or_else(PoisonError::into_inner);
         for name in names {
             if logged.len() < UNKNOWN_LOGGED_MAX && logged.insert(name.clone()) {
@@ -128,10 +191,14 @@ impl Metrics {
     }
 }
 
+fn finish_label(finish: Finish) -> [(&'static str, &'static str); 1] {
+    [("finished_reason", finish.name())]
+}
+
 /// One sequence's share in the metrics. A sequence that is dropped unfinished was aborted.
 pub(super) struct Timing {
-    state: Arc<State>,
-    counts: Arc<AdapterCounts>,
+    metrics: Arc<Metrics>,
+    generation_tokens: Counter,
     arrived: Instant,
     last_token: Option<Instant>,
     is_finished: bool,
@@ -139,31 +206,30 @@ pub(super) struct Timing {
 
 impl Timing {
     pub fn new(
-        state: &Arc<State>,
-        counts: &Arc<AdapterCounts>,
+        metrics: &Arc<Metrics>,
+        counts: &AdapterCounts,
         arrived: Instant,
         prompt_tokens: usize,
     ) -> Self {
-        counts.requests.fetch_add(1, Ordering::Relaxed);
-        counts.prompt_tokens.fetch_add(prompt_tokens as u64, Ordering::Relaxed);
-        let (state, counts) = (state.clone(), counts.clone());
-        Self { state, counts, arrived, last_token: None, is_finished: false }
+        counts.requests.inc();
+        counts.prompt_tokens.inc_by(prompt_tokens as u64);
+        let (metrics, generation_tokens) = (metrics.clone(), counts.generation_tokens.clone());
+        Self { metrics, generation_tokens, arrived, last_token: None, is_finished: false }
     }
 
     pub fn token(&mut self) {
         let now = Instant::now();
         match self.last_token.replace(now) {
-            None => self.state.metrics.ttft.observe(now - self.arrived),
-            Some(last) => self.state.metrics.itl.observe(now - last),
+            None => self.metrics.ttft.observe((now - self.arrived).as_secs_f64()),
+            Some(last) => self.metrics.itl.observe((now - last).as_secs_f64()),
         }
-        self.counts.generation_tokens.fetch_add(1, Ordering::Relaxed);
+        self.generation_tokens.inc();
     }
 
     pub fn finish(&mut self, finish: Finish) {
         if !std::mem::replace(&mut self.is_finished, true) {
-            let metrics = &self.state.metrics;
-            metrics.finished[finish as usize].fetch_add(1, Ordering::Relaxed);
-            metrics.e2e.observe(self.arrived.elapsed());
+            self.metrics.finished.get_or_create(&finish_label(finish)).inc();
+            self.metrics.e2e.observe(self.arrived.elapsed().as_secs_f64());
         }
     }
 }
@@ -174,130 +240,79 @@ impl Drop for Timing {
     }
 }
 
-/// The whole page.
-pub(super) fn page(state: &State) -> String {
-    let (app, metrics) = (&state.app, &state.metrics);
-    let stats = app.engine.stats();
-    let model = format!("model_name=\"{}\",engine=\"0\"", escaped(&app.base_name));
-    let mut page = Page { text: String::new(), model };
-    let relaxed = Ordering::Relaxed;
-    let (used, total) = (stats.blocks_used.load(relaxed), stats.blocks_total.load(relaxed));
-    let bytes = app.store.bytes();
-    page.gauge("vllm:num_requests_running", "Sequences running.", stats.running.load(relaxed));
-    page.gauge("vllm:num_requests_waiting", "Sequences waiting.", stats.waiting.load(relaxed));
-    let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
-    page.gauge("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it.", usage);
-    let loaded = app.store.list().len();
-    page.gauge("tessera:adapters_loaded", "Names of adapters in host memory.", loaded);
-    page.gauge("tessera:adapters_bytes", "Bytes of adapters in host memory.", bytes);
-    let resident = stats.adapters_resident.load(relaxed);
-    page.gauge("tessera:adapters_resident", "Adapters in device slots.", resident);
-    let in_flight = app.engine.in_flight();
-    page.gauge("tessera:requests_in_flight", "Sequences accepted, not finished.", in_flight);
-    let counters = [
-        ("vllm:prompt_tokens_total", "Prompt tokens processed.", &stats.prompt_tokens_total),
-        ("vllm:generation_tokens_total", "Tokens drawn.", &stats.generation_tokens_total),
-        ("tessera:failed_steps_total", "Steps that failed.", &stats.failed_steps_total),
-        ("tessera:adapter_loads_total", "Adapters put on the device.", &stats.adapter_loads_total),
-        (
-            "tessera:adapter_evictions_total",
-            "Adapters that left the device for others.",
-            &stats.adapter_evictions_total,
-        ),
-        (
-            "vllm:prefix_cache_queries_total",
-            "Prompt tokens looked up in the prefix cache.",
-            &stats.prefix_query_tokens_total,
-        ),
-        (
-            "vllm:prefix_cache_hits_total",
-            "Prompt tokens found in the prefix cache.",
-            &stats.prefix_hit_tokens_total,
-        ),
-        ("vllm:num_preemptions_total", "Sequences preempted.", &stats.preemptions_total),
-        ("tessera:steps_total", "Steps of the engine.", &stats.steps_total),
-        (
-            "tessera:unknown_fields_total",
-            "Fields of requests that are not known and were ignored.",
-            &metrics.unknown_fields,
-        ),
-    ];
-    for (name, help, counter) in counters {
-        page.head(name, help, "counter");
-        page.line(name, "", counter.load(relaxed));
-    }
-    page.head("vllm:request_success_total", "Sequences by how they ended.", "counter");
-    for finish in FINISHES {
-        let label = format!("finished_reason=\"{}\"", finish.name());
-        let count = metrics.finished[finish as usize].load(relaxed);
-        page.line("vllm:request_success_total", &label, count);
-    }
-    page.adapters(metrics);
-    page.histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", &metrics.ttft);
-    page.histogram("vllm:inter_token_latency_seconds", "Token to token.", &metrics.itl);
-    page.histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", &metrics.e2e);
-    page.text
+/// The numbers of the engine and of the store, read when a page is asked for.
+struct Numbers {
+    engine: EngineHandle,
+    store: Arc<Store>,
 }
 
-struct Page {
-    text: String,
-    /// Labels of every line.
-    model: String,
+impl fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Numbers").finish_non_exhaustive()
+    }
 }
 
-impl Page {
-    // Writing to a string does not fail.
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn line(&mut self, name: &str, label: &str, value: impl std::fmt::Display) {
-        let comma = if label.is_empty() { "" } else { "," };
-        let _ = writeln!(self.text, "{name}{{{}{comma}{label}}} {value}", self.model);
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
-        self.head(name, help, "gauge");
-        self.line(name, "", value);
-    }
-
-    fn adapters(&mut self, metrics: &Metrics) {
-        type Of = fn(&AdapterCounts) -> &AtomicU64;
-        let adapters = metrics.adapters.lock().unwrap_or_else(PoisonError::into_inner);
-        let series: [(&str, &str, Of); 3] = [
-            ("tessera:adapter_requests_total", "Sequences by adapter.", |c| &c.requests),
-            ("tessera:adapter_prompt_tokens_total", "Prompt tokens by adapter.", |c| {
-                &c.prompt_tokens
-            }),
-            ("tessera:adapter_generation_tokens_total", "Tokens drawn by adapter.", |c| {
-                &c.generation_tokens
-            }),
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let Self { engine, store } = self;
+        let (stats, to) = (engine.stats(), &mut encoder);
+        let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+        gauge(to, "vllm:num_requests_running", "Sequences running.", of(&stats.running))?;
+        gauge(to, "vllm:num_requests_waiting", "Sequences waiting.", of(&stats.waiting))?;
+        let (used, total) = (of(&stats.blocks_used), of(&stats.blocks_total));
+        let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
+        gauge(to, "vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it.", usage)?;
+        let loaded = store.list().len();
+        gauge(to, "tessera:adapters_loaded", "Names of adapters in host memory.", loaded)?;
+        gauge(to, "tessera:adapters_bytes", "Bytes of adapters in host memory.", store.bytes())?;
+        let resident = of(&stats.adapters_resident);
+        gauge(to, "tessera:adapters_resident", "Adapters in device slots.", resident)?;
+        let in_flight = engine.in_flight();
+        gauge(to, "tessera:requests_in_flight", "Sequences accepted, not finished.", in_flight)?;
+        let counters = [
+            ("vllm:prompt_tokens", "Prompt tokens processed.", &stats.prompt_tokens_total),
+            ("vllm:generation_tokens", "Tokens drawn.", &stats.generation_tokens_total),
+            ("tessera:failed_steps", "Steps that failed.", &stats.failed_steps_total),
+            ("tessera:adapter_loads", "Adapters put on the device.", &stats.adapter_loads_total),
+            (
+                "tessera:adapter_evictions",
+                "Adapters that left the device for others.",
+                &stats.adapter_evictions_total,
+            ),
+            (
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                &stats.prefix_query_tokens_total,
+            ),
+            (
+                "vllm:prefix_cache_hits",
+                "Prompt tokens found in the prefix cache.",
+                &stats.prefix_hit_tokens_total,
+            ),
+            ("vllm:num_preemptions", "Sequences preempted.", &stats.preemptions_total),
+            ("tessera:steps", "Steps of the engine.", &stats.steps_total),
         ];
-        for (name, help, of) in series {
-            self.head(name, help, "counter");
-            for (adapter, counts) in adapters.iter() {
-                let label = format!("adapter=\"{}\"", escaped(adapter));
-                self.line(name, &label, of(counts).load(Ordering::Relaxed));
-            }
-        }
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
-        self.head(name, help, "histogram");
-        let mut sum = 0;
-        let bounds = histogram.bounds_s.iter().map(f64::to_string);
-        let bounds = bounds.chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(&histogram.counts) {
-            sum += count.load(Ordering::Relaxed);
-            self.line(&format!("{name}_bucket"), &format!("le=\"{bound}\""), sum);
-        }
-        let seconds = histogram.sum_ns.load(Ordering::Relaxed) as f64 / 1e9;
-        self.line(&format!("{name}_sum"), "", seconds);
-        self.line(&format!("{name}_count"), "", sum);
+        counters.into_iter().try_for_each(|(name, help, count)| counter(to, name, help, count))
     }
 }
 
-/// A label's value.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn gauge(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
+    to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+}
+
+/// `name` is without the `_total` that the page has.
+fn counter(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    count: &AtomicU64,
+) -> fmt::Result {
+    let count = count.load(Ordering::Relaxed);
+    let mut metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+    metric.encode_counter::<NoLabelSet, _, u64>(&count, None)
 }

@@ -6,17 +6,14 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::error::{ApiError, shown};
+use super::error::{RequestError, shown};
+use super::small::Small;
 use super::unsupported::Unsupported;
 
 /// More fields than this are answered 400: no request needs as many.
 const FIELDS_MAX: usize = 256;
-/// What of a value of no interest is kept.
-const KEPT_ITEMS_MAX: usize = super::wire::STOPS_MAX;
 
 /// The fields of one kind of request.
 pub(super) trait Fields: Default {
@@ -76,8 +73,8 @@ pub(super) struct Parsed<T> {
 /// Reads a request.
 ///
 /// # Errors
-/// [`ApiError::Json`] and [`ApiError::Unsupported`], with the field if it is known.
-pub(super) fn parse<T: Fields>(body: &[u8]) -> Result<Parsed<T>, ApiError> {
+/// [`RequestError::Json`] and [`RequestError::Unsupported`], with the field if it is known.
+pub(super) fn parse<T: Fields>(body: &[u8]) -> Result<Parsed<T>, RequestError> {
     let mut reader = Reader::<T> {
         fields: T::default(),
         key: None,
@@ -95,10 +92,10 @@ pub(super) fn parse<T: Fields>(body: &[u8]) -> Result<Parsed<T>, ApiError> {
                 format!("The request body must be one JSON object: {}", shown(&error.to_string()))
             }
         };
-        return Err(ApiError::Json { param: reader.key.as_deref().map(shown), message, code });
+        return Err(RequestError::Json { param: reader.key.as_deref().map(shown), message, code });
     }
     match reader.refused {
-        Some((param, message)) => Err(ApiError::Unsupported { param, message }),
+        Some((param, message)) => Err(RequestError::Unsupported { param, message }),
         None => Ok(Parsed { fields: reader.fields, unknown: reader.unknown }),
     }
 }
@@ -159,110 +156,5 @@ impl<'de, T: Fields> Visitor<'de> for &mut Reader<T> {
         }
         self.key = None;
         Ok(())
-    }
-}
-
-/// A value that is looked at only to see whether it asks for something: all of it is checked to be
-/// JSON, little of it is kept.
-#[derive(Debug, PartialEq)]
-pub(super) enum Small {
-    Null,
-    Bool(bool),
-    Number(f64),
-    Text(String),
-    /// The first items, and how many there are.
-    Array(Vec<Small>, usize),
-    Object(Vec<(String, Small)>, usize),
-}
-
-impl<'de> Deserialize<'de> for Small {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SmallVisitor)
-    }
-}
-
-struct SmallVisitor;
-
-impl<'de> Visitor<'de> for SmallVisitor {
-    type Value = Small;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Small, E> {
-        Ok(Small::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Small, E> {
-        Ok(Small::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Small, E> {
-        Ok(Small::Number(value as f64))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Small, E> {
-        Ok(Small::Number(value as f64))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Small, E> {
-        Ok(Small::Number(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Small, E> {
-        Ok(Small::Text(value.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Small, A::Error> {
-        let (mut items, mut count) = (Vec::new(), 0);
-        while let Some(item) = seq.next_element::<Small>()? {
-            count += 1;
-            if items.len() < KEPT_ITEMS_MAX {
-                items.push(item);
-            }
-        }
-        Ok(Small::Array(items, count))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Small, A::Error> {
-        let (mut items, mut count) = (Vec::new(), 0);
-        while let Some(item) = map.next_entry::<String, Small>()? {
-            count += 1;
-            if items.len() < KEPT_ITEMS_MAX {
-                items.push(item);
-            }
-        }
-        Ok(Small::Object(items, count))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse;
-    use crate::http::wire::{ChatFields, CompletionFields, Generation};
-
-    #[test]
-    fn no_bytes_make_the_parser_panic() {
-        let body = br#"{"model":"a","prompt":[[1,2],[3]],"messages":[{"role":"user","content":
-            [{"type":"text","text":"\u00e9"}]}],"stop":["a"],"logit_bias":{"5":1e3},"seed":-1}"#;
-        let mut random = 1_u64;
-        let mut below = |n: usize| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (random >> 33) as usize % n
-        };
-        for _ in 0..20_000 {
-            let mut bytes = body.to_vec();
-            for _ in 0..=below(3) {
-                let at = below(bytes.len());
-                match below(3) {
-                    0 => bytes[at] = below(256) as u8,
-                    1 => bytes[at] = br#"{}[]",:0-.eE\"#[below(13)],
-                    _ => bytes.truncate(at.max(1)),
-                }
-            }
-            let _ = parse::<Generation<CompletionFields>>(&bytes);
-            let _ = parse::<Generation<ChatFields>>(&bytes);
-        }
     }
 }

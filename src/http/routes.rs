@@ -12,9 +12,13 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::error::ApiError;
+use super::chat::Chat;
+use super::completions::Completions;
+use super::error::{ApiError, LoadError, ProtocolError, ServerError};
+use super::phase::Phase;
 use super::sse::{Body, whole};
-use super::{Phase, State, adapters, body, chat, completions, guard, metrics, models};
+use super::state::State;
+use super::{adapters, body, generate, guard, metrics, models};
 
 /// What a path leads to.
 #[derive(Clone, Copy)]
@@ -62,7 +66,7 @@ pub(super) async fn handle(
     let id = guard::request_id(&request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let answer = Caught(Box::pin(answer(state, request, arrived))).await;
-    let mut response = match answer.unwrap_or(Err(ApiError::Internal)) {
+    let mut response = match answer.unwrap_or(Err(ServerError::Internal.into())) {
         Ok(response) => response,
         Err(error) => error.respond(),
     };
@@ -85,10 +89,10 @@ async fn answer(
         MODEL => path.len() > MODEL.len() && path.starts_with(MODEL),
         exact => exact == path,
     };
-    let no_route = || ApiError::NoRoute { path: path.to_owned() };
+    let no_route = || ProtocolError::NoRoute { path: path.to_owned() };
     let &(_, allow, route) = ROUTES.iter().find(is_match).ok_or_else(no_route)?;
-    if matches!(route, Route::Load | Route::Unload) && !state.app.runtime_adapters {
-        return Err(ApiError::RuntimeAdaptersOff);
+    if matches!(route, Route::Load | Route::Unload) && !state.http.runtime_adapters {
+        return Err(LoadError::Off.into());
     }
     if head.method == Method::OPTIONS {
         let mut response = empty(StatusCode::NO_CONTENT);
@@ -96,27 +100,27 @@ async fn answer(
         return Ok(response);
     }
     if !allow.split(", ").any(|method| method == head.method.as_str()) {
-        return Err(ApiError::Method { method: head.method.to_string(), allow });
+        return Err(ProtocolError::Method { method: head.method.to_string(), allow }.into());
     }
     match route {
-        Route::Completions | Route::Chat => {
-            body::check_json(&head.headers, false)?;
-            let payload = body::read(&state, &head.headers, incoming).await?;
-            match route {
-                Route::Chat => chat::handle(&state, payload, arrived).await,
-                _ => completions::handle(&state, payload, arrived).await,
-            }
+        Route::Completions => {
+            let payload = body::read_json(&state, &head.headers, incoming, false).await?;
+            generate::handle::<Completions>(&state, payload, arrived).await
         }
-        Route::Load | Route::Unload => {
-            body::check_json(&head.headers, true)?;
-            let payload = body::read(&state, &head.headers, incoming).await?;
-            match route {
-                Route::Load => adapters::load(&state, payload).await,
-                _ => adapters::unload(&state, &payload),
-            }
+        Route::Chat => {
+            let payload = body::read_json(&state, &head.headers, incoming, false).await?;
+            generate::handle::<Chat>(&state, payload, arrived).await
+        }
+        Route::Load => {
+            let payload = body::read_json(&state, &head.headers, incoming, true).await?;
+            adapters::load(&state, payload).await
+        }
+        Route::Unload => {
+            let payload = body::read_json(&state, &head.headers, incoming, true).await?;
+            adapters::unload(&state, &payload)
         }
         Route::Models => Ok(models::list(&state)),
-        Route::Model => models::one(&state, &path[MODEL.len()..]),
+        Route::Model => Ok(models::one(&state, &path[MODEL.len()..])?),
         Route::Live => Ok(empty(StatusCode::OK)),
         Route::Ready => Ok(empty(match state.phase() {
             Phase::Serving if state.check_open().is_ok() => StatusCode::OK,
@@ -126,9 +130,7 @@ async fn answer(
             let version = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}");
             Ok(whole("application/json", version))
         }
-        Route::Metrics => {
-            Ok(whole("text/plain; version=0.0.4; charset=utf-8", metrics::page(&state)))
-        }
+        Route::Metrics => Ok(whole(metrics::CONTENT_TYPE, state.metrics.page())),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Fields that clients send and that are not built: each is refused by name unless its value asks
 //! for nothing, so that no request is ever answered as if a part of it had not been there.
 
-use super::parse::Small;
+use super::small::Small;
 
 /// A field and the values of it that ask for nothing. Null always does.
 #[derive(Debug)]

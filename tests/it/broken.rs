@@ -143,9 +143,13 @@ fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
     let mut tokens = Vec::new();
     while let Some(event) = events.blocking_recv() {
         match event {
-            Event::Token { token, .. } => tokens.push(token),
+            Event::Token { token, finish, .. } => {
+                tokens.push(token);
+                if finish.is_some() {
+                    break;
+                }
+            }
             Event::Started { .. } => {}
-            Event::Done { .. } => break,
             Event::Failed(why) => panic!("{why}"),
         }
     }

@@ -11,7 +11,7 @@ use tessera::adapter::{Adapter, AdapterError, Load, Report, Store};
 use tessera::delta::DeltaBuilder;
 use tessera::dtype::Dtype;
 use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate};
-use tessera::http::{App, HttpLimits, serve};
+use tessera::http::{App, HttpSettings, ServedModel, serve};
 use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Request};
 use tessera::text::{ChatTemplate, TextFiles, Tokenizer};
@@ -38,9 +38,9 @@ pub fn letters(text: &str) -> Vec<TokenId> {
 /// What the engine does with a request.
 #[derive(Clone)]
 pub enum Script {
-    /// These tokens, cut at the request's limit, then done.
+    /// These tokens, cut at the request's limit; the last finishes the sequence.
     Say(Vec<TokenId>, FinishReason),
-    /// The prompt's own last token, so many times.
+    /// The prompt's own last token, so many times; the last finishes the sequence.
     Echo(usize),
     /// These tokens, then nothing until the client leaves.
     Hang(Vec<TokenId>),
@@ -145,10 +145,10 @@ fn app(engine: EngineHandle, store: Arc<Store>) -> App {
     let dir = crate::root().join("tests/data/text/byte_level");
     let files = TextFiles::read(&dir).unwrap();
     let tokenizer = Tokenizer::from_bytes(&files.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
-    App {
-        engine,
-        store,
-        loader: Arc::new(FakeLoad),
+    let model = ServedModel {
+        base_name: BASE.to_owned(),
+        created: 1_700_000_000,
+        merged: None,
         tokenizer: Arc::new(tokenizer),
         template: ChatTemplate::from_files(&files, CONTEXT_TOKENS_MAX).unwrap(),
         limits: Limits {
@@ -157,14 +157,9 @@ fn app(engine: EngineHandle, store: Arc<Store>) -> App {
             logprobs_max: 20,
         },
         eos_tokens: vec![EOS],
-        base_name: BASE.to_owned(),
-        created: 1_700_000_000,
-        merged: None,
-        runtime_adapters: true,
-        adapter_root: None,
-        hosts_allowed: None,
-        http: HttpLimits::standard(),
-    }
+    };
+    let http = HttpSettings { runtime_adapters: true, ..HttpSettings::standard() };
+    App { engine, store, loader: Arc::new(FakeLoad), model, http }
 }
 
 /// An adapter whose digest is all `byte`.
@@ -215,26 +210,34 @@ fn run(
     }
 }
 
-fn token(generate: &Generate, token: TokenId, position: usize) -> Event {
+fn token(
+    generate: &Generate,
+    token: TokenId,
+    position: usize,
+    finish: Option<FinishReason>,
+) -> Event {
     let asked = generate.request.logprobs().unwrap_or(0);
     // The token itself first, then ones a unit less likely each.
     let top = (0..asked).map(|i| (token + i, logprob(position) - i as f32)).collect();
-    Event::Token { token, logprob: logprob(position), top }
+    Event::Token { token, logprob: logprob(position), top, finish }
 }
 
 /// False if the client left before the end.
 fn play(script: &Script, generate: &Generate) -> bool {
     let events = &generate.events;
     let send = |event| events.blocking_send(event).is_ok();
-    let say =
-        |tokens: &[TokenId]| tokens.iter().enumerate().all(|(i, &t)| send(token(generate, t, i)));
+    let say_until = |tokens: &[TokenId], reason| {
+        let last = tokens.len().wrapping_sub(1);
+        let finish = |i| if i == last { reason } else { None };
+        tokens.iter().enumerate().all(|(i, &t)| send(token(generate, t, i, finish(i))))
+    };
+    let say = |tokens: &[TokenId]| say_until(tokens, None);
     let wait_closed = || {
         while !events.is_closed() {
             std::thread::sleep(Duration::from_millis(1));
         }
         false
     };
-    let done = |reason| send(Event::Done { reason });
     if !matches!(script, Script::Gone | Script::Fail(0)) {
         send(Event::Started { cached_tokens: 2 });
     }
@@ -242,15 +245,15 @@ fn play(script: &Script, generate: &Generate) -> bool {
         Script::Say(tokens, reason) => {
             let count = tokens.len().min(generate.request.tokens_max() as usize);
             let reason = if count < tokens.len() { FinishReason::Length } else { *reason };
-            say(&tokens[..count]) && done(reason)
+            say_until(&tokens[..count], Some(reason))
         }
         Script::Echo(count) => {
             let last = *generate.request.prompt().last().unwrap();
-            say(&vec![last; *count]) && done(FinishReason::Length)
+            say_until(&vec![last; *count], Some(FinishReason::Length))
         }
         Script::Hang(tokens) => say(tokens) && wait_closed(),
         Script::Endless => {
-            while send(token(generate, letter('x'), 0)) {}
+            while send(token(generate, letter('x'), 0, None)) {}
             false
         }
         Script::Fail(count) => {

@@ -189,9 +189,13 @@ pub fn check_tokens(start: &dyn Fn(&Golden) -> EngineHandle) {
             let mut got = Vec::new();
             while let Some(event) = stream.blocking_recv() {
                 match event {
-                    Event::Token { token, logprob, .. } => got.push((token, logprob)),
+                    Event::Token { token, logprob, finish, .. } => {
+                        got.push((token, logprob));
+                        if finish.is_some() {
+                            break;
+                        }
+                    }
                     Event::Started { .. } => {}
-                    Event::Done { .. } => break,
                     Event::Failed(why) => panic!("{name}/{adapter}: {why}"),
                 }
             }

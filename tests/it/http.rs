@@ -392,7 +392,7 @@ fn models_are_listed_base_first_with_digests_for_roots() {
 
 #[test]
 fn a_merged_adapter_is_the_only_model() {
-    let fake = Fake::new(Script::Echo(1), |app| app.merged = Some("sql".to_owned()));
+    let fake = Fake::new(Script::Echo(1), |app| app.model.merged = Some("sql".to_owned()));
     let json = get(fake.address, "/v1/models").json();
     assert_eq!(json["data"].as_array().unwrap().len(), 1);
     assert_eq!(json["data"][0]["id"], "sql");

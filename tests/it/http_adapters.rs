@@ -24,7 +24,7 @@ fn root() -> (tempfile::TempDir, Fake) {
     symlink(root.join("deep"), root.join("in")).unwrap();
     symlink("../..", root.join("deep/up")).unwrap();
     symlink("loop", root.join("loop")).unwrap();
-    let fake = Fake::new(Script::Echo(1), |app| app.adapter_root = Some(root));
+    let fake = Fake::new(Script::Echo(1), |app| app.http.adapter_root = Some(root));
     (dir, fake)
 }
 
@@ -177,7 +177,7 @@ fn a_path_that_leaves_the_root_is_refused_whether_or_not_it_exists() {
 
 #[test]
 fn the_routes_are_absent_unless_allowed_and_take_only_json() {
-    let fake = Fake::new(Script::Echo(1), |app| app.runtime_adapters = false);
+    let fake = Fake::new(Script::Echo(1), |app| app.http.runtime_adapters = false);
     for path in [LOAD, UNLOAD] {
         let answer = post(fake.address, path, &json!({"lora_name": "a", "lora_path": "b"}));
         assert_eq!(answer.status, 404);
@@ -278,6 +278,70 @@ fn metrics_count_requests_and_tokens_by_adapter_under_vllms_names() {
     ] {
         value(&format!("vllm:{name}"), "");
     }
+}
+
+#[test]
+fn the_page_of_metrics_is_in_prometheus_classic_format() {
+    let fake = Fake::new(Script::Echo(1), |_| {});
+    digest(&fake, "sql");
+    let page = get(fake.address, "/metrics");
+    let heads = [
+        ("gauge", "vllm:num_requests_running", "Sequences running."),
+        ("gauge", "vllm:num_requests_waiting", "Sequences waiting."),
+        ("gauge", "vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it."),
+        ("gauge", "tessera:adapters_loaded", "Names of adapters in host memory."),
+        ("gauge", "tessera:adapters_bytes", "Bytes of adapters in host memory."),
+        ("gauge", "tessera:adapters_resident", "Adapters in device slots."),
+        ("gauge", "tessera:requests_in_flight", "Sequences accepted, not finished."),
+        ("counter", "vllm:prompt_tokens_total", "Prompt tokens processed."),
+        ("counter", "vllm:generation_tokens_total", "Tokens drawn."),
+        ("counter", "tessera:failed_steps_total", "Steps that failed."),
+        ("counter", "tessera:adapter_loads_total", "Adapters put on the device."),
+        ("counter", "tessera:adapter_evictions_total", "Adapters that left the device for others."),
+        (
+            "counter",
+            "vllm:prefix_cache_queries_total",
+            "Prompt tokens looked up in the prefix cache.",
+        ),
+        ("counter", "vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache."),
+        ("counter", "vllm:num_preemptions_total", "Sequences preempted."),
+        ("counter", "tessera:steps_total", "Steps of the engine."),
+        (
+            "counter",
+            "tessera:unknown_fields_total",
+            "Fields of requests that are not known and were ignored.",
+        ),
+        ("counter", "vllm:request_success_total", "Sequences by how they ended."),
+        ("counter", "tessera:adapter_requests_total", "Sequences by adapter."),
+        ("counter", "tessera:adapter_prompt_tokens_total", "Prompt tokens by adapter."),
+        ("counter", "tessera:adapter_generation_tokens_total", "Tokens drawn by adapter."),
+        ("histogram", "vllm:time_to_first_token_seconds", "Arrival to first token."),
+        ("histogram", "vllm:inter_token_latency_seconds", "Token to token."),
+        ("histogram", "vllm:e2e_request_latency_seconds", "Arrival to last token."),
+    ];
+    let comments = heads.iter().flat_map(|(kind, name, help)| {
+        [format!("# HELP {name} {help}"), format!("# TYPE {name} {kind}")]
+    });
+    let mut expected: Vec<String> = comments.collect();
+    let mut found: Vec<&str> = page.text().lines().filter(|l| l.starts_with('#')).collect();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    let bounds = |name: &str| -> Vec<&str> {
+        let prefix = format!("{name}_bucket{{model_name=\"org/base\",engine=\"0\",le=\"");
+        let bound = |line: &'_ str| line.find('"').unwrap_or_default();
+        let rests = page.text().lines().filter_map(|line| line.strip_prefix(&prefix));
+        rests.map(|rest| &rest[..bound(rest)]).collect()
+    };
+    // vLLM's, as Prometheus' own library for Go writes numbers.
+    let ttft = "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 \
+                640 2560 +Inf";
+    let itl = "0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 \
+               10 20 40 80 +Inf";
+    let e2e = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680 +Inf";
+    assert_eq!(bounds("vllm:time_to_first_token_seconds").join(" "), ttft);
+    assert_eq!(bounds("vllm:inter_token_latency_seconds").join(" "), itl);
+    assert_eq!(bounds("vllm:e2e_request_latency_seconds").join(" "), e2e);
 }
 
 #[test]

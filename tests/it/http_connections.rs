@@ -56,7 +56,7 @@ fn a_client_that_leaves_frees_its_sequences() {
 fn a_client_that_stops_reading_is_dropped() {
     let fake = Fake::new(Script::Endless, |app| {
         app.http.write_idle_timeout_ms = 200;
-        app.limits.context_tokens_max = 1 << 30;
+        app.model.limits.context_tokens_max = 1 << 30;
     });
     let stream = start(
         &fake,
@@ -153,7 +153,7 @@ fn requests_that_were_meant_for_another_server_are_refused() {
     let lengths = "content-length: 1\r\ncontent-length: 2";
     assert_eq!(status(&origin(lengths)), 400);
     let fake =
-        Fake::new(Script::Echo(1), |app| app.hosts_allowed = Some(vec!["my.host".to_owned()]));
+        Fake::new(Script::Echo(1), |app| app.http.hosts_allowed = Some(vec!["my.host".to_owned()]));
     let answer = raw(fake.address, b"GET /live HTTP/1.1\r\nhost: my.host\r\n\r\n");
     assert_eq!(answer.status, 200);
     assert_eq!(get(fake.address, "/live").error().1, "host_not_allowed");

@@ -235,7 +235,7 @@ fn messages_that_are_no_chat_are_answered_400() {
         let answer = post(fake.address, CHAT, &body);
         assert_eq!((answer.status, answer.error().0.as_deref()), (400, Some(field)), "{body}");
     }
-    let fake = Fake::new(Script::Echo(1), |app| app.template = None);
+    let fake = Fake::new(Script::Echo(1), |app| app.model.template = None);
     let answer = post(fake.address, CHAT, &json!({"messages": hello}));
     assert_eq!((answer.status, answer.error().1.as_str()), (400, "no_chat_template"));
 }

@@ -69,9 +69,13 @@ fn finish(events: &mut Receiver<Event>) -> (Vec<(TokenId, f32)>, u32) {
     let (mut tokens, mut cached) = (Vec::new(), 0);
     loop {
         match events.blocking_recv().expect("the engine is gone") {
-            Event::Token { token, logprob, .. } => tokens.push((token, logprob)),
+            Event::Token { token, logprob, finish, .. } => {
+                tokens.push((token, logprob));
+                if finish.is_some() {
+                    return (tokens, cached);
+                }
+            }
             Event::Started { cached_tokens } => cached = cached_tokens,
-            Event::Done { .. } => return (tokens, cached),
             Event::Failed(why) => panic!("{why}"),
         }
     }
@@ -160,9 +164,13 @@ impl Live {
     fn take(&mut self) -> bool {
         while let Ok(event) = self.events.try_recv() {
             match event {
-                Event::Token { token, logprob, .. } => self.got.push((token, logprob)),
+                Event::Token { token, logprob, finish, .. } => {
+                    self.got.push((token, logprob));
+                    if finish.is_some() {
+                        return true;
+                    }
+                }
                 Event::Started { .. } => {}
-                Event::Done { .. } => return true,
                 Event::Failed(why) => panic!("{why}"),
             }
         }
@@ -306,7 +314,7 @@ fn a_preempted_request_does_not_keep_the_place_that_the_one_before_it_waits_for(
     for events in &mut all {
         loop {
             match events.try_recv() {
-                Ok(Event::Done { .. }) => break,
+                Ok(Event::Token { finish: Some(_), .. }) => break,
                 Ok(Event::Failed(why)) => panic!("{why}"),
                 Ok(_) => {}
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),

@@ -42,8 +42,12 @@ fn read(mut events: Receiver<Event>) -> Result<Vec<u32>, String> {
     while let Some(event) = events.blocking_recv() {
         match event {
             Event::Started { .. } => {}
-            Event::Token { token, .. } => tokens.push(token),
-            Event::Done { .. } => return Ok(tokens),
+            Event::Token { token, finish, .. } => {
+                tokens.push(token);
+                if finish.is_some() {
+                    return Ok(tokens);
+                }
+            }
             Event::Failed(why) => return Err(why),
         }
     }

@@ -1,0 +1,130 @@
+//! From what went wrong to what a client reads: one enum for each cause, and in its file a line of
+//! the table for each of its variants.
+
+mod load;
+mod protocol;
+mod request;
+mod row;
+mod server;
+
+pub(super) use load::LoadError;
+pub(super) use protocol::ProtocolError;
+pub(super) use request::RequestError;
+pub(super) use row::shown;
+pub(super) use server::ServerError;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use self::row::Row;
+use super::sse::Body;
+use super::wire::to_json;
+use crate::engine::Busy;
+use crate::request::Invalid;
+
+/// Everything that is answered with an error.
+#[derive(Debug)]
+pub(super) enum ApiError {
+    /// What the request asks for.
+    Request(RequestError),
+    /// What the server cannot do now.
+    Server(ServerError),
+    /// How the request was sent.
+    Protocol(ProtocolError),
+    /// Loading and unloading adapters.
+    Load(LoadError),
+}
+
+impl ApiError {
+    fn row(&self) -> Row {
+        match self {
+            Self::Request(error) => error.row(),
+            Self::Server(error) => error.row(),
+            Self::Protocol(error) => error.row(),
+            Self::Load(error) => error.row(),
+        }
+    }
+
+    /// OpenAI's error object, all four keys.
+    pub fn to_json(&self) -> Vec<u8> {
+        self.row().to_json()
+    }
+
+    /// The whole answer.
+    pub fn respond(&self) -> Response<Body> {
+        let row = self.row();
+        let mut response = Response::new(Full::new(Bytes::from(row.to_json())).boxed_unsync());
+        // Every status of the table is a valid one.
+        *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or_default();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some((name, value)) = row.header {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+impl Row {
+    fn to_json(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Object<'a> {
+            message: &'a str,
+            r#type: &'a str,
+            param: Option<&'a str>,
+            code: &'a str,
+        }
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            error: Object<'a>,
+        }
+        let Self { kind, code, param, message, .. } = self;
+        let error = Object { message, r#type: kind, param: param.as_deref(), code };
+        to_json(&Envelope { error })
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        Self::Request(error)
+    }
+}
+
+impl From<ServerError> for ApiError {
+    fn from(error: ServerError) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl From<ProtocolError> for ApiError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+impl From<LoadError> for ApiError {
+    fn from(error: LoadError) -> Self {
+        Self::Load(error)
+    }
+}
+
+impl From<Invalid> for RequestError {
+    fn from(error: Invalid) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(error: Invalid) -> Self {
+        Self::Request(RequestError::Invalid(error))
+    }
+}
+
+impl From<Busy> for ApiError {
+    fn from(error: Busy) -> Self {
+        Self::Server(ServerError::Busy(error))
+    }
+}

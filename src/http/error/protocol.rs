@@ -1,0 +1,73 @@
+//! How a request was sent: its head, its framing, its body.
+
+use super::row::{NOT_FOUND, PERMISSION, REQUEST, Row, row, shown};
+
+/// A request that does not follow HTTP, or not as this server needs it.
+#[derive(Debug)]
+pub(in crate::http) enum ProtocolError {
+    /// A body above the limit.
+    BodyTooLarge { body_bytes_max: usize },
+    /// A body that came too slowly.
+    BodyTimeout { timeout_ms: u64 },
+    /// A body that ended early or was framed wrongly.
+    BodyBroken,
+    /// Another content type than JSON.
+    ContentType { found: String },
+    /// No such route.
+    NoRoute { path: String },
+    /// The route exists, the method does not.
+    Method { method: String, allow: &'static str },
+    /// Not exactly one well-formed `Host`.
+    HostHeader,
+    /// A `Host` or `Origin` that this server is not.
+    HostRefused { header: &'static str, found: String },
+    /// An `Expect` other than `100-continue`.
+    Expect,
+}
+
+impl ProtocolError {
+    pub(super) fn row(&self) -> Row {
+        match self {
+            Self::BodyTooLarge { body_bytes_max } => {
+                let message = format!("The request body must be at most {body_bytes_max} bytes.");
+                row(413, REQUEST, "body_too_large", message)
+            }
+            Self::BodyTimeout { timeout_ms } => {
+                let message = format!("The request body did not arrive within {timeout_ms} ms.");
+                row(408, REQUEST, "body_timeout", message)
+            }
+            Self::BodyBroken => {
+                row(400, REQUEST, "body_broken", "The request body could not be read to its end.")
+            }
+            Self::ContentType { found } => {
+                let message =
+                    format!("Content-Type must be application/json, got '{}'.", shown(found));
+                row(415, REQUEST, "unsupported_media_type", message)
+            }
+            Self::NoRoute { path } => {
+                let message = format!("There is no route '{}'.", shown(path));
+                row(404, NOT_FOUND, "route_not_found", message)
+            }
+            Self::Method { method, allow } => {
+                let message = format!("{} is not allowed here; use {allow}.", shown(method));
+                row(405, REQUEST, "method_not_allowed", message).with_header("allow", allow)
+            }
+            Self::HostHeader => row(
+                400,
+                REQUEST,
+                "invalid_host",
+                "A request must have exactly one Host header, 'name' or 'name:port'.",
+            ),
+            Self::HostRefused { header, found } => {
+                let message = format!(
+                    "The {header} '{}' is not this server; add it to the allowed hosts if it is.",
+                    shown(found)
+                );
+                row(403, PERMISSION, "host_not_allowed", message)
+            }
+            Self::Expect => {
+                row(417, REQUEST, "expectation_failed", "Expect must be 100-continue or absent.")
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What the server cannot do now.
+
+use super::row::{RATE, Row, SERVER, row};
+use crate::engine::Busy;
+
+/// A fault of the server, or a limit that it has reached.
+#[derive(Debug)]
+pub(in crate::http) enum ServerError {
+    /// The queue is full.
+    Busy(Busy),
+    /// Too many bytes of bodies at once.
+    BodiesFull { bodies_bytes_max: usize },
+    /// Shutting down.
+    Draining,
+    /// The engine thread has ended.
+    EngineGone,
+    /// The engine failed on this sequence.
+    EngineFailed(String),
+    /// A panic, or a lost thread.
+    Internal,
+}
+
+impl ServerError {
+    pub(super) fn row(&self) -> Row {
+        match self {
+            Self::Busy(busy) => row(429, RATE, "queue_full", busy.to_string()).retry_after_1_s(),
+            Self::BodiesFull { bodies_bytes_max } => {
+                let message = format!(
+                    "the server is reading its limit of {bodies_bytes_max} bytes of requests; \
+                     retry later"
+                );
+                row(503, SERVER, "bodies_full", message).retry_after_1_s()
+            }
+            Self::Draining => {
+                row(503, SERVER, "draining", "The server is shutting down.").retry_after_1_s()
+            }
+            Self::EngineGone => {
+                row(503, SERVER, "engine_stopped", "The engine has stopped.").retry_after_1_s()
+            }
+            Self::EngineFailed(message) => row(500, SERVER, "engine_failed", message),
+            Self::Internal => row(
+                500,
+                SERVER,
+                "internal_error",
+                "The server failed on this request. This is a bug.",
+            ),
+        }
+    }
+}

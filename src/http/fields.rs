@@ -1,0 +1,321 @@
+//! The fields of requests.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use super::parse::{Fields, fields};
+use super::small::{KEPT_ITEMS_MAX, Small};
+use super::unsupported::{self, Unsupported};
+use crate::ids::TokenId;
+
+/// Prompts of one request; each is a sequence. More are answered 400.
+const PROMPTS_MAX: usize = 128;
+/// Stop strings of one request. More are answered 400.
+const STOPS_MAX: usize = 16;
+// They are read as any value is, of which the first items are kept.
+const _: () = assert!(STOPS_MAX <= KEPT_ITEMS_MAX);
+/// One stop string. A longer one is answered 400.
+const STOP_BYTES_MAX: usize = 1024;
+
+fields! {
+    /// What both generation routes take.
+    Common {
+        model: String,
+        max_tokens: u32,
+        temperature: f32,
+        top_p: f32,
+        top_k: i64,
+        min_p: f32,
+        seed: i64,
+        stop: Stops,
+        stream: bool,
+        stream_options: StreamOptions,
+        ignore_eos: bool,
+        return_token_ids: bool,
+        add_special_tokens: bool,
+    }
+    unsupported unsupported::GENERATION;
+    ignored unsupported::IGNORED;
+}
+
+fields! {
+    /// What only `/v1/completions` takes.
+    CompletionFields { prompt: Prompts, logprobs: u32, }
+    unsupported &[];
+    ignored &[];
+}
+
+fields! {
+    /// What only `/v1/chat/completions` takes.
+    ChatFields {
+        messages: Vec<WireMessage>,
+        max_completion_tokens: u32,
+        logprobs: bool,
+        top_logprobs: u32,
+        add_generation_prompt: bool,
+    }
+    unsupported unsupported::CHAT;
+    ignored &[];
+}
+
+fields! {
+    /// What `/v1/load_lora_adapter` takes.
+    LoadFields { lora_name: String, lora_path: String, load_inplace: bool, }
+    unsupported unsupported::LOAD;
+    ignored &["lora_int_id"];
+}
+
+fields! {
+    /// What `/v1/unload_lora_adapter` takes.
+    UnloadFields { lora_name: String, }
+    unsupported &[];
+    ignored &["lora_int_id"];
+}
+
+/// The fields of a generation route.
+#[derive(Debug, Default)]
+pub(super) struct Generation<T> {
+    pub own: T,
+    pub common: Common,
+}
+
+impl<T: Fields> Fields for Generation<T> {
+    fn unsupported(key: &str) -> Option<&'static Unsupported> {
+        T::unsupported(key).or_else(|| Common::unsupported(key))
+    }
+
+    fn is_ignored(key: &str) -> bool {
+        T::is_ignored(key) || Common::is_ignored(key)
+    }
+
+    fn set<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        Ok(self.own.set(key, map)? || self.common.set(key, map)?)
+    }
+}
+
+/// `stream_options`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct StreamOptions {
+    pub include_usage: Option<bool>,
+    /// vLLM's: usage so far on every chunk.
+    pub continuous_usage_stats: Option<bool>,
+}
+
+/// `prompt`: a string, a list of strings, token ids, or a list of lists of token ids.
+#[derive(Debug)]
+pub(super) enum Prompts {
+    Texts(Vec<String>),
+    Ids(Vec<Vec<TokenId>>),
+}
+
+/// An item of a list in `prompt`.
+enum Item {
+    Text(String),
+    Id(TokenId),
+    Ids(Vec<TokenId>),
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+struct PromptsVisitor;
+
+impl<'de> Visitor<'de> for PromptsVisitor {
+    type Value = Prompts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a list of strings, token ids or a list of lists of token ids")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+        Ok(Prompts::Texts(vec![text.to_owned()]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+        let mixed = || A::Error::custom("strings, token ids and lists cannot be mixed");
+        let check = |count: usize| match count > PROMPTS_MAX {
+            true => Err(A::Error::custom(format!("at most {PROMPTS_MAX} prompts in a request"))),
+            false => Ok(()),
+        };
+        match seq.next_element::<Item>()? {
+            None => Ok(Prompts::Texts(Vec::new())),
+            Some(Item::Text(first)) => {
+                let mut texts = vec![first];
+                while let Some(item) = seq.next_element()? {
+                    let Item::Text(text) = item else { return Err(mixed()) };
+                    texts.push(text);
+                    check(texts.len())?;
+                }
+                Ok(Prompts::Texts(texts))
+            }
+            Some(Item::Id(first)) => {
+                let mut ids = vec![first];
+                while let Some(item) = seq.next_element()? {
+                    let Item::Id(id) = item else { return Err(mixed()) };
+                    ids.push(id);
+                }
+                Ok(Prompts::Ids(vec![ids]))
+            }
+            Some(Item::Ids(first)) => {
+                let mut lists = vec![first];
+                while let Some(item) = seq.next_element()? {
+                    let Item::Ids(ids) = item else { return Err(mixed()) };
+                    lists.push(ids);
+                    check(lists.len())?;
+                }
+                Ok(Prompts::Ids(lists))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a token id or a list of token ids")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Item, E> {
+        Ok(Item::Text(text.to_owned()))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Item, E> {
+        let id = TokenId::try_from(id);
+        id.map(Item::Id).map_err(|_| E::custom("a token id must be below 2^32"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Item, A::Error> {
+        let mut ids = Vec::new();
+        while let Some(id) = seq.next_element()? {
+            ids.push(id);
+        }
+        Ok(Item::Ids(ids))
+    }
+}
+
+/// `stop`: a string or a list of strings.
+#[derive(Debug)]
+pub(super) struct Stops(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Stops {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stops = match Small::deserialize(deserializer)? {
+            Small::Text(stop) => vec![stop],
+            Small::Array(items, count) => {
+                if count > STOPS_MAX {
+                    let message = format!("at most {STOPS_MAX} stop strings, got {count}");
+                    return Err(D::Error::custom(message));
+                }
+                let text = |item| match item {
+                    Small::Text(text) => Ok(text),
+                    _ => Err(D::Error::custom("every stop must be a string")),
+                };
+                items.into_iter().map(text).collect::<Result<_, _>>()?
+            }
+            _ => return Err(D::Error::custom("expected a string or a list of strings")),
+        };
+        if stops.iter().any(String::is_empty) {
+            return Err(D::Error::custom("a stop string must not be empty"));
+        }
+        if stops.iter().any(|stop| stop.len() > STOP_BYTES_MAX) {
+            let message = format!("a stop string must be at most {STOP_BYTES_MAX} bytes");
+            return Err(D::Error::custom(message));
+        }
+        Ok(Self(stops))
+    }
+}
+
+/// One of `messages`.
+#[derive(Debug, Deserialize)]
+pub(super) struct WireMessage {
+    pub role: String,
+    pub content: Option<Content>,
+    pub tool_calls: Option<Small>,
+    pub function_call: Option<Small>,
+}
+
+/// A message's `content`.
+#[derive(Debug)]
+pub(super) enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+/// A part of a message's content.
+#[derive(Debug, Deserialize)]
+pub(super) struct Part {
+    pub r#type: String,
+    pub text: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of parts")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+        Ok(Content::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
+        let mut parts = Vec::new();
+        while let Some(part) = seq.next_element()? {
+            parts.push(part);
+        }
+        Ok(Content::Parts(parts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::{ChatFields, CompletionFields, Generation};
+
+    #[test]
+    fn no_bytes_make_the_parser_panic() {
+        let body = br#"{"model":"a","prompt":[[1,2],[3]],"messages":[{"role":"user","content":
+            [{"type":"text","text":"\u00e9"}]}],"stop":["a"],"logit_bias":{"5":1e3},"seed":-1}"#;
+        let mut random = 1_u64;
+        let mut below = |n: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as usize % n
+        };
+        for _ in 0..20_000 {
+            let mut bytes = body.to_vec();
+            for _ in 0..=below(3) {
+                let at = below(bytes.len());
+                match below(3) {
+                    0 => bytes[at] = below(256) as u8,
+                    1 => bytes[at] = br#"{}[]",:0-.eE\"#[below(13)],
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            let _ = parse::<Generation<CompletionFields>>(&bytes);
+            let _ = parse::<Generation<ChatFields>>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What a request gives the model to read, as tokens.
+
+use super::error::RequestError;
+use super::settings::ServedModel;
+use crate::ids::TokenId;
+use crate::request::Invalid;
+use crate::text::{Message, TextError};
+
+/// The prompts of a request; each is a sequence.
+pub(super) enum PromptInput {
+    /// Texts as they are.
+    Texts(Vec<String>),
+    /// Tokens as they are.
+    Ids(Vec<Vec<TokenId>>),
+    /// One chat, for the model's template. `adds_generation_prompt` opens the assistant's turn.
+    Chat { messages: Vec<Message>, adds_generation_prompt: bool },
+}
+
+impl PromptInput {
+    /// The field that holds them.
+    pub fn param(&self) -> &'static str {
+        match self {
+            Self::Texts(_) | Self::Ids(_) => "prompt",
+            Self::Chat { .. } => "messages",
+        }
+    }
+
+    /// Sequences that they make.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Ids(lists) => lists.len(),
+            Self::Chat { .. } => 1,
+        }
+    }
+
+    /// The tokens of each; slow for long texts. Unless the request says otherwise, texts get the
+    /// tokenizer's special tokens; chats do not, because templates write them.
+    ///
+    /// # Errors
+    /// [`RequestError::Invalid`], [`RequestError::NoTemplate`] and [`RequestError::Text`].
+    pub fn encode(
+        self,
+        model: &ServedModel,
+        adds_special: Option<bool>,
+    ) -> Result<Vec<Vec<TokenId>>, RequestError> {
+        let param = self.param();
+        let context_tokens_max = model.limits.context_tokens_max;
+        let failed = |error: TextError| RequestError::Text { param, error, context_tokens_max };
+        let encode = |text: &str, adds_special: bool| {
+            model.tokenizer.encode(text, adds_special).map_err(failed)
+        };
+        match self {
+            Self::Ids(lists) => Ok(lists),
+            Self::Texts(texts) => {
+                let prompt = |text: &String| match text.is_empty() {
+                    true => Err(Invalid::value("prompt", "a prompt must not be empty").into()),
+                    false => encode(text, adds_special.unwrap_or(true)),
+                };
+                texts.iter().map(prompt).collect()
+            }
+            Self::Chat { messages, adds_generation_prompt } => {
+                let template = model.template.as_ref().ok_or(RequestError::NoTemplate)?;
+                let text = template.render(&messages, adds_generation_prompt).map_err(failed)?;
+                Ok(vec![encode(&text, adds_special.unwrap_or(false))?])
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What a server is made of and within which limits it serves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::adapter::{Load, Store};
+use crate::engine::EngineHandle;
+use crate::ids::TokenId;
+use crate::request::Limits;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// What a server is made of.
+pub struct App {
+    /// Where tokens come from.
+    pub engine: EngineHandle,
+    /// The adapters that requests may name.
+    pub store: Arc<Store>,
+    /// Reads adapters at run time.
+    pub loader: Arc<dyn Load>,
+    /// The base and how text becomes its tokens.
+    pub model: ServedModel,
+    /// Limits of connections and bodies, and what clients may do.
+    pub http: HttpSettings,
+}
+
+/// The base as clients see it.
+pub struct ServedModel {
+    /// The base's name in `model`.
+    pub base_name: String,
+    /// Seconds since 1970 when the base was loaded.
+    pub created: u64,
+    /// The one name served when an adapter is merged into the weights.
+    pub merged: Option<String>,
+    /// The base's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The base's chat template; without one, chat requests are answered 400.
+    pub template: Option<ChatTemplate>,
+    /// What a request is validated against.
+    pub limits: Limits,
+    /// Tokens that end a sequence unless the request says `ignore_eos`.
+    pub eos_tokens: Vec<TokenId>,
+}
+
+/// Limits of connections and bodies, and what clients may do.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Names a request's `Host` may have, without port. `None` takes any, but only the names of
+    /// the loopback address on a socket bound to it, so that a web page cannot reach the server
+    /// through a domain that points there (DNS rebinding).
+    pub hosts_allowed: Option<Vec<String>>,
+    /// Whether clients may load and unload adapters.
+    pub runtime_adapters: bool,
+    /// The directory that adapters may be loaded from at run time; without one, none can.
+    pub adapter_root: Option<PathBuf>,
+    /// Connections at once. A further one is answered 503 and closed.
+    pub connections_max: usize,
+    /// For a request's whole head, and between two requests of a connection. Then it is closed.
+    pub header_read_timeout_ms: u64,
+    /// One request's body. A larger one is answered 413.
+    pub body_bytes_max: usize,
+    /// All bodies being read or parsed at once. Above it, requests are answered 503.
+    pub bodies_bytes_max: usize,
+    /// Between two parts of a body. Then it is answered 408.
+    pub body_idle_timeout_ms: u64,
+    /// For a whole body. Then it is answered 408.
+    pub body_timeout_ms: u64,
+    /// For a client that reads nothing. Then its connection is closed and its sequences end.
+    pub write_idle_timeout_ms: u64,
+    /// Silence on an event stream after which a comment is sent, so that proxies keep it open; 0
+    /// for never.
+    pub keep_alive_ms: u64,
+    /// How long requests are still taken after the shutdown signal while `/ready` says 503.
+    pub drain_notice_ms: u64,
+    /// How long requests in flight may go on after that. Then they end with an error.
+    pub drain_timeout_ms: u64,
+    /// Requests being parsed and tokenized at once. Further ones wait.
+    pub text_tasks_max: usize,
+    /// Adapters being loaded at once. Further ones wait.
+    pub loads_max: usize,
+}
+
+impl HttpSettings {
+    /// Limits that suit a server on two cores as well as on a hundred; adapters stay as they are.
+    pub fn standard() -> Self {
+        Self {
+            hosts_allowed: None,
+            runtime_adapters: false,
+            adapter_root: None,
+            connections_max: 4096,
+            // Above the 15 s that common clients keep an idle connection.
+            header_read_timeout_ms: 20_000,
+            body_bytes_max: 32 << 20,
+            bodies_bytes_max: 256 << 20,
+            body_idle_timeout_ms: 20_000,
+            body_timeout_ms: 120_000,
+            write_idle_timeout_ms: 30_000,
+            keep_alive_ms: 15_000,
+            drain_notice_ms: 0,
+            drain_timeout_ms: 30_000,
+            text_tasks_max: 8,
+            loads_max: 2,
+        }
+    }
+}

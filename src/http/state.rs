@@ -1,0 +1,102 @@
+//! What all connections share.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::adapter_root::AdapterRoot;
+use super::error::{ApiError, ServerError};
+use super::guard::LOOPBACK_HOSTS;
+use super::metrics::Metrics;
+use super::phase::Phase;
+use super::settings::{App, HttpSettings, ServedModel};
+use crate::adapter::{Load, Store};
+use crate::engine::EngineHandle;
+
+/// A running server.
+pub(super) struct State {
+    pub engine: EngineHandle,
+    pub store: Arc<Store>,
+    pub loader: Arc<dyn Load>,
+    pub model: ServedModel,
+    pub http: HttpSettings,
+    pub metrics: Arc<Metrics>,
+    pub phase: watch::Sender<Phase>,
+    /// Names that `Host` may have; `None` takes any.
+    pub hosts: Option<Vec<String>>,
+    pub adapter_root: Option<AdapterRoot>,
+    /// KiB of bodies that may still be read.
+    pub bodies_kib: Arc<Semaphore>,
+    /// For requests being parsed and tokenized.
+    pub text_tasks: Arc<Semaphore>,
+    /// For adapters being loaded.
+    pub loads: Arc<Semaphore>,
+}
+
+impl State {
+    /// A server on a socket that is or is not bound to the loopback address.
+    ///
+    /// # Errors
+    /// When `adapter_root` is no directory.
+    pub fn new(app: App, is_loopback: bool) -> io::Result<Self> {
+        let App { engine, store, loader, model, http } = app;
+        let hosts = match &http.hosts_allowed {
+            Some(hosts) => Some(hosts.clone()),
+            None => {
+                let names = LOOPBACK_HOSTS.iter().map(|host| (*host).to_owned());
+                is_loopback.then(|| names.collect())
+            }
+        };
+        Ok(Self {
+            metrics: Arc::new(Metrics::new(&model.base_name, &engine, &store)),
+            phase: watch::Sender::new(Phase::Serving),
+            hosts,
+            adapter_root: http.adapter_root.clone().map(AdapterRoot::new).transpose()?,
+            bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),
+            text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),
+            loads: Arc::new(Semaphore::new(http.loads_max)),
+            engine,
+            store,
+            loader,
+            model,
+            http,
+        })
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Whether new generations are taken.
+    ///
+    /// # Errors
+    /// [`ServerError::Draining`] and [`ServerError::EngineGone`].
+    pub fn check_open(&self) -> Result<(), ServerError> {
+        if self.phase() >= Phase::Draining {
+            return Err(ServerError::Draining);
+        }
+        match self.engine.stats().stopped.load(Ordering::Acquire) {
+            true => Err(ServerError::EngineGone),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs work that may take long on a thread of its own, so that other clients are served
+    /// meanwhile. At most as many at once as `permits` has.
+    pub async fn off_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        permits: &Arc<Semaphore>,
+        work: impl FnOnce(&Self) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = permits.clone().acquire_owned().await.map_err(|_| ServerError::Internal)?;
+        let state = self.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&state)
+        });
+        // The task fails only by a panic, which is on stderr.
+        task.await.unwrap_or(Err(ServerError::Internal.into()))
+    }
+}
