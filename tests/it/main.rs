@@ -46,6 +46,7 @@ mod synth;
 mod text;
 mod text_template;
 mod tidy;
+mod tidy_circles;
 
 use std::path::PathBuf;
 
