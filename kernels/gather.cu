@@ -26,30 +26,34 @@ struct HiddenColumn {
     }
 };
 
+/// One token's row of a table, in the width of the base or of adapters, then the row's adapters.
+template <class T>
+DEVICE void embed_from(const Embed& a, const RowTile& tile, const T* table, u32 token, u32 column,
+                       u32 count, float (&y)[1][8]) {
+    const T* at = table + (u64)token * a.hidden + column;
+    auto from = [&](u32) { return at; };
+    HiddenColumn hidden = {token};
+    float* h_tile = (float*)SHARED_MEMORY;
+    site_output<1>(a.deltas, tile, a.site, hidden, a.shift, column, count, from, h_tile, y);
+}
+
 /// Each row's token from the table, then its adapters. An adapter's own table is read in place of
 /// the base's for rows of one part; longer compositions with one are refused by the host.
 /// Grid: x = n, y = ceil(hidden / (8 · block)). Block: 128, or fewer. Shared: RANK_TILE · 4 bytes.
 KERNEL(embed, Embed, 128) {
-    float* h_tile = (float*)SHARED_MEMORY;
     u32 row = blockIdx.x, token = args.tokens[row];
     u32 column = (blockIdx.y * blockDim.x + threadIdx.x) * LANE_COLUMNS;
     u32 count = column < args.hidden ? smaller(LANE_COLUMNS, args.hidden - column) : 0;
-    u64 at = (u64)token * args.hidden + column;
     const Deltas& d = args.deltas;
     RowParts parts = d.rows ? d.rows[row] : RowParts{0, 0, 0};
     RowTile tile = {row, 1, parts.entry, parts.stride, parts.parts};
     const P* own = nullptr;
     if (parts.parts == 1) own = (const P*)change_at(d, parts.entry, args.site).weight;
-    HiddenColumn hidden = {token};
     float y[1][8];
-    auto apply = [&](const auto* table) {
-        auto from = [&](u32) { return table + at; };
-        site_output<1>(d, tile, args.site, hidden, args.shift, column, count, from, h_tile, y);
-    };
     if (own)
-        apply(own);
+        embed_from(args, tile, own, token, column, count, y);
     else
-        apply(args.table);
+        embed_from(args, tile, args.table, token, column, count, y);
     store8(args.out + (u64)row * args.hidden + column, count, y[0]);
 }
 
