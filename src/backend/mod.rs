@@ -276,7 +276,7 @@ pub struct RopeTable {
 }
 
 /// Size of the KV cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct KvShape {
     /// Decoder layers.
     pub layers: usize,

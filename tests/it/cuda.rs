@@ -7,5 +7,6 @@
 pub mod card;
 mod engine;
 mod faults;
+mod memory;
 mod serve;
 mod steps;

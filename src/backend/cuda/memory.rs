@@ -242,11 +242,14 @@ impl Cuda {
         self.card.memory()
     }
 
-    pub(super) fn taken_kv(&self, shape: KvShape) -> Kv {
+    /// All of the cache that was taken, whatever part is asked for: strides and the spare page are
+    /// those of one shape.
+    pub(super) fn taken_kv(&self, asked: KvShape) -> Kv {
         let taken = self.taken.get().expect("This is a bug: memory is taken before it is used.");
-        let same = shape.blocks <= taken.kv_shape.blocks && kv_bytes(&shape) <= taken.kv.bytes();
-        assert!(same, "This is a bug: a KV cache of another size.");
-        Kv { shape, address: taken.kv.address() }
+        let all = taken.kv_shape;
+        let fits = asked.blocks <= all.blocks && KvShape { blocks: all.blocks, ..asked } == all;
+        assert!(fits, "This is a bug: {asked:?} of a KV cache of {all:?}.");
+        Kv { shape: all, address: taken.kv.address() }
     }
 
     /// The page that rows of no sequence use.
