@@ -176,16 +176,16 @@ DEVICE u32 find_by_id(const Row& row, Shared& shared, V target, Of of) {
     return found;
 }
 
-/// A place in the order of likelihood: between equals the lower id is likelier.
-struct Place {
+/// A cut in the order of likelihood: between equals the lower id is likelier.
+struct Cut {
     u32 key;
     u32 id;
     /// Of this token and all likelier ones.
     u64 mass;
 };
 
-DEVICE bool up_to(const Place& place, u32 key, u32 id) {
-    return key > place.key || (key == place.key && id <= place.id);
+DEVICE bool up_to(const Cut& cut, u32 key, u32 id) {
+    return key > cut.key || (key == cut.key && id <= cut.id);
 }
 
 /// The bin at which the running sum, of masses or of counts, passes `target`; `count` and `mass`
@@ -226,8 +226,8 @@ DEVICE u32 find_bin(Shared& shared, bool by_mass, u64 target, u64& count, u64& m
 /// First by bins of weight, which spread a vocabulary well and leave its tail to registers; then
 /// the tokens of one bin by three digits of their key; then equals by id.
 template <class Included>
-DEVICE Place find_ranked(const Row& row, Shared& shared, bool by_mass, u64 target,
-                         Included included) {
+DEVICE Cut find_ranked(const Row& row, Shared& shared, bool by_mass, u64 target,
+                       Included included) {
     u32 the_bin = NONE, prefix = 0, done = 0;
     u64 count = 0, mass = 0;
     for (u32 level = 0; level < 4; level++) {
@@ -278,12 +278,12 @@ DEVICE Place find_ranked(const Row& row, Shared& shared, bool by_mass, u64 targe
     u32 bits = prefix >> 31 ? prefix & 0x7fffffffu : ~prefix;
     u64 each = row.mass(float_of(bits));
     u64 nth = by_mass ? rest / each : rest;
-    Place place = {prefix, 0, mass + (nth + 1) * each};
-    place.id = find_by_id(row, shared, nth, [&](u32 id) -> u64 {
+    Cut cut = {prefix, 0, mass + (nth + 1) * each};
+    cut.id = find_by_id(row, shared, nth, [&](u32 id) -> u64 {
         float logit = row.logit(id);
         return row.key(logit) == prefix && included(logit, prefix, id);
     });
-    return place;
+    return cut;
 }
 
 DEVICE u32 draw(const Row& row, Shared& shared, const SampleParams& p) {
@@ -298,7 +298,7 @@ DEVICE u32 draw(const Row& row, Shared& shared, const SampleParams& p) {
                           [&](u32 id) { return (double)row.weight(row.logit(id)); });
     }
     // Likelier tokens first, every filter keeps a prefix: the shortest one decides.
-    Place cut = {0, NONE, 0};
+    Cut cut = {0, NONE, 0};
     if (top_k < row.vocabulary) {
         auto all = [](float, u32, u32) { return true; };
         cut = find_ranked(row, shared, false, top_k - 1, all);

@@ -1,4 +1,4 @@
-//! Places within memory that was taken at start.
+//! A free list over memory that was taken at start: first fit, neighbours joined.
 //!
 //! One step's tensors come and go in the same order whenever its ops are the same, and a place is
 //! the lowest that fits: so equal steps use equal addresses, which a recorded graph relies on.
@@ -10,7 +10,7 @@ use super::args::Address;
 /// Every place starts at a multiple of this: what cuBLASLt and 16-byte loads like best.
 pub(super) const ALIGNMENT_BYTES: u64 = 256;
 
-/// Free and taken stretches of `0 .. capacity`.
+/// The free list of `0 .. capacity`.
 #[derive(Debug)]
 pub(super) struct Extents {
     capacity: u64,
@@ -61,7 +61,7 @@ impl Extents {
     }
 }
 
-/// The memory of one step's tensors.
+/// An arena: the memory of one step's tensors, behind a free list.
 #[derive(Clone, Debug)]
 pub(super) struct Arena(Arc<Mutex<Inner>>);
 

@@ -1,4 +1,5 @@
-//! What the card does at best: what kernels and steps are held against.
+//! The card's roofline: memory bandwidth and FLOP/s at best, which kernels and steps are held
+//! against.
 
 use std::time::Instant;
 
@@ -61,7 +62,7 @@ impl Cuda {
         })
     }
 
-    /// Seconds of the best of a few calls, after one that warms up.
+    /// Seconds of the best of a few calls, after a warm-up.
     fn best(&self, call: impl Fn() -> Result<(), Fault>) -> Result<f64, Fault> {
         let mut best = f64::INFINITY;
         for _ in 0..=REPEATS {

@@ -1,5 +1,6 @@
-//! How long each kernel of a step takes, in the step itself: what a launch reads is then as cold as
-//! it is when serving, since the weights of a whole model pass between two launches of a kernel.
+//! A profile by CUDA events: how long each kernel of a step takes, in the step itself. What one
+//! reads is then as cold as it is when serving, since the weights of a whole model pass between two
+//! of its launches.
 
 use std::collections::HashMap;
 

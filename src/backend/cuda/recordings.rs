@@ -1,8 +1,8 @@
-//! Decode steps replayed from recordings.
+//! CUDA graphs of decode steps: warm-up, stream capture, replay.
 //!
-//! A step with low-rank adapters is recorded in two forms: shrinks in line, and beside the product
-//! that shares their x. Both give the same bits; which is faster, a card's own clock decides while
-//! the first steps are replayed.
+//! A step with low-rank adapters is captured in two forms: shrinks in line, and on a side stream,
+//! where they overlap the product that shares their x. Both give the same bits; which is faster, a
+//! card's own clock decides while the first steps are replayed.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -15,15 +15,15 @@ use super::tensor::{Place, Tensor};
 use super::{Cuda, lock};
 use crate::backend::{Fault, Rows};
 
-/// Rows of a recorded step at most.
+/// Rows of a captured step at most: the largest CUDA graph.
 pub const RECORDED_ROWS_MAX: usize = 256;
-/// Recordings kept: each takes some memory of the card that is not taken at start.
+/// CUDA graphs kept: each takes some memory of the card that is not taken at start.
 const RECORDINGS_MAX: usize = 256;
 /// Replays of each form that are timed; one more goes before, for caches to fill.
 const TIMED_REPLAYS: usize = 8;
 
-/// What a recording was made for: steps that differ in none of these run the same kernels on the
-/// same places.
+/// What a CUDA graph was captured for: steps that differ in none of these run the same kernels on
+/// the same places.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Class {
     pub rows: usize,
@@ -35,10 +35,10 @@ pub(super) struct Class {
 /// What is known of a class.
 #[derive(Debug)]
 enum Recording {
-    /// It ran once: libraries have made their choices.
+    /// Its warm-up is done: it ran once, and libraries have made their choices.
     Warm,
     Ready(Recorded),
-    /// It cannot be recorded.
+    /// Stream capture failed, and is not tried again.
     Never,
 }
 
@@ -51,6 +51,7 @@ struct Recorded {
     used: u64,
 }
 
+/// A CUDA graph, and the logits it leaves: address, rows and columns.
 #[derive(Debug)]
 struct Form {
     graph: Graph,
@@ -68,6 +69,7 @@ impl Form {
 /// The two forms taking turns.
 #[derive(Debug)]
 struct Trial {
+    /// With shrinks that overlap products.
     beside: Form,
     /// Before and after a replay.
     moments: [Event; 2],
@@ -109,7 +111,7 @@ impl Turns {
     }
 }
 
-/// Recordings by class.
+/// CUDA graphs by class.
 #[derive(Debug, Default)]
 pub(super) struct Recordings {
     by_class: HashMap<Class, Recording>,
@@ -258,7 +260,8 @@ impl Cuda {
         Ok((form, trial.ok()))
     }
 
-    /// Records ops; nothing runs. What fails is told here, unless the card is lost.
+    /// Captures ops into a CUDA graph; nothing runs. What fails is told here, unless the card is
+    /// lost.
     fn record(&self, ops: &mut dyn FnMut() -> Tensor) -> Result<Form, Fault> {
         self.settled()?;
         self.card.bind()?;
