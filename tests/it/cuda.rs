@@ -7,6 +7,7 @@
 pub mod card;
 mod engine;
 mod faults;
+mod libraries;
 mod memory;
 mod serve;
 mod steps;

@@ -26,6 +26,7 @@ const UNSAFE_FILES: &[&str] = &[
     "backend/cuda/launch.rs",
     "backend/cuda/launch/blas.rs",
     "backend/cuda/launch/event.rs",
+    "backend/cuda/launch/library.rs",
     "backend/cuda/launch/nvrtc.rs",
     "backend/cuda/launch/stream.rs",
     "model/mmap.rs",

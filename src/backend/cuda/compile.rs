@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use super::launch::{Card, Compiler, Kernel, OpenError};
+use super::launch::{Card, Compiler, Function, OpenError};
 use crate::backend::Fault;
 use crate::dtype::Dtype;
 
@@ -54,7 +54,7 @@ const FILES: &[File] = files! {
 /// Every kernel, ready to launch.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    by_name: HashMap<&'static str, Kernel>,
+    by_name: HashMap<&'static str, Function>,
 }
 
 impl Kernels {
@@ -69,7 +69,8 @@ impl Kernels {
         cache: Option<&Path>,
         heard: &dyn Fn(&str),
     ) -> Result<Self, OpenError> {
-        let target = Target::choose(card, &Compiler::open()?, dtype);
+        let compiler = Compiler::open(card.driver_version())?;
+        let target = Target::choose(card, &compiler, dtype);
         let cached: Vec<Option<Vec<u8>>> =
             FILES.iter().map(|file| read(&target.path(cache?, file))).collect();
         let missing = cached.iter().filter(|image| image.is_none()).count();
@@ -118,7 +119,7 @@ impl Kernels {
         Ok(Self { by_name })
     }
 
-    pub fn get(&self, name: &str) -> Result<&Kernel, Fault> {
+    pub fn get(&self, name: &str) -> Result<&Function, Fault> {
         self.by_name.get(name).ok_or_else(|| Fault {
             message: format!("This is a bug: there is no kernel {name}."),
             lost: false,

@@ -1,10 +1,11 @@
-//! The driver as safe calls: the only `unsafe` of this backend. What is handed out here knows its
-//! bytes, and every copy and launch is checked against them.
+//! CUDA's driver API, NVRTC and cuBLASLt as safe calls: the only `unsafe` of this backend. What is
+//! handed out here knows its bytes, and every copy and launch is checked against them.
 
 #![allow(unsafe_code)]
 
 mod blas;
 mod event;
+mod library;
 mod nvrtc;
 mod stream;
 
@@ -17,7 +18,7 @@ use cudarc::driver::sys;
 pub(super) use self::blas::{Multiply, Products};
 pub(super) use self::event::{Event, Side};
 pub(super) use self::nvrtc::Compiler;
-pub(super) use self::stream::{Graph, Kernel, Module, Stream};
+pub(super) use self::stream::{Function, Graph, Module, Stream};
 use super::args::Address;
 use crate::backend::Fault;
 

@@ -20,7 +20,8 @@ typedef unsigned long long Address;
 namespace emulated {
 
 const Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100,
-             INVALID_IMAGE = 200, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701,
+             INVALID_IMAGE = 200, UNSUPPORTED_VERSION = 222, NOT_FOUND = 500,
+             ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701,
              NOT_READY = 600, CAPTURE_UNSUPPORTED = 900, CAPTURE_UNJOINED = 904;
 const size_t CANARY_BYTES = 256;
 const int CARDS = 64;
@@ -47,6 +48,8 @@ struct State {
     std::recursive_mutex lock;
     Card cards[CARDS];
     int count = 1;
+    // All that products were allowed, as cuBLASLt numbers them.
+    unsigned reduction_schemes = 0;
     State() {
         const char* count_text = getenv("TESSERA_EMULATE_CARDS");
         if (count_text) count = atoi(count_text);

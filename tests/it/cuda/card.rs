@@ -33,21 +33,32 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// One library under the three names that are looked for.
+/// The driver, with all that NVRTC and cuBLASLt do; and these two, as CUDA 13 has them.
 fn build(folder: &Path) {
-    let root = crate::root().join("tests/it");
-    let header = root.join("kernels/emulate.h");
+    let header = crate::root().join("tests/it/kernels/emulate.h");
     run(Command::new("c++")
         .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"])
         .arg(format!("-DEMULATE_H=\"{}\"", header.display()))
-        .args(["driver.cpp", "libraries.cpp"].map(|file| root.join("cuda").join(file)))
+        .args(["driver.cpp", "libraries.cpp"].map(source))
         .args(["-ldl", "-Wl,-soname,libcuda.so", "-o"])
         .arg(folder.join("libcuda.so")));
-    for name in ["libnvrtc.so", "libcublasLt.so"] {
+    build_libraries(folder, 13);
+}
+
+fn source(file: &str) -> PathBuf {
+    crate::root().join("tests/it/cuda").join(file)
+}
+
+/// NVRTC and cuBLASLt of one major version of CUDA, beside a driver.
+pub fn build_libraries(folder: &Path, major: u32) {
+    for stem in ["nvrtc", "cublasLt"] {
+        let name = format!("lib{stem}.so.{major}");
         run(Command::new("c++")
-            .args(["-shared", "-fPIC", "-x", "c++", "/dev/null", "-Wl,--no-as-needed"])
+            .args(["-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"])
+            .arg(format!("-DMAJOR={major}"))
+            .arg(source("versioned.cpp"))
             .arg(format!("-Wl,-soname,{name}"))
-            .args(["-Wl,-rpath,$ORIGIN", "-l:libcuda.so", "-L"])
+            .args(["-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", "-l:libcuda.so", "-L"])
             .arg(folder)
             .arg("-o")
             .arg(folder.join(name)));
@@ -64,7 +75,7 @@ fn driver() -> &'static Driver {
             // SAFETY: the library is ours and has no initialisers beyond C++'s own.
             unsafe { Library::open(Some(folder.path().join(name)), RTLD_NOW | RTLD_GLOBAL) }
         };
-        let names = ["libcuda.so", "libnvrtc.so", "libcublasLt.so"];
+        let names = ["libcuda.so", "libnvrtc.so.13", "libcublasLt.so.13"];
         let libraries = names.map(|name| open(name).unwrap()).into();
         Driver { folder, libraries }
     })
@@ -75,14 +86,19 @@ pub fn libraries() -> PathBuf {
     driver().folder.path().to_owned()
 }
 
-/// For compiled kernels, made once, and of this process alone.
+/// For compiled kernels, made once, and of this process alone; on a GPU what `XDG_CACHE_HOME`
+/// names, where one process finds what another compiled.
 pub fn cache() -> PathBuf {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
-    FOLDER.get_or_init(|| tempfile::tempdir().unwrap()).path().to_owned()
+    match std::env::var_os("XDG_CACHE_HOME") {
+        Some(kept) if is_real() => kept.into(),
+        _ => FOLDER.get_or_init(|| tempfile::tempdir().unwrap()).path().to_owned(),
+    }
 }
 
+/// Where the server keeps them, in there.
 pub fn kernel_cache() -> PathBuf {
-    cache().join("kernels")
+    cache().join("tessera/kernels")
 }
 
 /// One emulated card, a test's own.

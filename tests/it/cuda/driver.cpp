@@ -37,6 +37,7 @@ API long emulate_get(int card, const char* what) {
     if (name == "beside_replays") return c.beside_replays;
     if (name == "waits") return c.waits;
     if (name == "used") return (long)c.used;
+    if (name == "reduction_schemes") return (long)state().reduction_schemes;
     return -1;
 }
 
@@ -187,8 +188,10 @@ API Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* st
 }
 
 API Result cuModuleLoadData(void** module, const void* image) {
-    // The image says how long it is: see nvrtcGetCUBIN.
-    if (memcmp(image, "EMULATED", 8) != 0) return INVALID_IMAGE;
+    // The image says of which version it is and how long: see nvrtcCompileProgram.
+    if (memcmp(image, "CUDA ", 5) != 0) return INVALID_IMAGE;
+    if (atoi((const char*)image + 5) * 1000 > state().cards[current].driver)
+        return UNSUPPORTED_VERSION;
     uint64_t bytes;
     memcpy(&bytes, (const char*)image + 8, 8);
     char path[] = "/tmp/tessera-kernels-XXXXXX";
@@ -354,6 +357,7 @@ API Result cuGetErrorName(Result code, const char** name) {
         {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
         {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"},
         {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
+        {UNSUPPORTED_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
         {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
         {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
         {OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"},

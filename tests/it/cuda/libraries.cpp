@@ -1,5 +1,5 @@
 // NVRTC and cuBLASLt of cards that are not there (driver.cpp): kernels are compiled as C++,
-// products are sums.
+// products are sums. What differs between versions of CUDA is in versioned.cpp.
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -11,6 +11,7 @@
 
 namespace {
 struct Program {
+    int major;
     std::string source, name;
     std::map<std::string, std::string> headers;
     std::string log, image;
@@ -22,13 +23,12 @@ std::string read_file(const std::string& path) {
 }
 }  // namespace
 
-API int nvrtcVersion(int* major, int* minor) { return *major = 13, *minor = 0, 0; }
 API int nvrtcGetNumSupportedArchs(int* count) { return *count = 3, 0; }
 API int nvrtcGetSupportedArchs(int* all) { return all[0] = 80, all[1] = 90, all[2] = 100, 0; }
 
-API int nvrtcCreateProgram(void** program, const char* source, const char* name, int headers,
-                           const char* const* texts, const char* const* names) {
-    Program* made = new Program{source, name, {}, "", ""};
+API int emulate_program(int major, void** program, const char* source, const char* name,
+                        int headers, const char* const* texts, const char* const* names) {
+    Program* made = new Program{major, source, name, {}, "", ""};
     for (int i = 0; i < headers; i++) made->headers[names[i]] = texts[i];
     return *program = made, 0;
 }
@@ -54,7 +54,7 @@ API int nvrtcCompileProgram(void* program, int count, const char* const* options
     p.log = read_file(log);
     std::string body = fine ? read_file(output) : "";
     uint64_t bytes = body.size();
-    p.image = "EMULATED" + std::string((const char*)&bytes, 8) + body;
+    p.image = "CUDA " + std::to_string(p.major) + ":" + std::string((const char*)&bytes, 8) + body;
     (void)!system(("rm -r " + folder).c_str());
     return fine ? 0 : 6;
 }
@@ -118,7 +118,9 @@ std::vector<float> widened(const void* at, const Layout& l) {
 }
 }  // namespace
 
-API int cublasLtCreate(void** handle) { return *handle = (void*)1, 0; }
+API int emulate_handle(int major, void** handle) {
+    return *handle = (void*)1, major * 1000 > state().cards[0].driver ? 1 : 0;
+}
 API int cublasLtDestroy(void*) { return 0; }
 API int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t cols,
                                    int64_t stride) {
@@ -131,12 +133,23 @@ API int cublasLtMatmulDescSetAttribute(void* product, int attribute, const void*
     if (attribute == 3) memcpy(&((Product*)product)->transposed, value, 4);
     return attribute == 3 ? 0 : 7;
 }
-API int cublasLtMatmulPreferenceCreate(void** preference) { return *preference = (void*)1, 0; }
-API int cublasLtMatmulPreferenceDestroy(void*) { return 0; }
-API int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return 0; }
+// Of a preference, the reduction schemes it allows are kept: all, when nobody says.
+API int cublasLtMatmulPreferenceCreate(void** preference) {
+    return *preference = new unsigned(7), 0;
+}
+API int cublasLtMatmulPreferenceDestroy(void* preference) {
+    return delete (unsigned*)preference, 0;
+}
+API int cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value,
+                                             size_t bytes) {
+    if (attribute == 3 && bytes == 4) memcpy(preference, value, 4);
+    return attribute == 1 || (attribute == 3 && bytes == 4) ? 0 : 7;
+}
 // Three ways, of which the second does not start.
-API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int room,
-                                       void* results, int* count) {
+API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void* preference,
+                                       int room, void* results, int* count) {
+    Guard guard(state().lock);
+    state().reduction_schemes |= *(unsigned*)preference;
     const size_t bytes = 64 + 8 + 4 + 4 + 16;
     *count = room < 3 ? room : 3;
     for (int i = 0; i < *count; i++) {

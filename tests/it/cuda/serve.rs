@@ -11,7 +11,7 @@ use crate::process::{Server, tessera};
 use crate::serve::{adapter, golden, greedy, text};
 
 /// `tessera` where the emulated libraries are found first; `settings` are of the card.
-fn on_card(args: &[&str], settings: &[(&str, &str)]) -> Command {
+pub(super) fn on_card(args: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = tessera(args);
     if !is_real() {
         command.env("LD_LIBRARY_PATH", libraries());
@@ -21,7 +21,7 @@ fn on_card(args: &[&str], settings: &[(&str, &str)]) -> Command {
     command
 }
 
-fn serve(extra: &[&str], settings: &[(&str, &str)]) -> Command {
+pub(super) fn serve(extra: &[&str], settings: &[(&str, &str)]) -> Command {
     let model = text(&golden());
     // Few: every width of a step is rehearsed.
     let serve = ["serve", "--port", "0", "--max-num-seqs", "5", &model];
@@ -39,7 +39,7 @@ fn refusal(mut command: Command) -> (Option<i32>, String) {
     refusal_of(&mut command)
 }
 
-fn refusal_of(command: &mut Command) -> (Option<i32>, String) {
+pub(super) fn refusal_of(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
@@ -107,11 +107,11 @@ fn without_a_card_that_can_be_used_the_model_runs_on_the_cpu_and_a_line_says_why
     assert!(code == Some(2) && error.contains(log), "{error}");
     assert!(error.contains("(7): error: expected a semicolon"), "{error}");
     for (missing, why) in [
-        ("libnvrtc.so", "NVRTC (libnvrtc.so of CUDA 12 or 13) is not found"),
-        ("libcublasLt.so", "cuBLASLt (libcublasLt.so of CUDA 12 or 13) is not found"),
+        ("libnvrtc.so.13", "NVRTC (libnvrtc.so.13 or libnvrtc.so.12) is not found"),
+        ("libcublasLt.so.13", "cuBLASLt (libcublasLt.so.13 or libcublasLt.so.12) is not found"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["libcuda.so", "libnvrtc.so", "libcublasLt.so"] {
+        for name in ["libcuda.so", "libnvrtc.so.13", "libcublasLt.so.13"] {
             if name != missing {
                 std::fs::copy(libraries().join(name), folder.path().join(name)).unwrap();
             }

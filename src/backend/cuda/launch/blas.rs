@@ -1,13 +1,20 @@
-//! Dense products by cuBLASLt.
+//! Dense products (GEMMs) by cuBLASLt, split-K among them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
+use std::ptr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use cudarc::cublaslt::{result, sys};
+use cudarc::cublaslt::result::CublasError;
+use cudarc::cublaslt::sys::{
+    self, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
+    cublasLtMatmulDescAttributes_t, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
+    cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cublasStatus_t,
+};
 
+use super::library::functions;
 use super::{Memory, OpenError, Stream};
 use crate::backend::Fault;
 use crate::backend::cuda::args::Address;
@@ -17,6 +24,45 @@ use crate::dtype::Dtype;
 const WAYS: usize = 8;
 /// Products of one way while it is timed.
 const TUNING_REPEATS: u32 = 5;
+
+/// Split-K may add up its parts in f32 alone: not in place in y nor by way of y's width, whose sums
+/// would be rounded at every part.
+static REDUCTION_SCHEMES: u32 =
+    sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+
+functions! {
+    /// As `cublasLt.h` declares them.
+    Functions: "cuBLASLt", "cublasLt", "nvidia-cublas";
+    cublasLtCreate(*mut cublasLtHandle_t) -> cublasStatus_t;
+    cublasLtDestroy(cublasLtHandle_t) -> cublasStatus_t;
+    cublasLtMatrixLayoutCreate(
+        *mut cublasLtMatrixLayout_t, sys::cudaDataType, u64, u64, i64,
+    ) -> cublasStatus_t;
+    cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t) -> cublasStatus_t;
+    cublasLtMatmulDescCreate(
+        *mut cublasLtMatmulDesc_t, sys::cublasComputeType_t, sys::cudaDataType,
+    ) -> cublasStatus_t;
+    cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t) -> cublasStatus_t;
+    cublasLtMatmulDescSetAttribute(
+        cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, *const c_void, usize,
+    ) -> cublasStatus_t;
+    cublasLtMatmulPreferenceCreate(*mut cublasLtMatmulPreference_t) -> cublasStatus_t;
+    cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) -> cublasStatus_t;
+    cublasLtMatmulPreferenceSetAttribute(
+        cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, *const c_void, usize,
+    ) -> cublasStatus_t;
+    cublasLtMatmulAlgoGetHeuristic(
+        cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, c_int,
+        *mut cublasLtMatmulHeuristicResult_t, *mut c_int,
+    ) -> cublasStatus_t;
+    cublasLtMatmul(
+        cublasLtHandle_t, cublasLtMatmulDesc_t, *const c_void, *const c_void,
+        cublasLtMatrixLayout_t, *const c_void, cublasLtMatrixLayout_t, *const c_void,
+        *const c_void, cublasLtMatrixLayout_t, *mut c_void, cublasLtMatrixLayout_t,
+        *const cublasLtMatmulAlgo_t, *mut c_void, usize, sys::cudaStream_t,
+    ) -> cublasStatus_t;
+}
 
 /// `y [rows, outputs] = x [rows, inputs] · Wᵀ`, W `[outputs, inputs]`, all row-major.
 #[derive(Clone, Copy, Debug)]
@@ -42,17 +88,35 @@ struct Shape {
 /// One way to compute products of a shape.
 #[derive(Debug)]
 struct Plan {
-    product: sys::cublasLtMatmulDesc_t,
-    weight: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
-    y: sys::cublasLtMatrixLayout_t,
-    algorithm: sys::cublasLtMatmulAlgo_t,
+    functions: Functions,
+    product: cublasLtMatmulDesc_t,
+    weight: cublasLtMatrixLayout_t,
+    x: cublasLtMatrixLayout_t,
+    y: cublasLtMatrixLayout_t,
+    algorithm: cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        let f = &self.functions;
+        // SAFETY: what is not null was created once, and nothing uses it any more. Failures leave
+        // nothing to mend.
+        unsafe {
+            if !self.product.is_null() {
+                let _ = (f.cublasLtMatmulDescDestroy)(self.product);
+            }
+            for layout in [self.weight, self.x, self.y].into_iter().filter(|l| !l.is_null()) {
+                let _ = (f.cublasLtMatrixLayoutDestroy)(layout);
+            }
+        }
+    }
 }
 
 /// The library, and the ways it chose so far.
 #[derive(Debug)]
 pub(in super::super) struct Products {
-    handle: sys::cublasLtHandle_t,
+    functions: Functions,
+    handle: cublasLtHandle_t,
     dtype: Dtype,
     workspace: Memory,
     plans: Mutex<HashMap<Shape, Plan>>,
@@ -63,7 +127,7 @@ unsafe impl Send for Products {}
 // SAFETY: as above.
 unsafe impl Sync for Products {}
 
-fn fault(what: &str) -> impl Fn(result::CublasError) -> Fault + '_ {
+fn fault(what: &str) -> impl Fn(CublasError) -> Fault + '_ {
     // What breaks the context shows in the next call to the driver.
     move |error| Fault { message: format!("the GPU failed: {what}: {error}"), lost: false }
 }
@@ -77,22 +141,17 @@ fn of_dtype(dtype: Dtype) -> sys::cudaDataType {
 }
 
 impl Products {
-    /// Products of `dtype`, with `workspace` for sums that are split.
+    /// Products of `dtype`, with `workspace` for split-K.
     ///
     /// # Errors
-    /// When cuBLASLt is not installed.
+    /// When cuBLASLt is not installed for the driver's version of CUDA.
     pub fn open(dtype: Dtype, workspace: Memory) -> Result<Self, OpenError> {
-        // SAFETY: looks for a library, and runs its initialisers if there is one.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(OpenError::Unusable(
-                "cuBLASLt (libcublasLt.so of CUDA 12 or 13) is not found; install CUDA's run-time \
-                 libraries or the PyPI package nvidia-cublas and put their folder into \
-                 LD_LIBRARY_PATH"
-                    .into(),
-            ));
-        }
-        let handle = result::create_handle().map_err(fault("cublasLtCreate"))?;
-        Ok(Self { handle, dtype, workspace, plans: Mutex::default() })
+        let functions = Functions::open(workspace.0.card.driver_version())?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: writes the handle.
+        let made = unsafe { (functions.cublasLtCreate)(&raw mut handle) };
+        made.result().map_err(fault("cublasLtCreate"))?;
+        Ok(Self { functions, handle, dtype, workspace, plans: Mutex::default() })
     }
 
     /// Starts one product. `tune`: at the first of its shape, tries what the library recommends and
@@ -126,8 +185,8 @@ impl Products {
         stream: &Stream,
         call: &Multiply,
         plan: &mut Plan,
-        ways: Vec<sys::cublasLtMatmulAlgo_t>,
-    ) -> Result<sys::cublasLtMatmulAlgo_t, Fault> {
+        ways: Vec<cublasLtMatmulAlgo_t>,
+    ) -> Result<cublasLtMatmulAlgo_t, Fault> {
         let mut best = (f64::INFINITY, plan.algorithm);
         for algorithm in ways {
             plan.algorithm = algorithm;
@@ -155,15 +214,15 @@ impl Products {
         // SAFETY: the layouts describe these addresses (the callers hold the tensors), and the
         // workspace is as long as it says. Products run one after another on one stream.
         unsafe {
-            result::matmul(
+            (self.functions.cublasLtMatmul)(
                 self.handle,
                 plan.product,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
                 pointer(call.weight),
                 plan.weight,
                 pointer(call.x),
                 plan.x,
+                (&raw const zero).cast(),
                 pointer(call.y),
                 plan.y,
                 pointer(call.y),
@@ -174,86 +233,121 @@ impl Products {
                 stream.raw().cast(),
             )
         }
+        .result()
         .map_err(fault("cublasLtMatmul"))
     }
 
     /// To a library that counts columns first, row-major x is xᵀ: yᵀ = W · xᵀ.
     /// With the ways that the library recommends, its favourite first.
-    fn plan(&self, shape: Shape) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), Fault> {
+    fn plan(&self, shape: Shape) -> Result<(Plan, Vec<cublasLtMatmulAlgo_t>), Fault> {
         let Shape { rows, inputs, outputs, y_f32 } = shape;
         let width = of_dtype(self.dtype);
-        let y_width = if y_f32 { of_dtype(Dtype::F32) } else { width };
-        let layout = |width, rows: usize, cols: usize| {
-            result::create_matrix_layout(width, rows as u64, cols as u64, rows as i64)
-                .map_err(fault("cublasLtMatrixLayoutCreate"))
-        };
         let float = of_dtype(Dtype::F32);
-        let product =
-            result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, float)
-                .map_err(fault("cublasLtMatmulDescCreate"))?;
-        let (weight, x) = (layout(width, inputs, outputs)?, layout(width, inputs, rows)?);
-        let y = layout(y_width, outputs, rows)?;
+        let y_width = if y_f32 { float } else { width };
+        let f = &self.functions;
+        let layout = |width, rows: usize, cols: usize| {
+            let mut layout = ptr::null_mut();
+            let create = f.cublasLtMatrixLayoutCreate;
+            // SAFETY: writes the layout.
+            let made =
+                unsafe { create(&raw mut layout, width, rows as u64, cols as u64, rows as i64) };
+            made.result().map(|()| layout).map_err(fault("cublasLtMatrixLayoutCreate"))
+        };
+        let null = ptr::null_mut();
+        let mut plan = Plan {
+            functions: *f,
+            product: ptr::null_mut(),
+            weight: null,
+            x: null,
+            y: null,
+            algorithm: cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        plan.weight = layout(width, inputs, outputs)?;
+        plan.x = layout(width, inputs, rows)?;
+        plan.y = layout(y_width, outputs, rows)?;
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         // CUBLAS_OP_T, which cudarc has in another module.
         let transposed = 1i32;
-        let bytes = self.workspace.bytes() as usize;
-        // SAFETY: each attribute is a plain number of the size given, and all handles live.
-        let ways = unsafe {
-            result::set_matmul_desc_attribute(
-                product,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+        // SAFETY: writes the description, then takes a plain number of the size given.
+        unsafe {
+            (f.cublasLtMatmulDescCreate)(&raw mut plan.product, compute, float)
+                .result()
+                .map_err(fault("cublasLtMatmulDescCreate"))?;
+            (f.cublasLtMatmulDescSetAttribute)(
+                plan.product,
+                cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
                 (&raw const transposed).cast(),
                 size_of::<i32>(),
             )
+            .result()
             .map_err(fault("cublasLtMatmulDescSetAttribute"))?;
-            let preference =
-                result::create_matmul_pref().map_err(fault("cublasLtMatmulPreferenceCreate"))?;
-            result::set_matmul_pref_attribute(
-                preference,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const bytes).cast(),
-                size_of::<usize>(),
-            )
-            .map_err(fault("cublasLtMatmulPreferenceSetAttribute"))?;
-            let mut found: [sys::cublasLtMatmulHeuristicResult_t; WAYS] = std::mem::zeroed();
-            let mut count = 0;
-            let asked = sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle,
-                product,
-                weight,
-                x,
-                y,
-                y,
-                preference,
-                WAYS as i32,
-                found.as_mut_ptr(),
-                &raw mut count,
-            );
-            let _ = result::destroy_matmul_pref(preference);
-            asked.result().map(|()| found.into_iter().take(count.max(0) as usize))
-        };
+        }
         let what = format!("cuBLASLt has no product of {rows}×{inputs} by {inputs}×{outputs}");
-        let ways = ways.map_err(fault(&what))?.filter(|way| way.state.result().is_ok());
-        let ways: Vec<_> = ways.map(|way| way.algo).collect();
+        let ways = self.recommended(&plan, &what)?;
         let Some(&algorithm) = ways.first() else {
             return Err(Fault { message: what, lost: false });
         };
-        Ok((Plan { product, weight, x, y, algorithm }, ways))
+        plan.algorithm = algorithm;
+        Ok((plan, ways))
+    }
+
+    /// The algorithms that the library's heuristic names, best first.
+    fn recommended(&self, plan: &Plan, what: &str) -> Result<Vec<cublasLtMatmulAlgo_t>, Fault> {
+        use cublasLtMatmulPreferenceAttributes_t as A;
+        let f = &self.functions;
+        let mut preference = ptr::null_mut();
+        // SAFETY: writes the preference.
+        let made = unsafe { (f.cublasLtMatmulPreferenceCreate)(&raw mut preference) };
+        made.result().map_err(fault("cublasLtMatmulPreferenceCreate"))?;
+        let bytes = self.workspace.bytes() as usize;
+        // SAFETY: an array of plain numbers and pointers, all of which may be 0.
+        let mut found: [cublasLtMatmulHeuristicResult_t; WAYS] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        // SAFETY: each attribute is a plain number of the size given, all handles live, and `found`
+        // has as much room as is said. The preference is destroyed once.
+        let asked = unsafe {
+            let set = |attribute, value: *const c_void, bytes| {
+                (f.cublasLtMatmulPreferenceSetAttribute)(preference, attribute, value, bytes)
+                    .result()
+            };
+            let limited = set(
+                A::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const bytes).cast(),
+                size_of::<usize>(),
+            )
+            .and_then(|()| {
+                set(
+                    A::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                    (&raw const REDUCTION_SCHEMES).cast(),
+                    size_of::<u32>(),
+                )
+            });
+            let asked = (f.cublasLtMatmulAlgoGetHeuristic)(
+                self.handle,
+                plan.product,
+                plan.weight,
+                plan.x,
+                plan.y,
+                plan.y,
+                preference,
+                WAYS as c_int,
+                found.as_mut_ptr(),
+                &raw mut count,
+            );
+            let _ = (f.cublasLtMatmulPreferenceDestroy)(preference);
+            limited.map_err(fault("cublasLtMatmulPreferenceSetAttribute"))?;
+            asked
+        };
+        asked.result().map_err(fault(what))?;
+        let found = found.into_iter().take(count.max(0) as usize);
+        Ok(found.filter(|way| way.state.result().is_ok()).map(|way| way.algo).collect())
     }
 }
 
 impl Drop for Products {
     fn drop(&mut self) {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: all were created once, and nothing uses them any more. Failures leave nothing to
-        // mend.
-        unsafe {
-            for (_, plan) in plans.drain() {
-                let _ = result::destroy_matmul_desc(plan.product);
-                for layout in [plan.weight, plan.x, plan.y] {
-                    let _ = result::destroy_matrix_layout(layout);
-                }
-            }
-            let _ = result::destroy_handle(self.handle);
-        }
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        // SAFETY: created once, and no plan is left. A failure leaves nothing to mend.
+        let _ = unsafe { (self.functions.cublasLtDestroy)(self.handle) };
     }
 }

@@ -1,4 +1,4 @@
-//! Moments of a stream, and a second stream beside the first.
+//! Events of a stream, and a side stream whose work overlaps the main one's.
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUevent_flags_enum as Flags};
@@ -6,7 +6,7 @@ use cudarc::driver::sys::{self, CUevent_flags_enum as Flags};
 use super::{Card, Stream, fault};
 use crate::backend::Fault;
 
-/// A moment of a stream.
+/// A CUDA event: a moment of a stream.
 #[derive(Debug)]
 pub(in super::super) struct Event {
     card: Card,
@@ -52,20 +52,20 @@ impl Event {
 }
 
 impl Card {
-    /// Two moments to take the time between.
+    /// Two events to take the time between.
     pub fn stopwatch(&self) -> Result<[Event; 2], Fault> {
         let event = || Event::new(self, Flags::CU_EVENT_DEFAULT);
         Ok([event()?, event()?])
     }
 
-    /// A stream for work beside another stream's.
+    /// A side stream, for work that overlaps another stream's.
     pub fn side(&self) -> Result<Side, Fault> {
         let event = || Event::new(self, Flags::CU_EVENT_DISABLE_TIMING);
         Ok(Side { stream: self.stream()?, forked: event()?, joined: event()? })
     }
 }
 
-/// Work beside a main stream's, from a fork to a join.
+/// A side stream: its work overlaps a main stream's, from a fork to a join.
 #[derive(Debug)]
 pub(in super::super) struct Side {
     pub stream: Stream,

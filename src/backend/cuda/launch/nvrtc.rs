@@ -1,44 +1,72 @@
-//! The run-time compiler.
+//! NVRTC, CUDA's run-time compiler.
 
 use std::ffi::{CString, c_char, c_int};
+use std::ptr;
 
-use cudarc::nvrtc::{result, sys};
+use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 
 use super::OpenError;
+use super::library::functions;
+
+functions! {
+    /// As `nvrtc.h` declares them.
+    Functions: "NVRTC", "nvrtc", "nvidia-cuda-nvrtc";
+    nvrtcVersion(*mut c_int, *mut c_int) -> nvrtcResult;
+    nvrtcGetNumSupportedArchs(*mut c_int) -> nvrtcResult;
+    nvrtcGetSupportedArchs(*mut c_int) -> nvrtcResult;
+    nvrtcCreateProgram(
+        *mut nvrtcProgram,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> nvrtcResult;
+    nvrtcDestroyProgram(*mut nvrtcProgram) -> nvrtcResult;
+    nvrtcCompileProgram(nvrtcProgram, c_int, *const *const c_char) -> nvrtcResult;
+    nvrtcGetProgramLogSize(nvrtcProgram, *mut usize) -> nvrtcResult;
+    nvrtcGetProgramLog(nvrtcProgram, *mut c_char) -> nvrtcResult;
+    nvrtcGetCUBINSize(nvrtcProgram, *mut usize) -> nvrtcResult;
+    nvrtcGetCUBIN(nvrtcProgram, *mut c_char) -> nvrtcResult;
+    nvrtcGetPTXSize(nvrtcProgram, *mut usize) -> nvrtcResult;
+    nvrtcGetPTX(nvrtcProgram, *mut c_char) -> nvrtcResult;
+}
+
+type SizeOf = unsafe extern "C" fn(nvrtcProgram, *mut usize) -> nvrtcResult;
+type Get = unsafe extern "C" fn(nvrtcProgram, *mut c_char) -> nvrtcResult;
 
 /// NVRTC as it is installed.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Compiler {
+    functions: Functions,
     /// Major and minor.
     pub version: (i32, i32),
     /// Compute capabilities it compiles for, ascending: 90 for 9.0.
     pub architectures: Vec<i32>,
 }
 
+fn checked(status: nvrtcResult) -> Result<(), String> {
+    if status == nvrtcResult::NVRTC_SUCCESS { Ok(()) } else { Err(format!("{status:?}")) }
+}
+
 impl Compiler {
+    /// The one for this driver's version of CUDA.
+    ///
     /// # Errors
     /// When it is not installed, or too old to say what it compiles for.
-    pub fn open() -> Result<Self, OpenError> {
-        // SAFETY: looks for a library, and runs its initialisers if there is one.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(OpenError::Unusable(
-                "NVRTC (libnvrtc.so of CUDA 12 or 13) is not found and the kernels cannot be \
-                 compiled; install CUDA's run-time libraries or the PyPI package nvidia-cuda-nvrtc \
-                 and put their folder into LD_LIBRARY_PATH"
-                    .into(),
-            ));
-        }
-        let failed =
-            |e: result::NvrtcError| OpenError::Unusable(format!("NVRTC failed: {:?}", e.0));
+    pub fn open(driver_version: i32) -> Result<Self, OpenError> {
+        let functions = Functions::open(driver_version)?;
+        let failed = |e: String| OpenError::Unusable(format!("NVRTC failed: {e}"));
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: each call writes the ints it is given, the last one as many as it said.
         unsafe {
-            sys::nvrtcVersion(&raw mut major, &raw mut minor).result().map_err(failed)?;
-            sys::nvrtcGetNumSupportedArchs(&raw mut count).result().map_err(failed)?;
+            checked((functions.nvrtcVersion)(&raw mut major, &raw mut minor)).map_err(failed)?;
+            checked((functions.nvrtcGetNumSupportedArchs)(&raw mut count)).map_err(failed)?;
             let mut architectures = vec![0; count.max(0) as usize];
-            sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()).result().map_err(failed)?;
+            let get = functions.nvrtcGetSupportedArchs;
+            checked(get(architectures.as_mut_ptr())).map_err(failed)?;
             architectures.sort_unstable();
-            Ok(Self { version: (major, minor), architectures })
+            Ok(Self { functions, version: (major, minor), architectures })
         }
     }
 
@@ -58,14 +86,16 @@ impl Compiler {
         let (name, source) = (text(name)?, text(source)?);
         let header = |(name, body): &(&str, &str)| Ok((text(name)?, text(body)?));
         let headers = headers.iter().map(header).collect::<Result<Vec<_>, String>>()?;
-        let failed = |e: result::NvrtcError| format!("{:?}", e.0);
-        let mut program = std::ptr::null_mut();
+        let options = options.iter().map(|o| text(o)).collect::<Result<Vec<_>, String>>()?;
         let names: Vec<_> = headers.iter().map(|(name, _)| name.as_ptr()).collect();
         let bodies: Vec<_> = headers.iter().map(|(_, body)| body.as_ptr()).collect();
+        let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
+        let f = &self.functions;
+        let mut program = Program { functions: f, program: ptr::null_mut() };
         // SAFETY: the strings outlive the call, which copies them.
         let made = unsafe {
-            sys::nvrtcCreateProgram(
-                &raw mut program,
+            (f.nvrtcCreateProgram)(
+                &raw mut program.program,
                 source.as_ptr(),
                 name.as_ptr(),
                 headers.len() as c_int,
@@ -73,38 +103,50 @@ impl Compiler {
                 names.as_ptr(),
             )
         };
-        made.result().map_err(failed)?;
-        let program = Program(program);
-        // SAFETY: the program lives.
-        if let Err(e) = unsafe { result::compile_program(program.0, options) } {
-            // SAFETY: as above.
-            let log = unsafe { result::get_program_log(program.0) }.unwrap_or_default();
-            let log: Vec<u8> = log.iter().map(|&c| c as u8).filter(|&c| c != 0).collect();
-            return Err(format!("{:?}\n{}", e.0, String::from_utf8_lossy(&log)));
-        }
-        type Size = unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult;
-        type Get = unsafe fn(sys::nvrtcProgram, *mut c_char) -> sys::nvrtcResult;
-        let (size_of, get): (Size, Get) = if ptx {
-            (sys::nvrtcGetPTXSize, sys::nvrtcGetPTX)
-        } else {
-            (sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN)
+        checked(made)?;
+        // SAFETY: the program lives, and so do the options.
+        let compiled = unsafe {
+            (f.nvrtcCompileProgram)(program.program, options.len() as c_int, options.as_ptr())
         };
-        let mut size = 0;
-        // SAFETY: the program is compiled; the second call fills what the first one said.
-        unsafe {
-            size_of(program.0, &raw mut size).result().map_err(failed)?;
-            let mut image = vec![0u8; size];
-            get(program.0, image.as_mut_ptr().cast()).result().map_err(failed)?;
-            Ok(image)
+        if let Err(error) = checked(compiled) {
+            let log = program.read(f.nvrtcGetProgramLogSize, f.nvrtcGetProgramLog);
+            let log = log.unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            return Err(format!("{error}\n{}", log.trim_end_matches('\0')));
+        }
+        if ptx {
+            program.read(f.nvrtcGetPTXSize, f.nvrtcGetPTX)
+        } else {
+            program.read(f.nvrtcGetCUBINSize, f.nvrtcGetCUBIN)
         }
     }
 }
 
-struct Program(sys::nvrtcProgram);
+struct Program<'a> {
+    functions: &'a Functions,
+    /// Null before it is made.
+    program: nvrtcProgram,
+}
 
-impl Drop for Program {
+impl Program<'_> {
+    /// What one of the compiler's pairs of functions has to give.
+    fn read(&self, size_of: SizeOf, get: Get) -> Result<Vec<u8>, String> {
+        let mut size = 0;
+        // SAFETY: the program lives; the second call fills what the first one said.
+        unsafe {
+            checked(size_of(self.program, &raw mut size))?;
+            let mut bytes = vec![0u8; size];
+            checked(get(self.program, bytes.as_mut_ptr().cast()))?;
+            Ok(bytes)
+        }
+    }
+}
+
+impl Drop for Program<'_> {
     fn drop(&mut self) {
-        // SAFETY: created once.
-        let _ = unsafe { result::destroy_program(self.0) };
+        if !self.program.is_null() {
+            // SAFETY: created once.
+            let _ = unsafe { (self.functions.nvrtcDestroyProgram)(&raw mut self.program) };
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Work in order, recorded steps, and the kernels they run.
+//! Streams, CUDA graphs captured from them, and the functions (kernels) they launch.
 
 use std::ffi::{CString, c_void};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use cudarc::driver::sys;
 use super::{Card, Event, Pinned, Region, fault};
 use crate::backend::Fault;
 
-/// Work in order.
+/// A CUDA stream: work in order.
 #[derive(Debug)]
 pub(in super::super) struct Stream {
     card: Card,
@@ -89,7 +89,7 @@ impl Stream {
     /// `args` is the kernel's one argument.
     pub fn launch<A: Pod>(
         &self,
-        kernel: &Kernel,
+        kernel: &Function,
         grid: [u32; 3],
         threads: u32,
         shared_bytes: u32,
@@ -110,7 +110,7 @@ impl Stream {
         launched.map_err(|e| fault(&format!("launching {}", kernel.name))(e))
     }
 
-    /// The event is when the stream gets here.
+    /// Records an event: it is when the stream gets here.
     pub fn record(&self, event: &Event) -> Result<(), Fault> {
         // SAFETY: both live.
         unsafe { result::event::record(event.event, self.stream) }.map_err(fault("cuEventRecord"))
@@ -131,7 +131,7 @@ impl Stream {
             .map_err(fault("cuStreamWaitEvent"))
     }
 
-    /// What this thread puts on the stream from here on is recorded, not run.
+    /// Begins stream capture: what this thread puts on the stream from here on is not run.
     pub fn begin_capture(&self) -> Result<(), Fault> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives.
@@ -139,6 +139,7 @@ impl Stream {
             .map_err(fault("recording a step"))
     }
 
+    /// Ends stream capture and instantiates the graph.
     pub fn end_capture(&self) -> Result<Graph, Fault> {
         // SAFETY: the stream lives; the graph is destroyed once it is instantiated.
         unsafe {
@@ -152,13 +153,14 @@ impl Stream {
         }
     }
 
+    /// Launches a graph.
     pub fn replay(&self, graph: &Graph) -> Result<(), Fault> {
         // SAFETY: both live.
         unsafe { result::graph::launch(graph.exec, self.stream) }.map_err(fault("replaying a step"))
     }
 }
 
-/// A recorded step.
+/// A CUDA graph, instantiated: one step, recorded.
 #[derive(Debug)]
 pub(in super::super) struct Graph {
     card: Card,
@@ -201,18 +203,18 @@ impl Drop for Loaded {
     }
 }
 
-/// One kernel.
+/// A kernel of a loaded module.
 #[derive(Debug)]
-pub(in super::super) struct Kernel {
+pub(in super::super) struct Function {
     _module: Module,
     name: String,
     function: sys::CUfunction,
 }
 
 // SAFETY: as its module.
-unsafe impl Send for Kernel {}
+unsafe impl Send for Function {}
 // SAFETY: as above.
-unsafe impl Sync for Kernel {}
+unsafe impl Sync for Function {}
 
 impl Module {
     pub(super) fn new(card: Card, module: sys::CUmodule) -> Self {
@@ -220,7 +222,7 @@ impl Module {
     }
 
     /// The kernel of this name, allowed all shared memory that a block can have.
-    pub fn kernel(&self, name: &str) -> Result<Kernel, Fault> {
+    pub fn kernel(&self, name: &str) -> Result<Function, Fault> {
         let symbol = CString::new(name).expect("This is a bug: a kernel's name holds a 0.");
         // SAFETY: the module lives.
         let function = unsafe { result::module::get_function(self.0.module, symbol) };
@@ -231,6 +233,6 @@ impl Module {
         // SAFETY: the function was just found.
         unsafe { result::function::set_function_attribute(function, attribute, bytes) }
             .map_err(|e| fault(&format!("shared memory of kernel {name}"))(e))?;
-        Ok(Kernel { _module: self.clone(), name: name.to_owned(), function })
+        Ok(Function { _module: self.clone(), name: name.to_owned(), function })
     }
 }
