@@ -10,9 +10,6 @@ use crate::model::{Checkpoint, Model};
 use crate::request::SamplingParams;
 use crate::site::SiteKind;
 
-/// Tokens that `kernels/sample.cu` can weigh, and `delta_replace` compute at the head.
-const VOCABULARY_MAX: usize = 4 * 65_535;
-
 /// What a GPU is to serve.
 #[derive(Clone, Copy)]
 pub struct GpuSettings<'a> {
@@ -48,12 +45,6 @@ impl Gpu {
     /// [`OpenError`].
     pub fn open(checkpoint: &Checkpoint, settings: &GpuSettings<'_>) -> Result<Self, OpenError> {
         let config = &checkpoint.config;
-        if config.vocabulary > VOCABULARY_MAX {
-            return Err(OpenError::Unusable(format!(
-                "the model has {} tokens and a GPU draws from at most {VOCABULARY_MAX}",
-                config.vocabulary
-            )));
-        }
         let linears = checkpoint.sites.iter().filter(|(_, site)| site.kind == SiteKind::Linear);
         let backend = Cuda::open(&CudaSettings {
             ordinal: settings.ordinal,
@@ -64,6 +55,7 @@ impl Gpu {
             head_dim: config.head_dim,
             width_max: linears.map(|(_, site)| site.in_features).max().unwrap_or(1),
             block_tokens: settings.block_tokens,
+            vocabulary: config.vocabulary,
             kernel_cache: settings.kernel_cache,
             heard: settings.heard,
         })?;

@@ -14,6 +14,7 @@ mod rope;
 mod rows;
 mod sample;
 mod step;
+mod table;
 
 use std::process::Command;
 

@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::Kv;
 use super::args::Attention;
+use super::kernels::{self, Kernel};
 use super::step::Step;
 use super::tables::{Tiles, splits_max};
 use super::tensor::Tensor;
@@ -14,19 +15,18 @@ pub(super) fn has_tensor_cores(dtype: Dtype, head_dim: usize) -> bool {
     dtype != Dtype::F32 && head_dim.is_multiple_of(8) && head_dim <= 256
 }
 
-/// A kernel and its shared memory.
-fn kernel(dtype: Dtype, head_dim: usize, prefill: bool) -> (&'static str, u32) {
+/// The kernel for heads of this width.
+fn kernel(dtype: Dtype, head_dim: usize, prefill: bool) -> Kernel {
     if !has_tensor_cores(dtype, head_dim) {
-        let floats = 2 * head_dim + 128 + 32;
-        return ("attention_any", (floats * 4) as u32);
+        return kernels::attention_any(head_dim);
     }
     match (head_dim, prefill) {
-        (..=64, false) => ("attention_decode_64", 39168),
-        (..=128, false) => ("attention_decode_128", 73984),
-        (_, false) => ("attention_decode_256", 76032),
-        (..=64, true) => ("attention_prefill_64", 46080),
-        (..=128, true) => ("attention_prefill_128", 87040),
-        (_, true) => ("attention_prefill_256", 101_376),
+        (..=64, false) => kernels::ATTENTION_DECODE_64,
+        (..=128, false) => kernels::ATTENTION_DECODE_128,
+        (_, false) => kernels::ATTENTION_DECODE_256,
+        (..=64, true) => kernels::ATTENTION_PREFILL_64,
+        (..=128, true) => kernels::ATTENTION_PREFILL_128,
+        (_, true) => kernels::ATTENTION_PREFILL_256,
     }
 }
 
@@ -69,8 +69,8 @@ impl Cuda {
                 splits_max: 1,
                 ..args
             };
-            let (name, shared) = kernel(self.dtype, shape.head_dim, true);
-            self.launch(name, [1, args.kv_heads, tiles.max as u32], 128, shared, &args);
+            let kernel = kernel(self.dtype, shape.head_dim, true);
+            self.launch_kernel(kernel, [1, args.kv_heads, tiles.max as u32], &args);
         }
         out
     }
@@ -88,11 +88,11 @@ impl Cuda {
             splits_max: splits as u32,
             ..*args
         };
-        let (name, shared) = kernel(self.dtype, head_dim, false);
+        let kernel = kernel(self.dtype, head_dim, false);
         let tiles = tiles.max as u32;
-        self.launch(name, [splits as u32, args.kv_heads, tiles], 128, shared, &args);
+        self.launch_kernel(kernel, [splits as u32, args.kv_heads, tiles], &args);
         if splits > 1 {
-            self.launch("attention_combine", [16, args.kv_heads, tiles], 128, 0, &args);
+            self.launch_kernel(kernels::ATTENTION_COMBINE, [16, args.kv_heads, tiles], &args);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::args::Fold;
+use super::kernels;
 use super::launch::Region;
 use super::pool::{Layout, Piece};
 use super::{Cuda, Vector, Weight, lock};
@@ -103,9 +104,8 @@ impl Cuda {
                 cols: cols as u32,
                 embedding: embedding.into(),
             };
-            let kernel = self.kernels.get("fold")?;
-            let grid = [rows as u32, cols.div_ceil(1024) as u32, 1];
-            self.stream.launch(kernel, grid, 128, 256, &args)?;
+            let grid = [rows as u32, kernels::column_blocks(cols), 1];
+            self.start_kernel(&self.stream, kernels::FOLD, grid, &args)?;
             // The change's memory is given back at the end of this block.
             self.stream.synchronize()
         });

@@ -10,6 +10,7 @@ pub mod args;
 mod attention;
 mod compile;
 mod fold;
+pub mod kernels;
 mod launch;
 mod measure;
 mod memory;
@@ -31,6 +32,7 @@ use bytemuck::Pod;
 use self::arena::Arena;
 use self::args::Address;
 use self::compile::Kernels;
+pub use self::compile::{Widths, compile};
 pub use self::launch::OpenError;
 use self::launch::{Card, Memory, Products, Side, Stream};
 pub use self::measure::Ceilings;
@@ -73,6 +75,8 @@ pub struct CudaSettings<'a> {
     pub width_max: usize,
     /// Tokens of one KV page.
     pub block_tokens: usize,
+    /// Tokens that the model draws from.
+    pub vocabulary: usize,
     /// Folder of compiled kernels; `None` compiles at every start.
     pub kernel_cache: Option<&'a Path>,
     /// Told what takes time.
@@ -149,6 +153,7 @@ impl Cuda {
     /// # Errors
     /// [`OpenError`].
     pub fn open(settings: &CudaSettings<'_>) -> Result<Self, OpenError> {
+        sample::check_vocabulary(settings.vocabulary)?;
         let card = Card::open(settings.ordinal)?;
         let kernels = Kernels::load(&card, settings.dtype, settings.kernel_cache, settings.heard)?;
         let mend = "a smaller model or a larger card is needed";

@@ -1,6 +1,7 @@
 //! Drawing tokens: only ids and what was asked for beside them come back from the card.
 
 use super::args::{Sample, SampleParams};
+use super::kernels;
 use super::launch::{Card, Memory, OpenError, Pinned};
 use super::tensor::Tensor;
 use super::{Cuda, lock};
@@ -10,8 +11,19 @@ use crate::backend::{Fault, SampleRow, Sampled};
 const TOP_MAX: usize = 20;
 /// A token that is none.
 const NONE: u32 = u32::MAX;
-/// Of the kernel's block.
-const SHARED_BYTES: u32 = 24_856;
+/// Tokens that `kernels/sample.cu` can weigh, and `delta_replace` compute at the head.
+const VOCABULARY_MAX: usize = 4 * 65_535;
+
+/// # Errors
+/// A model has more tokens than a card draws from.
+pub(super) fn check_vocabulary(tokens: usize) -> Result<(), OpenError> {
+    if tokens <= VOCABULARY_MAX {
+        return Ok(());
+    }
+    Err(OpenError::Unusable(format!(
+        "the model has {tokens} tokens and a GPU draws from at most {VOCABULARY_MAX}"
+    )))
+}
 
 /// Memory for the draws of one step.
 #[derive(Debug)]
@@ -70,13 +82,8 @@ impl Cuda {
                 vocabulary: logits.cols as u32,
                 top_max: TOP_MAX as u32,
             };
-            let threads = logits.cols.next_multiple_of(32).min(1024) as u32;
-            let kernel = self.kernels.get("sample")?;
-            let grid = [m as u32, 1, 1];
-            self.timed(
-                || "sample".to_owned(),
-                || self.stream.launch(kernel, grid, threads, SHARED_BYTES, &args),
-            )?;
+            let kernel = kernels::SAMPLE.with_threads(kernels::sample_threads(logits.cols));
+            self.start_kernel(&self.stream, kernel, [m as u32, 1, 1], &args)?;
             let host = &mut memory.host.bytes_mut()[..m * RESULT_BYTES];
             // The one wait of a step.
             self.stream.download_now(&results_at, host)?;
@@ -114,5 +121,17 @@ fn sampled(results: &[u32], m: usize, i: usize, alternatives: u32) -> Sampled {
         token: token(results[i]),
         logprob: f32::from_bits(results[m + i]),
         top: top.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vocabulary_that_a_card_cannot_draw_from_is_refused() {
+        assert_eq!(check_vocabulary(262_140), Ok(()));
+        let refused = check_vocabulary(262_141).unwrap_err().to_string();
+        assert_eq!(refused, "the model has 262141 tokens and a GPU draws from at most 262140");
     }
 }

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use super::{emulated, gpu};
 use crate::cuda::card::is_real;
 use tessera::backend::cuda::args::Add;
+use tessera::dtype::Dtype;
 
 /// A device pointer; 0 is null.
 pub type Address = u64;
@@ -28,6 +29,14 @@ impl Width {
             Width::F32 => "float",
             Width::F16 => "f16",
             Width::Bf16 => "bf16",
+        }
+    }
+
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Width::F32 => Dtype::F32,
+            Width::F16 => Dtype::F16,
+            Width::Bf16 => Dtype::BF16,
         }
     }
 
@@ -100,22 +109,23 @@ pub fn kernels(file: &str, [x, p, kv]: [Width; 3]) -> [Kernels; 2] {
     [false, true].map(|reverse| Kernels { program: program.clone(), x, p, kv, reverse })
 }
 
-/// Every choice of widths worth a test, in both orders.
+/// Choices of widths worth a test: of activations, adapters and KV.
+pub const WIDTHS: [[Width; 3]; 3] =
+    [[Width::F32; 3], [Width::Bf16; 3], [Width::F16, Width::F32, Width::Bf16]];
+
+/// Each of them, in both orders.
 pub fn all_kernels(file: &str) -> Vec<Kernels> {
-    use Width::{Bf16, F16, F32};
-    let widths = [[F32; 3], [Bf16; 3], [F16, F32, Bf16]];
-    widths.into_iter().flat_map(|widths| kernels(file, widths)).collect()
+    WIDTHS.into_iter().flat_map(|widths| kernels(file, widths)).collect()
 }
 
 fn compile(file: &str, widths: [Width; 3]) -> Arc<dyn Program> {
+    if is_real() {
+        return Arc::new(gpu::load(file, widths.map(Width::dtype)));
+    }
     let kinds = ["X", "P", "KV"].iter().zip(widths);
     let defines: Vec<String> =
         kinds.map(|(kind, width)| format!("-DTESSERA_{kind}={}", width.name())).collect();
-    if is_real() {
-        Arc::new(gpu::compile(file, &defines))
-    } else {
-        Arc::new(emulated::compile(file, &defines))
-    }
+    Arc::new(emulated::compile(file, &defines))
 }
 
 /// Blocks of a grid.

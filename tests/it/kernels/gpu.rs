@@ -1,22 +1,22 @@
-//! Kernels compiled by NVRTC and run on the machine's GPU, as the server compiles and runs them.
+//! Kernels as the server compiles them (or finds them compiled), run on the machine's GPU.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int, c_void};
-use std::fs;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{CString, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use cudarc::nvrtc;
 
-use super::device::{Address, Launch, Memory, Program};
+use super::device::{Address, Launch, Memory, Program, WIDTHS, Width};
+use crate::cuda::card::{is_real, kernel_cache};
+use tessera::backend::cuda::{Widths, kernels};
+use tessera::dtype::Dtype;
 
 /// One card with one context, for all threads of tests.
 struct Gpu {
     context: sys::CUcontext,
-    /// Major and minor.
-    capability: (c_int, c_int),
     /// One piece of work at a time: a fault is told to the test that made it.
     stream: Mutex<sys::CUstream>,
 }
@@ -38,16 +38,12 @@ impl Gpu {
         assert!(unsafe { sys::is_culib_present() }, "TESSERA_CUDA is set without libcuda.so");
         result::init()?;
         let device = result::device::get(0)?;
-        use sys::CUdevice_attribute_enum as A;
         // SAFETY: the driver named this device. What is made here is kept to the process's end.
         unsafe {
-            let attribute = |a| result::device::get_attribute(device, a);
-            let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-            let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
             let context = result::primary_ctx::retain(device)?;
             result::ctx::set_current(context)?;
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-            Ok(Self { context, capability: (major, minor), stream: Mutex::new(stream) })
+            Ok(Self { context, stream: Mutex::new(stream) })
         }
     }
 
@@ -76,53 +72,33 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-/// With the options of the server's own compilation (compile.rs).
-pub fn compile(file: &str, defines: &[String]) -> Module {
-    let gpu = gpu();
-    let (major, minor) = gpu.capability;
-    // Some instructions of 9.0 are only there under this name.
-    let suffix = if gpu.capability == (9, 0) { "a" } else { "" };
-    let architecture = format!("--gpu-architecture=sm_{major}{minor}{suffix}");
-    let mut options = vec![architecture, "--std=c++17".to_owned()];
-    options.extend_from_slice(defines);
-    let image = cubin(file, &options);
-    gpu.bind().unwrap();
+fn compile(file: &str, widths: Widths) -> Vec<u8> {
+    let image = tessera::backend::cuda::compile(0, file, widths, Some(&kernel_cache()));
+    image.unwrap_or_else(|e| panic!("{file} {widths:?}: {e}"))
+}
+
+pub fn load(file: &str, widths: Widths) -> Module {
+    let image = compile(file, widths);
+    gpu().bind().unwrap();
     // SAFETY: NVRTC's output, whole. It stays loaded to the process's end.
     Module(unsafe { result::module::load_data(image.as_ptr().cast()) }.unwrap())
 }
 
-fn cubin(file: &str, options: &[String]) -> Vec<u8> {
-    let text = |name: &str| {
-        let path = crate::root().join("kernels").join(name);
-        CString::new(fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
-    };
-    let (source, name) = (text(file), CString::new(file).unwrap());
-    let headers = ["common.cuh", "deltas.cuh"].map(text);
-    let mut program = std::ptr::null_mut();
-    let mut image = Vec::new();
-    // SAFETY: the strings outlive the program, which is destroyed once; the image is as long as
-    // NVRTC says.
-    unsafe {
-        assert!(nvrtc::sys::is_culib_present(), "TESSERA_CUDA is set without libnvrtc.so");
-        let names = [c"common.cuh".as_ptr(), c"deltas.cuh".as_ptr()];
-        let headers = headers.each_ref().map(|header| header.as_ptr());
-        let (source, name) = (source.as_ptr(), name.as_ptr());
-        let (headers, names) = (headers.as_ptr(), names.as_ptr());
-        nvrtc::sys::nvrtcCreateProgram(&raw mut program, source, name, 2, headers, names)
-            .result()
-            .unwrap();
-        if let Err(error) = nvrtc::result::compile_program(program, options) {
-            let log = nvrtc::result::get_program_log(program).unwrap_or_default();
-            let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
-            panic!("{file} {options:?}: {error:?}\n{}", String::from_utf8_lossy(&log));
-        }
-        let mut size = 0;
-        nvrtc::sys::nvrtcGetCUBINSize(program, &raw mut size).result().unwrap();
-        image.resize(size, 0u8);
-        nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result().unwrap();
-        nvrtc::result::destroy_program(program).unwrap();
+/// All at once, so that tests and servers after it find them: `tools/gpu-check` begins with it.
+#[test]
+fn every_file_compiles_for_every_choice_of_widths() {
+    if !is_real() {
+        return;
     }
-    image
+    let files: BTreeSet<_> = kernels::ALL.iter().map(|kernel| kernel.file).collect();
+    let of_servers = [Dtype::F32, Dtype::F16, Dtype::BF16].map(|dtype| [dtype; 3]);
+    let of_tests = WIDTHS.map(|widths| widths.map(Width::dtype));
+    let widths: HashSet<_> = of_servers.into_iter().chain(of_tests).collect();
+    std::thread::scope(|scope| {
+        for (file, widths) in files.iter().flat_map(|file| widths.iter().map(move |w| (file, *w))) {
+            scope.spawn(move || assert!(!compile(file, widths).is_empty()));
+        }
+    });
 }
 
 impl Program for Module {
