@@ -84,7 +84,7 @@ pub fn load(file: &str, widths: Widths) -> Module {
     Module(unsafe { result::module::load_data(image.as_ptr().cast()) }.unwrap())
 }
 
-/// All at once, so that tests and servers after it find them: `tools/gpu-check` begins with it.
+/// On all cores, so that tests and servers after it find them: `tools/gpu-check` begins with it.
 #[test]
 fn every_file_compiles_for_every_choice_of_widths() {
     if !is_real() {
@@ -94,9 +94,18 @@ fn every_file_compiles_for_every_choice_of_widths() {
     let of_servers = [Dtype::F32, Dtype::F16, Dtype::BF16].map(|dtype| [dtype; 3]);
     let of_tests = WIDTHS.map(|widths| widths.map(Width::dtype));
     let widths: HashSet<_> = of_servers.into_iter().chain(of_tests).collect();
+    let all = files.iter().flat_map(|file| widths.iter().map(move |widths| (*file, *widths)));
+    let left = Mutex::new(all.collect::<Vec<_>>());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    // A compilation takes some hundred megabytes: no more of them than cores.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for (file, widths) in files.iter().flat_map(|file| widths.iter().map(move |w| (file, *w))) {
-            scope.spawn(move || assert!(!compile(file, widths).is_empty()));
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some((file, widths)) = next() {
+                    assert!(!compile(file, widths).is_empty());
+                }
+            });
         }
     });
 }
