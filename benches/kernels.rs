@@ -11,11 +11,12 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use tessera::backend::cpu::simd::Level;
-use tessera::backend::cpu::{Cpu, Matrix};
-use tessera::backend::{Adapters, Backend, HostMatrix, Linear, Rows, Span};
-use tessera::delta::DeltaBuilder;
+use tessera::backend::cpu::{Cpu, Matrix, Slots, Step};
+use tessera::backend::{Device as _, HostMatrix, Linear, LinearOps, Outputs, Rows};
+use tessera::delta::{DeltaBuilder, LowRank, Side};
 use tessera::dtype::{Dtype, Values};
 use tessera::ids::{BlockId, SiteId, Slot};
+use tessera::recipe::Recipe;
 
 /// Weights of one case in all, so that they come from memory and not from a cache.
 const WEIGHT_BYTES_MIN: usize = 384 << 20;
@@ -65,15 +66,20 @@ impl Read {
     }
 }
 
-fn batch(cpu: &Cpu, slots: Vec<Slot>) -> <Cpu as Backend>::Batch {
-    let n = slots.len();
-    cpu.batch(Rows {
-        tokens: vec![0; n],
-        positions: vec![0; n],
-        slots,
-        spans: vec![Span { start: 0, len: n, block_table: vec![BlockId(0)] }],
-        logit_rows: Vec::new(),
-    })
+fn rows(recipes: &[Recipe<Slot>]) -> Rows {
+    let mut rows = Rows::default();
+    for recipe in recipes {
+        rows.push(&[0], 0, recipe, vec![BlockId(0)]);
+    }
+    rows
+}
+
+/// A step of `rows` that computes nothing for anybody but `ops`.
+fn run(cpu: &Cpu, rows: &Rows, slots: &Slots, mut ops: impl FnMut(&Step<'_>)) {
+    cpu.run(rows, slots, |step| {
+        ops(step);
+        Outputs { logits: None, hidden: None }
+    });
 }
 
 fn linear(cpu: &Cpu, site: u32, [inner, outer]: [usize; 2], dtype: Dtype) -> Linear<Cpu> {
@@ -92,17 +98,19 @@ fn matmul(cpu: &Cpu, [inner, outer]: [usize; 2], dtype: Dtype, read: &Read) {
     let copies = WEIGHT_BYTES_MIN.div_ceil(bytes);
     let linears: Vec<Linear<Cpu>> =
         (0..copies).map(|_| linear(cpu, 0, [inner, outer], dtype)).collect();
-    let pool = cpu.pool(1);
+    let slots = cpu.slots(1);
     let mut alone = 0.0;
     // Here and not once: a neighbour's traffic changes from minute to minute.
     let bandwidth = read.bandwidth();
     for m in [1, 2, 4, 8, 16, 32, 128, 512] {
         let x = Matrix::new(values(m * inner), inner);
-        let batch = batch(cpu, vec![Slot::BASE; m]);
         let mut next = linears.iter().cycle();
-        let seconds = best_seconds(|| {
-            let linear = next.next().unwrap();
-            black_box(cpu.linears(&x, [linear], &batch, Adapters { pool: &pool }));
+        let mut seconds = 0.0;
+        run(cpu, &rows(&vec![Recipe::base(); m]), &slots, |step| {
+            seconds = best_seconds(|| {
+                let linear = next.next().unwrap();
+                black_box(cpu.linears(&x, [linear], step));
+            });
         });
         if m == 1 {
             alone = seconds;
@@ -151,37 +159,40 @@ fn step(cpu: &Cpu, dtype: Dtype) {
             each.map(|(i, &shape)| linear(cpu, site(i), shape, dtype)).collect()
         })
         .collect();
-    let mut pool = cpu.pool(4);
+    let mut slots = cpu.slots(4);
     for slot in 0..4 {
         let mut builder = DeltaBuilder::default();
         for linear in layers.iter().flatten() {
-            let down = builder.push_dense(&values(16 * linear.in_features), 16);
-            let up = builder.push_dense(&values(16 * linear.out_features), 16);
-            let site = builder.site(linear.site);
-            (site.down, site.up) = (Some(down), Some(up));
+            let [down, up] = [(Side::Down, linear.in_features), (Side::Up, linear.out_features)]
+                .map(|(side, width)| builder.push_dense(side, &values(16 * width), 16).unwrap());
+            let low_rank = LowRank { rank: 16, down, middle: None, up, end: None };
+            builder.site(linear.site).low_rank = Some(low_rank);
         }
-        cpu.write_slot(&mut pool, Slot(slot), Arc::new(builder.finish(dtype))).unwrap();
+        cpu.write_slot(&mut slots, Slot(slot), Arc::new(builder.finish(dtype))).unwrap();
     }
     let x = Matrix::new(values(4 * 2048), 2048);
     let wide = Matrix::new(values(4 * 6144), 6144);
-    let forward = |batch: &<Cpu as Backend>::Batch| {
-        let adapters = Adapters { pool: &pool };
+    let forward = |step: &Step<'_>| {
         for layer in &layers {
             let [q, k, v, o, gate, up, down] = std::array::from_fn(|i| &layer[i]);
-            black_box(cpu.linears(&x, [q, k, v], batch, adapters));
-            black_box(cpu.linears(&x, [o], batch, adapters));
-            black_box(cpu.linears(&x, [gate, up], batch, adapters));
-            black_box(cpu.linears(&wide, [down], batch, adapters));
+            black_box(cpu.linears(&x, [q, k, v], step));
+            black_box(cpu.linears(&x, [o], step));
+            black_box(cpu.linears(&x, [gate, up], step));
+            black_box(cpu.linears(&wide, [down], step));
         }
     };
     // In turn, so that a noisy neighbour disturbs all three alike.
-    let batches = [vec![Slot::BASE; 4], vec![Slot(0); 4], (0..4).map(Slot).collect()]
-        .map(|slots| batch(cpu, slots));
+    let four = |recipe: &dyn Fn(u32) -> Recipe<Slot>| rows(&[0, 1, 2, 3].map(recipe));
+    let batches = [
+        four(&|_| Recipe::base()),
+        four(&|_| Recipe::one(Slot(0))),
+        four(&|i| Recipe::one(Slot(i))),
+    ];
     let mut best = [f64::INFINITY; 3];
     for _ in 0..40 {
-        for (best, batch) in best.iter_mut().zip(&batches) {
+        for (best, rows) in best.iter_mut().zip(&batches) {
             let start = Instant::now();
-            forward(batch);
+            run(cpu, rows, &slots, forward);
             *best = best.min(start.elapsed().as_secs_f64());
         }
     }

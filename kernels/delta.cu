@@ -62,13 +62,14 @@ DEVICE Bits16 down8_bits(const Change& c, u32 rank, u32 k, u32 count) {
     Bits16 all = {{0, 0, 0, 0}};
     if (rank >= c.rank || count == 0) return all;
     const u32* offsets = c.down + (u64)rank * c.down_shards;
-    const T* at = (const T*)gathered(c.pool, offsets, c.down_shard, k, count);
+    const T* at = (const T*)gathered(c.down_pool, offsets, c.down_shard, k, count);
     if (at) return load8_bits(at, count);
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
         if (i >= count) continue;
         u32 column = k + i;
-        const T* p = (const T*)c.pool + offsets[column / c.down_shard] + column % c.down_shard;
+        u64 offset = (u64)offsets[column / c.down_shard] + column % c.down_shard;
+        const T* p = (const T*)c.down_pool + offset;
         all.word[i / 2] |= (u32)p->bits << (i % 2 * 16);
     }
     return all;
@@ -140,7 +141,7 @@ DEVICE void shrink_any(const Shrink& s, const Item& w, const Change& c, u32 k_en
             for (u32 k = w.split * s.k_chunk + lane_id() * 8; k < k_end; k += WARP * 8) {
                 u32 count = smaller(8, k_end - k);
                 float a[8], x[8];
-                gather8(c.pool, offsets, c.down_shard, k, count, a);
+                gather8(c.down_pool, offsets, c.down_shard, k, count, a);
 #pragma unroll
                 for (u32 row = 0; row < together; row++) {
                     if (first + row >= w.rows) continue;
@@ -233,8 +234,9 @@ KERNEL(delta_expand_float, Expand, 128) { expand<float>(args); }
 struct Replace {
     /// [n, in].
     const X* x;
-    /// [n, out]: X, or float in delta_replace_float; overwritten in rows whose adapter has its
-    /// own weight. Row i starts at y + i · y_stride.
+    /// [out, in]: the base's. Read by delta_mix alone.
+    const X* weight;
+    /// [n, out]: X, or float in the kernels named so. Row i starts at y + i · y_stride.
     void* y;
     /// Its h is not read.
     Deltas deltas;
@@ -245,13 +247,18 @@ struct Replace {
     u32 reserved;
 };
 
+/// Whether a tile's rows carry one adapter as it is.
+DEVICE bool is_alone(const Deltas& d, const RowTile& tile) {
+    return tile.parts == 1 && d.entry_weight[tile.entry] == 1.0f;
+}
+
 template <class Y>
 DEVICE void replace(const Replace& args) {
     const u32 together = 4;
     u32 column = blockIdx.y * (blockDim.x / WARP) + warp_id();
     const Deltas& d = args.deltas;
     RowTile tile = tile_at(d, blockIdx.x);
-    if (tile.parts != 1 || column >= args.out) return;
+    if (column >= args.out || !is_alone(d, tile)) return;
     const P* weight = (const P*)change_at(d, tile.entry, args.site).weight;
     if (!weight) return;
     weight += (u64)column * args.in;
@@ -279,16 +286,58 @@ DEVICE void replace(const Replace& args) {
     }
 }
 
-/// y ← W x with the adapter's own W, for rows of one part at a site it replaces; run before the
-/// expand. A warp takes one output of a tile's rows. Longer compositions with an own weight are
-/// not served: the host refuses them.
+/// y ← W x with the adapter's own W, for rows that carry one adapter as it is, at a site whose
+/// weight it replaces; run before the expand. A warp takes one output of a tile's rows.
 /// Grid: x ≥ tiles, y = ceil(out / (block / 32)). Block: 128, or fewer whole warps. Shared: none.
 KERNEL(delta_replace, Replace, 128) { replace<X>(args); }
 /// The same for y in f32: logits.
 KERNEL(delta_replace_float, Replace, 128) { replace<float>(args); }
+
+template <class Y>
+DEVICE void mix(const Replace& args) {
+    u32 column = blockIdx.y * (blockDim.x / WARP) + warp_id();
+    const Deltas& d = args.deltas;
+    RowTile tile = tile_at(d, blockIdx.x);
+    if (column >= args.out || tile.parts == 0 || is_alone(d, tile)) return;
+    const X* base = args.weight + (u64)column * args.in;
+    for (u32 i = 0; i < tile.rows; i++) {
+        u32 row = d.order[tile.first + i];
+        const X* x_row = args.x + (u64)row * args.in;
+        float sum = 0.0f;
+        for (u32 part = 0; part < tile.parts; part++) {
+            u32 entry = tile.entry + i + part * tile.stride;
+            const Change& c = change_at(d, entry, args.site);
+            if (!c.weight) continue;
+            const P* own = (const P*)c.weight + (u64)column * args.in;
+            float acc = 0.0f;
+            for (u32 k = lane_id() * 8; k < args.in; k += WARP * 8) {
+                u32 count = smaller(8, args.in - k);
+                float w[8], b[8], x[8];
+                load8(own + k, count, w);
+                load8(base + k, count, b);
+                load8(x_row + k, count, x);
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) acc += (w[j] - b[j]) * x[j];
+            }
+            float scale = c.scale ? c.scale[column] : 1.0f;
+            sum += d.entry_weight[entry] * scale * warp_reduce(acc, Sum());
+        }
+        Y* at = (Y*)args.y + row * args.y_stride + column;
+        if (lane_id() == 0) *at = narrow<Y>(widen(*at) + sum);
+    }
+}
+
+/// y ← y + Σ w · scale ⊙ (W' − W) x over the parts that have a weight W' of their own, for rows
+/// that carry several adapters or one of another weight than 1; run after the expand, which leaves
+/// just this out. Grid and block: as delta_replace.
+KERNEL(delta_mix, Replace, 128) { mix<X>(args); }
+/// The same for y in f32: logits.
+KERNEL(delta_mix_float, Replace, 128) { mix<float>(args); }
 
 EXPORT(delta_shrink)
 EXPORT(delta_expand)
 EXPORT(delta_expand_float)
 EXPORT(delta_replace)
 EXPORT(delta_replace_float)
+EXPORT(delta_mix)
+EXPORT(delta_mix_float)

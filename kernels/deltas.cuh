@@ -14,14 +14,19 @@ const u32 ROW_TILE = 4;
 /// Ranks of B that a thread asks for before it needs the first.
 const u32 RANKS_TOGETHER = 4;
 
-/// What one adapter does at one site; all zeros where it does nothing. 72 bytes.
+/// What one adapter does at one site; all zeros where it does nothing. 96 bytes.
 struct Change {
-    /// Parameters the factors gather from.
-    const P* pool;
-    /// Offsets into the pool, in elements: [rank, down_shards]. Null: no low-rank part.
+    /// Parameters that A gathers from, and B.
+    const P* down_pool;
+    const P* up_pool;
+    /// Offsets into down_pool, in elements: [rank, down_shards]. Null: no low-rank part.
     const u32* down;
-    /// [rank, up_shards].
+    /// Into up_pool: [rank, up_shards].
     const u32* up;
+    /// [rank]: multiplies A x, or null.
+    const float* middle;
+    /// [out]: multiplies B (A x), or null.
+    const float* end;
     /// [out], or null.
     const float* scale;
     /// [out], or null.
@@ -144,8 +149,9 @@ DEVICE void gather8(const P* pool, const u32* offsets, u32 shard, u32 column, u3
     widen8(gather8_raw(pool, offsets, shard, column, count), v);
 }
 
-/// One part of a composition onto y: `alone` is the canonical form, scale ⊙ (y + bh) + shift;
-/// else w · [(scale − 1) ⊙ base + scale ⊙ bh + shift] is added.
+/// One part of a composition onto y: `alone` is the canonical form,
+/// scale ⊙ (y + end ⊙ bh) + shift; else w · [(scale − 1) ⊙ base + scale ⊙ end ⊙ bh + shift] is
+/// added.
 DEVICE void add_part(const Change& c, bool alone, float weight, u32 column, u32 count,
                      const float (&base)[8], const float (&bh)[8], float (&y)[8]) {
 #pragma unroll
@@ -153,10 +159,11 @@ DEVICE void add_part(const Change& c, bool alone, float weight, u32 column, u32 
         if (i >= count) continue;
         float scale = c.scale ? c.scale[column + i] : 1.0f;
         float shift = c.shift ? c.shift[column + i] : 0.0f;
+        float delta = c.end ? c.end[column + i] * bh[i] : bh[i];
         if (alone)
-            y[i] = scale * (y[i] + bh[i]) + shift;
+            y[i] = scale * (y[i] + delta) + shift;
         else
-            y[i] += weight * ((scale - 1.0f) * base[i] + scale * bh[i] + shift);
+            y[i] += weight * ((scale - 1.0f) * base[i] + scale * delta + shift);
     }
 }
 
@@ -191,7 +198,8 @@ DEVICE void add_bh(const Deltas& d, const Change& c, u32 entry, u32 rows, const 
         __syncthreads();
         for (u32 i = threadIdx.x; i < ranks * R; i += blockDim.x) {
             u32 row = i / ranks, r = i % ranks;
-            h_tile[r * R + row] = row < rows ? hidden(d, c, entry + row, first + r) : 0.0f;
+            float h = row < rows ? hidden(d, c, entry + row, first + r) : 0.0f;
+            h_tile[r * R + row] = c.middle ? h * c.middle[first + r] : h;
         }
         __syncthreads();
         if (count == 0) continue;
@@ -201,7 +209,7 @@ DEVICE void add_bh(const Deltas& d, const Change& c, u32 entry, u32 rows, const 
             for (u32 k = 0; k < RANKS_TOGETHER; k++) {
                 if (r0 + k >= ranks) break;
                 const u32* offsets = c.up + (u64)(first + r0 + k) * c.up_shards;
-                up[k] = gather8_raw(c.pool, offsets, c.up_shard, column, count);
+                up[k] = gather8_raw(c.up_pool, offsets, c.up_shard, column, count);
             }
 #pragma unroll
             for (u32 k = 0; k < RANKS_TOGETHER; k++) {

@@ -52,7 +52,12 @@ DEVICE void finish_head(const RopeStore& a, const RopeInput& in, u32 row, bool r
                         float* head) {
     if (in.norm_weight) {
         float squares = 0.0f;
-        for (u32 i = lane_id(); i < a.head_dim; i += WARP) squares += head[i] * head[i];
+        // In the order of rms_norm with one warp: bits do not depend on which of the two ran.
+        u32 step = WARP * LANE_COLUMNS;
+        for (u32 first = lane_id() * LANE_COLUMNS; first < a.head_dim; first += step) {
+            u32 end = smaller(first + LANE_COLUMNS, a.head_dim);
+            for (u32 i = first; i < end; i++) squares += head[i] * head[i];
+        }
         squares = warp_reduce(squares, Sum());
         float factor = 1.0f / sqrtf(squares / (float)a.head_dim + a.eps);
         for (u32 i = lane_id(); i < a.head_dim; i += WARP) {

@@ -18,7 +18,12 @@ struct SampleParams {
     u64 step;
     /// Alternatives to report: at most top_max.
     u32 top;
-    u32 reserved;
+    /// Not 0: report the rank too.
+    u32 ranked;
+    /// A token that is given and only scored; 0xffffffff: one is drawn.
+    u32 target;
+    /// Row of masks; 0xffffffff: all tokens may be drawn.
+    u32 mask;
 };
 
 struct Sample {
@@ -30,6 +35,10 @@ struct Sample {
     u32* tokens;
     /// [m]: natural logarithm of the token's probability before temperature and filters.
     float* logprobs;
+    /// [m]: 1 and the number of likelier tokens; 0 where it is not asked for.
+    u32* ranks;
+    /// [any, ceil(vocabulary / 32)]: bit t % 32 of word t / 32 says whether token t may be drawn.
+    const u32* masks;
     /// [m, top_max], likeliest first; 0xffffffff and −∞ where there are fewer.
     u32* top_tokens;
     float* top_logprobs;
@@ -81,10 +90,13 @@ struct Row {
     u32 vocabulary;
     float best;
     float temperature;
+    /// Tokens that have a share, or null: all.
+    const u32* mask;
 
     /// Adding 0 makes −0 equal to 0 in every order.
     DEVICE float logit(u32 id) const {
         float x = logits[id];
+        if (mask && !(mask[id / 32] >> (id % 32) & 1)) return -infinite();
         return x - x == 0.0f ? x + 0.0f : -infinite();
     }
     /// Larger for likelier; −0 does not occur.
@@ -337,13 +349,36 @@ DEVICE u64 next_likeliest(const Row& row, Shared& shared, u64 previous) {
     return block_reduce(best, shared.scratch, Max());
 }
 
+/// 1 and the number of tokens that are likelier.
+DEVICE u32 rank_of(const Row& row, Shared& shared, u32 token) {
+    u64 place = (u64)row.key(row.logit(token)) << 32 | (NONE - token);
+    u32 likelier = 0;
+    for (u32 id = threadIdx.x; id < row.vocabulary; id += blockDim.x)
+        likelier += ((u64)row.key(row.logit(id)) << 32 | (NONE - id)) > place;
+    return 1 + block_reduce(likelier, (u32*)shared.scratch, Sum());
+}
+
+/// The token of a row: drawn among those that its mask allows, NONE where it allows none.
+DEVICE u32 choose(Row row, Shared& shared, const SampleParams& p, const Sample& args,
+                  u32 likeliest) {
+    if (p.mask != NONE) {
+        row.mask = args.masks + (u64)p.mask * ceil_div(args.vocabulary, 32);
+        likeliest = NONE - (u32)next_likeliest(row, shared, ~0ull);
+        row.best = row.logit(likeliest);
+        if (row.best == -infinite()) return NONE;
+    }
+    if (p.temperature == 0.0f) return likeliest;
+    row.temperature = p.temperature;
+    return draw(row, shared, p);
+}
+
 /// Grid: x = m. Block: whole warps, at most 1024 (1024 for a large vocabulary).
 /// Shared: sizeof(Shared) = 2048 · 12 + 32 · 8 + 24 = 24856 bytes.
 KERNEL(sample, Sample, 1024) {
     Shared& shared = *(Shared*)SHARED_MEMORY;
     u32 at = blockIdx.x;
     SampleParams p = args.params[at];
-    Row row = {args.logits + (u64)at * args.vocabulary, args.vocabulary, 0.0f, 1.0f};
+    Row row = {args.logits + (u64)at * args.vocabulary, args.vocabulary, 0.0f, 1.0f, nullptr};
     u64 likeliest = next_likeliest(row, shared, ~0ull);
     u32* top_tokens = args.top_tokens + (u64)at * args.top_max;
     float* top_logprobs = args.top_logprobs + (u64)at * args.top_max;
@@ -356,6 +391,7 @@ KERNEL(sample, Sample, 1024) {
         if (threadIdx.x == 0) {
             args.tokens[at] = NONE;
             args.logprobs[at] = -infinite();
+            args.ranks[at] = 0;
         }
         return;
     }
@@ -365,14 +401,21 @@ KERNEL(sample, Sample, 1024) {
     sum = block_reduce(sum, (double*)shared.scratch, Sum());
     float log_sum = row.best + (float)log(sum);
 
-    u32 token = NONE - (u32)likeliest;
-    if (p.temperature != 0.0f) {
-        row.temperature = p.temperature;
-        token = draw(row, shared, p);
+    u32 token = p.target;
+    if (token == NONE) token = choose(row, shared, p, args, NONE - (u32)likeliest);
+    if (token == NONE) {
+        if (threadIdx.x == 0) {
+            args.tokens[at] = NONE;
+            args.logprobs[at] = -infinite();
+            args.ranks[at] = 0;
+        }
+        return;
     }
+    u32 rank = p.ranked ? rank_of(row, shared, token) : 0;
     if (threadIdx.x == 0) {
         args.tokens[at] = token;
         args.logprobs[at] = row.logit(token) - log_sum;
+        args.ranks[at] = rank;
     }
     // The block's threads have met since they cleared the lists.
     u64 place = ~0ull;

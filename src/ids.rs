@@ -9,14 +9,13 @@ pub type TokenId = u32;
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SiteId(pub u32);
 
+/// A module of the checkpoint (see [`crate::site`]).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ModuleId(pub u32);
+
 /// A resident adapter's place on the device. Never a KV position.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Slot(pub u32);
-
-impl Slot {
-    /// Rows with this slot run the bare base model.
-    pub const BASE: Slot = Slot(u32::MAX);
-}
 
 /// One page of the KV cache.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -1,6 +1,6 @@
 //! A generation request after validation: nothing below re-checks it.
 
-use crate::ids::TokenId;
+use crate::ids::{Digest, TokenId};
 
 /// What a request is validated against; printed at start-up.
 #[derive(Clone, Debug)]
@@ -75,80 +75,98 @@ impl SamplingParams {
     }
 }
 
-/// All of a request but its prompt: checked once, for however many prompts. Fields are private:
-/// the only way to one is [`RequestParams::new`].
-#[derive(Clone, Debug)]
-pub struct RequestParams {
-    tokens_max: Option<u32>,
-    sampling: SamplingParams,
-    stop_tokens: Vec<TokenId>,
-    logprobs: Option<u32>,
+/// The tokens of a sequence so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct History<'a> {
+    /// As the request had them.
+    pub prompt: &'a [TokenId],
+    /// Those drawn since.
+    pub generated: &'a [TokenId],
 }
 
-/// A request that fits the model. Fields are private: the only ways to one are [`Request::new`] and
-/// [`RequestParams::with_prompt`].
-#[derive(Clone, Debug)]
-pub struct Request {
-    prompt: Vec<TokenId>,
-    tokens_max: u32,
-    sampling: SamplingParams,
-    stop_tokens: Vec<TokenId>,
-    logprobs: Option<u32>,
+/// How the hidden states of a prompt become one vector.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pooling {
+    /// The last token's.
+    Last,
+    /// Their mean.
+    Mean,
 }
 
-/// What [`Request::new`] checks.
+/// All that is asked of a prompt, not checked yet. The default is its likeliest continuation, as
+/// long as the context allows.
 #[derive(Clone, Debug)]
 pub struct RequestFields {
-    /// Prompt tokens.
-    pub prompt: Vec<TokenId>,
     /// Tokens to generate; `None` takes what is left of the context.
     pub tokens_max: Option<u32>,
     /// How to draw tokens.
     pub sampling: SamplingParams,
     /// Tokens that end the sequence (the model's end-of-sequence ids; empty with `ignore_eos`).
     pub stop_tokens: Vec<TokenId>,
-    /// Report the sampled token's logprob and this many alternatives'.
+    /// Report the drawn token's logprob and this many alternatives'.
     pub logprobs: Option<u32>,
+    /// Report the same of each prompt token, given those before it.
+    pub prompt_logprobs: Option<u32>,
+    /// Report the prompt's vector and generate nothing.
+    pub pooling: Option<Pooling>,
+    /// See [`Terms::cache_salt`].
+    pub cache_salt: Option<Digest>,
+}
+
+impl Default for RequestFields {
+    fn default() -> Self {
+        Self {
+            tokens_max: None,
+            sampling: SamplingParams::greedy(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            pooling: None,
+            cache_salt: None,
+        }
+    }
+}
+
+/// [`RequestFields`] whose values are in range: checked once, for however many prompts.
+#[derive(Clone, Debug)]
+pub struct RequestParams {
+    fields: RequestFields,
 }
 
 impl RequestParams {
-    /// Parses what does not depend on a prompt; the arguments are those of [`RequestFields`].
+    /// Parses what does not depend on a prompt.
     ///
     /// # Errors
     /// [`Invalid`] naming the field, the limit and the value.
-    pub fn new(
-        tokens_max: Option<u32>,
-        sampling: SamplingParams,
-        stop_tokens: Vec<TokenId>,
-        logprobs: Option<u32>,
-        limits: &Limits,
-    ) -> Result<Self, Invalid> {
-        sampling.check()?;
-        if tokens_max == Some(0) {
+    pub fn new(fields: RequestFields, limits: &Limits) -> Result<Self, Invalid> {
+        let RequestFields { tokens_max, logprobs, prompt_logprobs, pooling, .. } = fields;
+        fields.sampling.check()?;
+        let tokens_max = if pooling.is_some() { Some(0) } else { tokens_max };
+        if tokens_max == Some(0) && prompt_logprobs.is_none() && pooling.is_none() {
             return Err(Invalid::value("max_tokens", "max_tokens must be at least 1, got 0"));
         }
-        if let Some(n) = logprobs.filter(|&n| n > limits.logprobs_max) {
-            let max = limits.logprobs_max;
-            let message = format!("logprobs must be at most {max}, got {n}");
-            return Err(Invalid::value("logprobs", message));
+        let wanted = [("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)];
+        let max = limits.logprobs_max;
+        if let Some((param, Some(n))) = wanted.into_iter().find(|(_, n)| *n > Some(max)) {
+            return Err(Invalid::value(param, format!("{param} must be at most {max}, got {n}")));
         }
-        Ok(Self { tokens_max, sampling, stop_tokens, logprobs })
+        Ok(Self { fields: RequestFields { tokens_max, ..fields } })
     }
 
     /// The same with another seed: every seed is valid.
-    pub fn with_seed(self, seed: u64) -> Self {
-        let sampling = SamplingParams { seed, ..self.sampling };
-        Self { sampling, ..self }
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.fields.sampling.seed = seed;
+        self
     }
 
-    /// The request that a prompt makes; `limits` are those that the parameters were checked
-    /// against.
+    /// The request that a prompt makes; `limits` are those that the fields were checked against.
     ///
     /// # Errors
     /// [`Invalid`] for an empty prompt, a token outside the vocabulary, or more than the context
     /// takes.
     pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
-        let Self { tokens_max, sampling, stop_tokens, logprobs } = self;
+        let RequestFields { tokens_max, sampling, stop_tokens, .. } = self.fields;
+        let RequestFields { logprobs, prompt_logprobs, pooling, cache_salt, .. } = self.fields;
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
             return Err(Invalid::value("prompt", message));
@@ -172,8 +190,44 @@ impl RequestParams {
             return Err(Invalid { param: "prompt", message, code: "context_length_exceeded" });
         }
         let tokens_max = tokens_max.unwrap_or(limit - prompt.len() as u32);
-        Ok(Request { prompt, tokens_max, sampling, stop_tokens, logprobs })
+        let terms = Terms {
+            tokens_max,
+            sampling,
+            stop_tokens,
+            logprobs,
+            prompt_logprobs,
+            pooling,
+            cache_salt,
+        };
+        Ok(Request { prompt, terms })
     }
+}
+
+/// What is asked of a prompt, checked.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Tokens to generate; 0 only beside prompt logprobs or pooling.
+    pub tokens_max: u32,
+    /// How to draw them.
+    pub sampling: SamplingParams,
+    /// Tokens that end the sequence.
+    pub stop_tokens: Vec<TokenId>,
+    /// Alternatives to report at every position that is drawn.
+    pub logprobs: Option<u32>,
+    /// The same at every position of the prompt but the first.
+    pub prompt_logprobs: Option<u32>,
+    /// The prompt's vector; nothing is generated then.
+    pub pooling: Option<Pooling>,
+    /// Requests of another salt share nothing with this one in the prefix cache.
+    pub cache_salt: Option<Digest>,
+}
+
+/// A request that fits the model. Fields are private: the only ways to one are [`Request::new`] and
+/// [`RequestParams::with_prompt`].
+#[derive(Clone, Debug)]
+pub struct Request {
+    prompt: Vec<TokenId>,
+    terms: Terms,
 }
 
 impl Request {
@@ -181,10 +235,12 @@ impl Request {
     ///
     /// # Errors
     /// [`Invalid`] naming the field, the limit and the value.
-    pub fn new(fields: RequestFields, limits: &Limits) -> Result<Self, Invalid> {
-        let RequestFields { prompt, tokens_max, sampling, stop_tokens, logprobs } = fields;
-        let params = RequestParams::new(tokens_max, sampling, stop_tokens, logprobs, limits)?;
-        params.with_prompt(prompt, limits)
+    pub fn new(
+        prompt: Vec<TokenId>,
+        fields: RequestFields,
+        limits: &Limits,
+    ) -> Result<Self, Invalid> {
+        RequestParams::new(fields, limits)?.with_prompt(prompt, limits)
     }
 
     /// Prompt tokens, at least one.
@@ -192,23 +248,54 @@ impl Request {
         &self.prompt
     }
 
-    /// Tokens to generate, at least one.
-    pub fn tokens_max(&self) -> u32 {
-        self.tokens_max
+    /// What is asked of it.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
-    /// How to draw tokens.
-    pub fn sampling(&self) -> &SamplingParams {
-        &self.sampling
+    /// Both.
+    pub fn into_parts(self) -> (Vec<TokenId>, Terms) {
+        (self.prompt, self.terms)
+    }
+}
+
+/// Tokens of a vocabulary that may be drawn, one bit each.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TokenMask {
+    words: Vec<u32>,
+}
+
+impl TokenMask {
+    /// None of `vocabulary` tokens.
+    pub fn none(vocabulary: usize) -> Self {
+        Self { words: vec![0; vocabulary.div_ceil(32)] }
     }
 
-    /// Tokens that end the sequence.
-    pub fn stop_tokens(&self) -> &[TokenId] {
-        &self.stop_tokens
+    /// Allows one more.
+    pub fn allow(&mut self, token: TokenId) {
+        self.words[token as usize / 32] |= 1 << (token % 32);
     }
 
-    /// Alternatives to report at every position.
-    pub fn logprobs(&self) -> Option<u32> {
-        self.logprobs
+    /// Whether a token may be drawn.
+    pub fn allows(&self, token: TokenId) -> bool {
+        self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+
+    /// Token `t` is bit `t % 32` of word `t / 32`.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_allows_what_it_was_told() {
+        let mut mask = TokenMask::none(70);
+        [0, 31, 32, 69].into_iter().for_each(|token| mask.allow(token));
+        let allowed: Vec<TokenId> = (0..200).filter(|&token| mask.allows(token)).collect();
+        assert_eq!((allowed, mask.words().len()), (vec![0, 31, 32, 69], 3));
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::AdapterError;
+use super::error::AdapterError;
 
 /// Fields that never change what an adapter computes, whatever their value: descriptions,
 /// training settings, and parameters of features that have a switch of their own (which is read,

@@ -4,10 +4,11 @@
 
 use rayon::prelude::*;
 
+use super::error::AdapterError;
 use super::lora::{Pair, check_init, pairs, transpose};
+use super::lowering::Lowering;
+use super::method::{Input, Method};
 use super::tensors::named;
-use super::{AdapterError, Input, Method};
-use crate::delta::DeltaBuilder;
 use crate::site::SiteKind;
 
 /// `peft_type = "LORA"` with `use_dora`.
@@ -23,7 +24,7 @@ impl Method for Dora {
         peft_type == "LORA" && switched_on
     }
 
-    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
+    fn lower(&self, input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
         check_init(input)?;
         input.config.flag("use_dora")?;
         if input.config.flag("lora_bias")? {
@@ -33,13 +34,14 @@ impl Method for Dora {
         }
         for pair in pairs(input)? {
             let scale = scale(input, &pair)?;
-            let bias = input.base.bias(pair.site);
-            let site = pair.site;
-            pair.push(delta);
-            let change = delta.site(site);
+            let module = pair.module;
+            pair.push(lowering)?;
             // The canonical scale multiplies the bias as well: take that back.
-            change.shift = bias.map(|b| b.iter().zip(&scale).map(|(b, s)| b - s * b).collect());
-            change.scale = Some(scale);
+            if let Some(bias) = input.base.bias(module) {
+                let kept: Vec<f32> = bias.iter().zip(&scale).map(|(b, s)| b - s * b).collect();
+                lowering.shift(module, &kept);
+            }
+            lowering.scale(module, &scale);
         }
         Ok(())
     }
@@ -47,15 +49,15 @@ impl Method for Dora {
 
 /// `m / ‖W + s·B A‖`, row by row, summed in f64.
 fn scale(input: &Input<'_>, pair: &Pair) -> Result<Vec<f32>, AdapterError> {
-    let sites = input.base.sites();
-    let (name, width_in, width_out) = named(sites, pair.site);
+    let modules = input.base.modules();
+    let (name, width_in, width_out) = named(modules, pair.module);
     let plain = format!("{name}.lora_magnitude_vector");
     let with_suffix = format!("{plain}.weight");
     let key = if input.tensors.has(&with_suffix) { with_suffix } else { plain };
     let magnitude = input.tensors.take(&key, &[width_out], name, "magnitude m")?;
-    let weight = input.base.weight(pair.site);
+    let weight = input.base.weight(pair.module);
     // An embedding's table is [vocabulary, hidden]; its norms run over the vocabulary.
-    let weight = match sites.get(pair.site).kind {
+    let weight = match modules.get(pair.module).kind {
         SiteKind::Embedding => transpose(&weight, width_out),
         SiteKind::Linear | SiteKind::Norm => weight,
     };

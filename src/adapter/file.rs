@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-use super::AdapterError;
+use super::error::AdapterError;
 use crate::ids::Digest;
 
 /// What an adapter's files may measure; more is refused before it is read.
@@ -39,7 +39,8 @@ pub struct AdapterFile {
     pub tensors: BTreeMap<String, RawTensor>,
     /// BLAKE3 of both files.
     pub digest: Digest,
-    bytes: Vec<u8>,
+    /// The tensor file, as read.
+    pub bytes: Vec<u8>,
 }
 
 /// One tensor, uninterpreted.

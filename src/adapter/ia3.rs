@@ -1,10 +1,11 @@
 //! (IA)³ (arXiv 2205.05638; peft `tuners/ia3/layer.py`): `y = l ⊙ (W x + b)`, or `W (l ⊙ x) + b`
 //! on feed-forward modules.
 
+use super::error::AdapterError;
+use super::lowering::Lowering;
+use super::method::{Input, Method};
 use super::target::{FeedForward, targets};
 use super::tensors::named;
-use super::{AdapterError, Input, Method};
-use crate::delta::DeltaBuilder;
 use crate::ids::SiteId;
 use crate::site::{SiteKind, SiteMap};
 
@@ -23,28 +24,24 @@ impl Method for Ia3 {
         peft_type == "IA3"
     }
 
-    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
-        let sites = input.base.sites();
+    fn lower(&self, input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
+        let modules = input.base.modules();
         let feed_forward = FeedForward::read(&input.config)?;
-        for id in targets(&input.config, sites, TARGETS)? {
-            let (name, width_in, width_out) = named(sites, id);
-            if sites.get(id).kind != SiteKind::Linear {
+        for id in targets(&input.config, modules, TARGETS)? {
+            let (name, width_in, width_out) = named(modules, id);
+            if modules.get(id).kind != SiteKind::Linear {
                 return Err(AdapterError::Invalid(format!(
                     "adapter_config.json: 'target_modules' names {name}; IA3 changes linears only"
                 )));
             }
             let key = format!("{name}.ia3_l");
-            let (site, l) = if feed_forward.matches(name) {
+            if feed_forward.matches(name) {
                 let l = input.tensors.take(&key, &[1, width_in], name, "input scale l")?;
-                (input_scaled_at(sites, name)?, l)
+                lowering.scale_site(input_scaled_at(input.base.sites(), name)?, &l);
             } else {
-                (id, input.tensors.take(&key, &[width_out, 1], name, "output scale l")?)
-            };
-            let scale = &mut delta.site(site).scale;
-            *scale = Some(match scale.take() {
-                None => l,
-                Some(old) => old.iter().zip(&l).map(|(a, b)| a * b).collect(),
-            });
+                let l = input.tensors.take(&key, &[width_out, 1], name, "output scale l")?;
+                lowering.scale(id, &l);
+            }
         }
         Ok(())
     }

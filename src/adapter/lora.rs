@@ -4,11 +4,13 @@
 use serde_json::Value;
 
 use super::config::bad;
+use super::error::AdapterError;
+use super::lowering::Lowering;
+use super::method::{Input, Method};
 use super::target::{Pattern, targets};
 use super::tensors::named;
-use super::{AdapterError, Input, Method};
-use crate::delta::DeltaBuilder;
-use crate::ids::SiteId;
+use crate::delta::{LowRank, Side};
+use crate::ids::ModuleId;
 use crate::site::SiteKind;
 
 /// `peft_type = "LORA"`.
@@ -32,10 +34,10 @@ impl Method for Lora {
         peft_type == "LORA"
     }
 
-    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
+    fn lower(&self, input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
         check_init(input)?;
         for pair in pairs(input)? {
-            pair.push(delta);
+            pair.push(lowering)?;
         }
         Ok(())
     }
@@ -44,7 +46,7 @@ impl Method for Lora {
 /// One module's factors, `B` scaled, in f32.
 pub struct Pair {
     /// Where.
-    pub site: SiteId,
+    pub module: ModuleId,
     /// Rank.
     pub rank: usize,
     /// A `[rank, in]`.
@@ -57,13 +59,18 @@ pub struct Pair {
 
 impl Pair {
     /// Adds the pair to the adapter.
-    pub fn push(self, delta: &mut DeltaBuilder) {
-        let down = delta.push_dense(&self.a, self.rank);
-        let up = delta.push_dense(&self.bt, self.rank);
-        let change = delta.site(self.site);
-        change.down = Some(down);
-        change.up = Some(up);
-        change.shift = self.shift;
+    ///
+    /// # Errors
+    /// When the adapter is too large.
+    pub fn push(self, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
+        let Self { module, rank, a, bt, shift } = self;
+        let down = lowering.push_dense(Side::Down, &a, rank)?;
+        let up = lowering.push_dense(Side::Up, &bt, rank)?;
+        lowering.low_rank(module, &LowRank { rank, down, middle: None, up, end: None });
+        if let Some(shift) = shift {
+            lowering.shift(module, &shift);
+        }
+        Ok(())
     }
 }
 
@@ -99,10 +106,10 @@ pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
     let with_bias = config.flag("lora_bias")?;
     let ranks = Pattern::read(config, "rank_pattern")?;
     let alphas = Pattern::read(config, "alpha_pattern")?;
-    let sites = input.base.sites();
+    let modules = input.base.modules();
     let mut found = Vec::new();
-    for id in targets(config, sites, TARGETS)? {
-        let name = &sites.get(id).name;
+    for id in targets(config, modules, TARGETS)? {
+        let name = &modules.get(id).name;
         let rank = match ranks.get(name) {
             None => rank,
             Some(r) if r >= 1.0 && r.fract() == 0.0 => r as usize,
@@ -117,14 +124,14 @@ pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
 
 fn pair(
     input: &Input<'_>,
-    id: SiteId,
+    id: ModuleId,
     rank: usize,
     scaling: f64,
     with_bias: bool,
 ) -> Result<Pair, AdapterError> {
-    let sites = input.base.sites();
-    let (name, width_in, width_out) = named(sites, id);
-    let (a_name, b_name) = match sites.get(id).kind {
+    let modules = input.base.modules();
+    let (name, width_in, width_out) = named(modules, id);
+    let (a_name, b_name) = match modules.get(id).kind {
         SiteKind::Linear => ("lora_A.weight", "lora_B.weight"),
         SiteKind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
         SiteKind::Norm => {
@@ -147,7 +154,7 @@ fn pair(
         }
         false => None,
     };
-    Ok(Pair { site: id, rank, a, bt, shift })
+    Ok(Pair { module: id, rank, a, bt, shift })
 }
 
 /// `[rows, cols]` → `[cols, rows]`.

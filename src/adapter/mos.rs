@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use super::error::AdapterError;
+use super::lowering::Lowering;
+use super::method::{Input, Method};
 use super::target::targets;
 use super::tensors::{layer_count, layer_of, named};
-use super::{AdapterError, Input, Method};
-use crate::delta::{DeltaBuilder, Factor};
-use crate::ids::SiteId;
+use crate::delta::{DeltaBuilder, LowRank, Side};
+use crate::ids::ModuleId;
 use crate::site::SiteKind;
 
 /// `peft_type = "MOS"` (each pool once), or `"LORA"` with `lora_pair_mask` tensors (what the
@@ -30,26 +32,26 @@ impl Method for Mos {
         peft_type == "MOS" || (peft_type == "LORA" && masked())
     }
 
-    fn lower(&self, input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
+    fn lower(&self, input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
         let settings = Settings::read(input)?;
-        let sites = input.base.sites();
-        let mut types: BTreeMap<&str, Vec<SiteId>> = BTreeMap::new();
-        for id in targets(&input.config, sites, &[])? {
-            let site = sites.get(id);
-            if site.kind != SiteKind::Linear || layer_of(&site.name).is_none() {
+        let modules = input.base.modules();
+        let mut types: BTreeMap<&str, Vec<ModuleId>> = BTreeMap::new();
+        for id in targets(&input.config, modules, &[])? {
+            let module = modules.get(id);
+            if module.kind != SiteKind::Linear || layer_of(&module.name).is_none() {
                 return Err(AdapterError::Invalid(format!(
                     "adapter_config.json: 'target_modules' names {}; MoS shares shards between the \
                      layers of a linear",
-                    site.name
+                    module.name
                 )));
             }
-            types.entry(site.leaf()).or_default().push(id);
+            types.entry(module.leaf()).or_default().push(id);
         }
         let official = input.tensors.names().any(|name| name.ends_with(MASK));
         for (leaf, ids) in types {
             match official {
-                true => lower_repeated(input, &settings, &ids, delta)?,
-                false => lower_compact(input, &settings, leaf, &ids, delta)?,
+                true => lower_repeated(input, &settings, &ids, lowering)?,
+                false => lower_compact(input, &settings, leaf, &ids, lowering)?,
             }
         }
         Ok(())
@@ -106,21 +108,40 @@ struct Pools {
 
 impl Pools {
     /// Stores `a [n, in / l]` and `b [n, out / l]`, b scaled.
-    fn push(delta: &mut DeltaBuilder, a: &[f32], b: &[f32], n: usize, scaling: f64) -> Self {
+    ///
+    /// # Errors
+    /// When the adapter is too large.
+    fn push(
+        lowering: &mut Lowering<'_>,
+        a: &[f32],
+        b: &[f32],
+        n: usize,
+        scaling: f64,
+    ) -> Result<Self, AdapterError> {
         let b: Vec<f32> = b.iter().map(|&b| (f64::from(b) * scaling) as f32).collect();
         let (shard_in, shard_out) = (a.len() / n, b.len() / n);
-        Self { a: delta.push(a), b: delta.push(&b), shard_in, shard_out }
+        let (a, b) = (lowering.push(Side::Down, a)?, lowering.push(Side::Up, &b)?);
+        Ok(Self { a, b, shard_in, shard_out })
     }
 
     /// One layer's gathers; both index lists are `[rank, l]`.
-    fn gather(&self, delta: &mut DeltaBuilder, id: SiteId, rank: usize, a: &[usize], b: &[usize]) {
-        let factor = |start: u32, shard_len: usize, indices: &[usize]| {
+    fn gather(
+        &self,
+        lowering: &mut Lowering<'_>,
+        id: ModuleId,
+        rank: usize,
+        a: &[usize],
+        b: &[usize],
+    ) {
+        let factor = |side: Side, start: u32, shard_len: usize, indices: &[usize]| {
+            // Within 32 bits: the pool that they point into is.
             let offset = |&i: &usize| start + (i * shard_len) as u32;
-            Factor { rank, shard_len, offsets: indices.iter().map(offset).collect() }
+            let shards = indices.len() / rank;
+            DeltaBuilder::gather(side, shard_len, shards, indices.iter().map(offset).collect())
         };
-        let change = delta.site(id);
-        change.down = Some(factor(self.a, self.shard_in, a));
-        change.up = Some(factor(self.b, self.shard_out, b));
+        let down = factor(Side::Down, self.a, self.shard_in, a);
+        let up = factor(Side::Up, self.b, self.shard_out, b);
+        lowering.low_rank(id, &LowRank { rank, down, middle: None, up, end: None });
     }
 }
 
@@ -128,12 +149,12 @@ fn lower_compact(
     input: &Input<'_>,
     settings: &Settings,
     leaf: &str,
-    ids: &[SiteId],
-    delta: &mut DeltaBuilder,
+    ids: &[ModuleId],
+    lowering: &mut Lowering<'_>,
 ) -> Result<(), AdapterError> {
-    let sites = input.base.sites();
-    let layers = layer_count(sites);
-    let (name, width_in, width_out) = named(sites, ids[0]);
+    let modules = input.base.modules();
+    let layers = layer_count(modules);
+    let (name, width_in, width_out) = named(modules, ids[0]);
     if ids.len() != layers {
         return Err(AdapterError::Invalid(format!(
             "adapter_config.json: the targets hold {leaf} of {} layers; the base model has \
@@ -153,11 +174,11 @@ fn lower_compact(
     let index =
         |side: &str, part: &str| tensors.take_indices(&key(side), &[layers, rank, l], n, "", part);
     let (index_a, index_b) = (index("index_A", "shards of A")?, index("index_B", "shards of B")?);
-    let pools = Pools::push(delta, &a, &b, n, settings.alpha / rank as f64);
+    let pools = Pools::push(lowering, &a, &b, n, settings.alpha / rank as f64)?;
     for &id in ids {
-        let layer = layer_of(&sites.get(id).name).unwrap_or_default();
+        let layer = layer_of(&modules.get(id).name).unwrap_or_default();
         let of_layer = layer * rank * l..(layer + 1) * rank * l;
-        pools.gather(delta, id, rank, &index_a[of_layer.clone()], &index_b[of_layer]);
+        pools.gather(lowering, id, rank, &index_a[of_layer.clone()], &index_b[of_layer]);
     }
     Ok(())
 }
@@ -165,13 +186,13 @@ fn lower_compact(
 fn lower_repeated(
     input: &Input<'_>,
     settings: &Settings,
-    ids: &[SiteId],
-    delta: &mut DeltaBuilder,
+    ids: &[ModuleId],
+    lowering: &mut Lowering<'_>,
 ) -> Result<(), AdapterError> {
-    let sites = input.base.sites();
+    let modules = input.base.modules();
     let mut first: Option<(Pools, Vec<f32>, Vec<f32>, usize)> = None;
     for &id in ids {
-        let (name, width_in, width_out) = named(sites, id);
+        let (name, width_in, width_out) = named(modules, id);
         let key = |suffix: &str| format!("{name}.{suffix}");
         let pool = shape(input, &key("lora_A.weight"), 2)?;
         let (n, shard_in) = (pool[0], pool[1]);
@@ -214,19 +235,19 @@ fn lower_repeated(
         let ib = index("lora_pair_mask_B", "shards of B")?;
         if first.is_none() {
             let b = super::lora::transpose(&b, n);
-            let pools = Pools::push(delta, &a, &b, n, settings.alpha / rank as f64);
+            let pools = Pools::push(lowering, &a, &b, n, settings.alpha / rank as f64)?;
             first = Some((pools, a.clone(), b, rank));
         }
         let Some((pools, first_a, first_b, first_rank)) = &first else { continue };
         let same_b = || super::lora::transpose(&b, n) == *first_b;
         if rank != *first_rank || a != *first_a || !same_b() {
-            let leaf = sites.get(id).leaf();
+            let leaf = modules.get(id).leaf();
             return Err(AdapterError::Invalid(format!(
                 "the pools or ranks of {leaf} differ between layers (found at {name}); MoS shares \
                  one pool among all layers of a module type"
             )));
         }
-        pools.gather(delta, id, rank, &ia, &ib);
+        pools.gather(lowering, id, rank, &ia, &ib);
     }
     Ok(())
 }

@@ -8,13 +8,13 @@ use crate::ids::{Digest, Slot};
 /// Slots by content. Holds no tensors: the engine moves them.
 #[derive(Debug)]
 pub struct Residency {
-    slots: Vec<Place>,
+    slots: Vec<Held>,
     by_digest: HashMap<Digest, Slot>,
     clock: u64,
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct Held {
     digest: Option<Digest>,
     pins: usize,
     used: u64,
@@ -37,7 +37,7 @@ pub enum Pinned {
 impl Residency {
     /// `slots` empty places.
     pub fn new(slots: usize) -> Self {
-        let slots = (0..slots).map(|_| Place::default()).collect();
+        let slots = (0..slots).map(|_| Held::default()).collect();
         Self { slots, by_digest: HashMap::new(), clock: 0 }
     }
 
@@ -45,20 +45,20 @@ impl Residency {
     pub fn pin(&mut self, digest: Digest) -> Option<Pinned> {
         self.clock += 1;
         if let Some(&slot) = self.by_digest.get(&digest) {
-            let place = &mut self.slots[slot.0 as usize];
-            place.pins += 1;
-            place.used = self.clock;
+            let held = &mut self.slots[slot.0 as usize];
+            held.pins += 1;
+            held.used = self.clock;
             return Some(Pinned::Resident(slot));
         }
-        let free = self.slots.iter().enumerate().filter(|(_, place)| place.pins == 0);
-        let (index, _) = free.min_by_key(|(_, place)| (place.digest.is_some(), place.used))?;
-        let place = &mut self.slots[index];
-        let evicted = place.digest.replace(digest);
+        let free = self.slots.iter().enumerate().filter(|(_, held)| held.pins == 0);
+        let (index, _) = free.min_by_key(|(_, held)| (held.digest.is_some(), held.used))?;
+        let held = &mut self.slots[index];
+        let evicted = held.digest.replace(digest);
         if let Some(evicted) = evicted {
             self.by_digest.remove(&evicted);
         }
-        place.pins = 1;
-        place.used = self.clock;
+        held.pins = 1;
+        held.used = self.clock;
         let slot = Slot(index as u32);
         self.by_digest.insert(digest, slot);
         Some(Pinned::Write { slot, evicts: evicted.is_some() })
@@ -66,9 +66,9 @@ impl Residency {
 
     /// Gives back one pin of [`Residency::pin`].
     pub fn unpin(&mut self, slot: Slot) {
-        let place = &mut self.slots[slot.0 as usize];
-        assert!(place.pins > 0, "This is a bug: slot {} unpinned twice.", slot.0);
-        place.pins -= 1;
+        let held = &mut self.slots[slot.0 as usize];
+        assert!(held.pins > 0, "This is a bug: slot {} unpinned twice.", slot.0);
+        held.pins -= 1;
     }
 
     /// Gives back one pin of a slot whose content is not what it should be: the next
@@ -83,8 +83,8 @@ impl Residency {
     /// Takes the longest unused unpinned adapter out of its slot.
     pub fn evict(&mut self) -> Option<Slot> {
         let held = self.slots.iter().enumerate();
-        let held = held.filter(|(_, place)| place.pins == 0 && place.digest.is_some());
-        let (index, _) = held.min_by_key(|(_, place)| place.used)?;
+        let held = held.filter(|(_, held)| held.pins == 0 && held.digest.is_some());
+        let (index, _) = held.min_by_key(|(_, held)| held.used)?;
         if let Some(digest) = self.slots[index].digest.take() {
             self.by_digest.remove(&digest);
         }
@@ -95,13 +95,18 @@ impl Residency {
     /// free now and its content can go; a pinned one stays.
     pub fn forget(&mut self, digest: Digest) -> Option<Slot> {
         let slot = *self.by_digest.get(&digest)?;
-        let place = &mut self.slots[slot.0 as usize];
-        if place.pins > 0 {
+        let held = &mut self.slots[slot.0 as usize];
+        if held.pins > 0 {
             return None;
         }
-        place.digest = None;
+        held.digest = None;
         self.by_digest.remove(&digest);
         Some(slot)
+    }
+
+    /// Whether nothing runs on any slot.
+    pub fn is_unpinned(&self) -> bool {
+        self.slots.iter().all(|held| held.pins == 0)
     }
 
     /// Adapters in slots.

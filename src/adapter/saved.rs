@@ -1,56 +1,56 @@
-//! What may accompany any method's tensors (adapters.md §3.4): whole modules that were trained
-//! and saved (`modules_to_save`), copies of the base's embedding, trained biases.
+//! What may accompany any method's tensors (peft `utils/save_and_load.py`): whole modules that were
+//! trained and saved (`modules_to_save`), copies of the base's embedding, trained biases.
 
+use super::error::AdapterError;
+use super::lowering::Lowering;
+use super::method::Input;
 use super::target;
 use super::tensors::named;
-use super::{AdapterError, Input};
-use crate::delta::{DeltaBuilder, SiteDelta};
 use crate::dtype::Values;
-use crate::ids::SiteId;
-use crate::site::{Site, SiteKind};
+use crate::ids::ModuleId;
+use crate::site::{Module, SiteKind};
 
-/// Lowers them into `delta`, after the method's own tensors.
+/// Lowers them, after the method's own tensors.
 ///
 /// # Errors
 /// [`AdapterError::Invalid`] naming the tensor or field.
-pub fn lower(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
-    for id in target::saved(&input.config, input.base.sites())? {
-        saved_module(input, id, delta)?;
+pub fn lower(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
+    for id in target::saved(&input.config, input.base.modules())? {
+        saved_module(input, id, lowering)?;
     }
-    for (id, site) in input.base.sites().iter() {
-        table_copy(input, id, site, delta)?;
+    for (id, module) in input.base.modules().iter() {
+        table_copy(input, id, module, lowering)?;
     }
-    biases(input, delta)
+    biases(input, lowering)
 }
 
 fn saved_module(
     input: &Input<'_>,
-    id: SiteId,
-    delta: &mut DeltaBuilder,
+    id: ModuleId,
+    lowering: &mut Lowering<'_>,
 ) -> Result<(), AdapterError> {
-    let site = input.base.sites().get(id);
-    let name = &site.name;
+    let module = input.base.modules().get(id);
+    let name = &module.name;
     let older = format!("{name}.modules_to_save.weight");
     let key = if input.tensors.has(&older) { older } else { format!("{name}.weight") };
-    let weight = input.tensors.take_values(&key, &site.weight_shape(), name, "whole weight")?;
-    delta.site(id).weight = Some(fit(input, site, weight));
-    if site.has_bias {
+    let weight = input.tensors.take_values(&key, &module.weight_shape(), name, "whole weight")?;
+    lowering.weight(id, fit(input, module, weight));
+    if module.has_bias {
         let bias = input.tensors.take(
             &format!("{name}.bias"),
-            &[site.out_features],
+            &[module.out_features],
             name,
             "whole bias",
         )?;
-        let change = delta.site(id);
-        let scale = change.scale.clone();
-        replace_bias(input, id, &bias, scale.as_deref(), change);
+        let scale = lowering.scale_of(id);
+        replace_bias(input, id, &bias, scale.as_deref(), lowering);
     }
     Ok(())
 }
 
 /// Norm weights are kept in f32 by every backend; matrices in the width adapters are kept in.
-fn fit(input: &Input<'_>, site: &Site, weight: Values) -> Values {
-    match site.kind {
+fn fit(input: &Input<'_>, module: &Module, weight: Values) -> Values {
+    match module.kind {
         SiteKind::Norm => Values::F32(weight.to_f32()),
         SiteKind::Linear | SiteKind::Embedding => weight.cast(input.base.adapter_dtype()),
     }
@@ -60,20 +60,20 @@ fn fit(input: &Input<'_>, site: &Site, weight: Values) -> Values {
 /// vocabulary was resized. Equal to the base it says nothing; else it is what peft would load.
 fn table_copy(
     input: &Input<'_>,
-    id: SiteId,
-    site: &Site,
-    delta: &mut DeltaBuilder,
+    id: ModuleId,
+    module: &Module,
+    lowering: &mut Lowering<'_>,
 ) -> Result<(), AdapterError> {
-    if site.name != "lm_head" && site.kind != SiteKind::Embedding {
+    if module.name != "lm_head" && module.kind != SiteKind::Embedding {
         return Ok(());
     }
-    if delta.site_has_weight(id) {
+    if lowering.any(id, |change| change.weight.is_some()) {
         return Ok(());
     }
-    let name = &site.name;
+    let name = &module.name;
     for key in [format!("{name}.base_layer.weight"), format!("{name}.weight")] {
         let Some(found) = input.tensors.shape(&key) else { continue };
-        let expected = site.weight_shape();
+        let expected = module.weight_shape();
         if found != expected {
             return Err(AdapterError::Invalid(format!(
                 "tensor '{key}' has shape {found:?} and the base model's is {expected:?}: the \
@@ -87,13 +87,13 @@ fn table_copy(
         let copy = copy.cast(dtype);
         if copy == base {
             input.tensors.ignore(&key, name, "copy of the base's table, equal to it: unused");
-        } else if delta.site(id).scale.is_some() {
+        } else if lowering.any(id, |change| change.scale.is_some()) {
             return Err(AdapterError::Invalid(format!(
                 "tensor '{key}' differs from the base model's table, and DoRA at {name} is \
                  relative to it; serve the adapter on the base it was trained on"
             )));
         } else {
-            delta.site(id).weight = Some(copy);
+            lowering.weight(id, copy);
         }
         // A copy under the other spelling as well stays unclaimed, and is refused for that.
         return Ok(());
@@ -102,7 +102,7 @@ fn table_copy(
 }
 
 /// `bias = "lora_only"` saves the targeted modules' trained biases, `"all"` every module's.
-fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterError> {
+fn biases(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
     let mode = input.config.text("bias")?.unwrap_or("none");
     // Only LoRA says what a trained bias means; under a scale (SSF) it could mean two things.
     if mode != "none" && input.config.text("peft_type")? != Some("LORA") {
@@ -116,11 +116,12 @@ fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterErro
             return Err(super::config::bad("bias", "none, all or lora_only", &other.into()));
         }
     };
-    for (id, site) in input.base.sites().iter() {
-        let name = &site.name;
+    for (id, module) in input.base.modules().iter() {
+        let name = &module.name;
         let spelled = [format!("{name}.base_layer.bias"), format!("{name}.bias")];
         let found = spelled.iter().find(|key| input.tensors.has(key));
-        let wanted = site.has_bias && (all || delta.has_factors(id));
+        let adapted = || lowering.any(id, |change| change.low_rank.is_some());
+        let wanted = module.has_bias && (all || adapted());
         match found {
             None if wanted => {
                 return Err(AdapterError::Invalid(format!(
@@ -129,10 +130,10 @@ fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterErro
                     spelled[0]
                 )));
             }
-            Some(key) if wanted && !delta.site_has_weight(id) => {
-                let (_, _, width) = named(input.base.sites(), id);
+            Some(key) if wanted && !lowering.any(id, |change| change.weight.is_some()) => {
+                let (_, _, width) = named(input.base.modules(), id);
                 let bias = input.tensors.take(key, &[width], name, "whole bias")?;
-                replace_bias(input, id, &bias, None, delta.site(id));
+                replace_bias(input, id, &bias, None, lowering);
             }
             _ => {}
         }
@@ -147,17 +148,14 @@ fn biases(input: &Input<'_>, delta: &mut DeltaBuilder) -> Result<(), AdapterErro
 /// `shift' = shift + scale ⊙ (new − bias)`.
 fn replace_bias(
     input: &Input<'_>,
-    id: SiteId,
+    id: ModuleId,
     new: &[f32],
     scale: Option<&[f32]>,
-    change: &mut SiteDelta,
+    lowering: &mut Lowering<'_>,
 ) {
     let old = input.base.bias(id).unwrap_or_else(|| vec![0.0; new.len()]);
     let factor = |i: usize| scale.map_or(1.0, |scale| scale[i]);
     let pairs = new.iter().zip(&old).enumerate();
     let moved: Vec<f32> = pairs.map(|(i, (new, old))| factor(i) * (new - old)).collect();
-    change.shift = Some(match change.shift.take() {
-        None => moved,
-        Some(shift) => shift.iter().zip(moved).map(|(s, m)| s + m).collect(),
-    });
+    lowering.shift(id, &moved);
 }

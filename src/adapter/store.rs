@@ -1,16 +1,15 @@
-//! The host store of loaded adapters: names are aliases, the digest is the identity.
+//! The host store of loaded adapters, by content: the digest is the identity, each content is kept
+//! once however many names point at it, and pools of equal parameters are kept once over all.
 //!
 //! A request takes an `Arc` of its adapter when it arrives, so replacing or removing a name never
 //! changes what a running request computes with; the content is freed at the last reference.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry as Place;
-
-use super::Report;
-use crate::delta::Delta;
+use super::error::AdapterError;
+use super::report::Report;
+use crate::delta::{Delta, Pool};
 use crate::ids::Digest;
 
 /// An adapter ready to serve.
@@ -26,135 +25,204 @@ pub struct Adapter {
     pub report: Report,
 }
 
-/// A name and what it points at.
-#[derive(Debug)]
-pub struct Named {
-    /// What requests put into `model`.
-    pub name: String,
-    /// Its content now.
-    pub adapter: Arc<Adapter>,
-    /// Order of loading, ascending.
-    pub order: u64,
-    /// Seconds since 1970 when it was loaded.
-    pub created: u64,
-}
-
-/// Why a name could not be added.
+/// The store's byte budget would be exceeded.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum StoreError {
-    /// The name points at something already and replacing was not asked for.
-    #[error("the adapter name '{0}' is already loaded")]
-    Taken(String),
-    /// A name with characters or a form that is not served.
-    #[error(
-        "an adapter name must be 1 to 256 of the characters A-Z a-z 0-9 . _ : / - , must not start \
-         with '/' and must not hold '..'; got '{0}'"
-    )]
-    Name(String),
-    /// The store's byte budget would be exceeded.
-    #[error(
-        "the adapter needs {needed} bytes and {used} of {max} are in use; unload an adapter or \
-         raise --adapter-host-bytes"
-    )]
-    Full {
-        /// Bytes of this adapter.
-        needed: u64,
-        /// Bytes held by others.
-        used: u64,
-        /// The budget.
-        max: u64,
-    },
+#[error(
+    "the adapter needs {needed} bytes and {used} of {max} are in use; unload an adapter or raise \
+     --adapter-host-bytes"
+)]
+pub struct Full {
+    /// Bytes of this adapter that are not held already.
+    pub needed: u64,
+    /// Bytes held by others.
+    pub used: u64,
+    /// The budget.
+    pub max: u64,
 }
 
-/// Names → adapters.
+/// Why a content is not held.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum HoldError {
+    /// It does not fit.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// It was refused while it was lowered.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}
+
+/// Digest → content.
 #[derive(Debug)]
 pub struct Store {
-    names: DashMap<String, Arc<Named>>,
-    /// Bytes of parameters over all names. At the limit a further load is refused.
+    contents: Mutex<HashMap<Digest, Content>>,
+    /// A load has ended.
+    loaded: Condvar,
+    /// Bytes of all contents. At the limit a further load is refused.
     adapter_host_bytes_max: u64,
-    order: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// Somebody lowers it; others that want it wait.
+    Loading,
+    Held {
+        adapter: Arc<Adapter>,
+        /// Names that point at it.
+        holds: usize,
+    },
 }
 
 impl Store {
     /// An empty store.
     pub fn new(adapter_host_bytes_max: u64) -> Self {
-        Self { names: DashMap::new(), adapter_host_bytes_max, order: AtomicU64::new(0) }
+        Self { contents: Mutex::default(), loaded: Condvar::new(), adapter_host_bytes_max }
     }
 
-    /// What `name` points at now.
-    pub fn get(&self, name: &str) -> Option<Arc<Named>> {
-        self.names.get(name).map(|named| named.clone())
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Content>> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Points `name` at `adapter`; with `replace`, also when it pointed elsewhere.
+    /// The content of this digest, if it is held.
+    pub fn get(&self, digest: Digest) -> Option<Arc<Adapter>> {
+        match self.lock().get(&digest)? {
+            Content::Loading => None,
+            Content::Held { adapter, .. } => Some(adapter.clone()),
+        }
+    }
+
+    /// Holds a content once more: what `lower` makes, where it is not there yet. Of several that
+    /// want the same content at once, one lowers it and the others wait. `replaced`, which loses a
+    /// hold afterwards, is not counted if that is its last.
     ///
     /// # Errors
-    /// [`StoreError`]; the store is then as it was.
-    pub fn insert(
+    /// [`HoldError`]; the store is then as it was.
+    pub fn hold(
         &self,
-        name: &str,
-        adapter: Arc<Adapter>,
-        created: u64,
-        replace: bool,
-    ) -> Result<(), StoreError> {
-        check_name(name)?;
-        let used = self.bytes_without(name);
-        let needed = adapter.delta.bytes() as u64;
-        if used.saturating_add(needed) > self.adapter_host_bytes_max {
-            return Err(StoreError::Full { needed, used, max: self.adapter_host_bytes_max });
-        }
-        let order = self.order.fetch_add(1, Ordering::Relaxed);
-        let named = Arc::new(Named { name: name.to_owned(), adapter, order, created });
-        match self.names.entry(name.to_owned()) {
-            Place::Occupied(_) if !replace => Err(StoreError::Taken(name.to_owned())),
-            Place::Occupied(mut place) => {
-                place.insert(named);
-                Ok(())
-            }
-            Place::Vacant(place) => {
-                place.insert(named);
-                Ok(())
+        digest: Digest,
+        replaced: Option<Digest>,
+        lower: impl FnOnce() -> Result<Adapter, AdapterError>,
+    ) -> Result<Arc<Adapter>, HoldError> {
+        let mut contents = self.lock();
+        loop {
+            match contents.get_mut(&digest) {
+                Some(Content::Held { adapter, holds }) => {
+                    *holds += 1;
+                    return Ok(adapter.clone());
+                }
+                Some(Content::Loading) => {
+                    let waited = self.loaded.wait(contents);
+                    contents = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+                None => break,
             }
         }
+        contents.insert(digest, Content::Loading);
+        drop(contents);
+        // Whatever happens meanwhile, a panic too, nobody waits for ever.
+        let loading = Loading { store: self, digest };
+        let adapter = lower()?;
+        let mut contents = self.lock();
+        let adapter = Arc::new(share_pools(adapter, &contents));
+        let used = bytes(&contents, replaced);
+        let others = used.bytes + used.own_bytes;
+        let needed = used.with(&adapter.delta) - others;
+        let max = self.adapter_host_bytes_max;
+        if others.saturating_add(needed) > max {
+            return Err(Full { needed, used: others, max }.into());
+        }
+        contents.insert(digest, Content::Held { adapter: adapter.clone(), holds: 1 });
+        drop(contents);
+        drop(loading);
+        Ok(adapter)
     }
 
-    /// Forgets `name`; false if it was not there.
-    pub fn remove(&self, name: &str) -> bool {
-        self.names.remove(name).is_some()
+    /// Gives one hold back. Whether it was the last: nothing points at the content any more.
+    pub fn release(&self, digest: Digest) -> bool {
+        let mut contents = self.lock();
+        let Some(Content::Held { holds, .. }) = contents.get_mut(&digest) else { return false };
+        *holds -= 1;
+        if *holds > 0 {
+            return false;
+        }
+        contents.remove(&digest);
+        true
     }
 
-    /// Whether any name points at this content.
-    pub fn holds(&self, digest: Digest) -> bool {
-        self.names.iter().any(|named| named.adapter.digest == digest)
-    }
-
-    /// Every name, in the order of loading.
-    pub fn list(&self) -> Vec<Arc<Named>> {
-        let mut all: Vec<_> = self.names.iter().map(|n| n.value().clone()).collect();
-        all.sort_by_key(|named| named.order);
-        all
-    }
-
-    /// Bytes of parameters held over all names.
+    /// Bytes held, shared pools once.
     pub fn bytes(&self) -> u64 {
-        self.bytes_without("")
-    }
-
-    fn bytes_without(&self, name: &str) -> u64 {
-        let others = self.names.iter().filter(|n| n.key() != name);
-        others.map(|n| n.adapter.delta.bytes() as u64).sum()
+        let used = bytes(&self.lock(), None);
+        used.bytes + used.own_bytes
     }
 }
 
-/// Names end up in URLs, metrics and logs: a small alphabet keeps all three harmless.
-///
-/// # Errors
-/// [`StoreError::Name`].
-pub fn check_name(name: &str) -> Result<(), StoreError> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._:/-".contains(c);
-    let fine = (1..=256).contains(&name.len())
-        && name.chars().all(legal)
-        && !name.starts_with('/')
-        && !name.contains("..");
-    if fine { Ok(()) } else { Err(StoreError::Name(name.chars().take(64).collect())) }
+/// Ends the wait of others, and forgets a load that came to nothing.
+struct Loading<'a> {
+    store: &'a Store,
+    digest: Digest,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let mut contents = self.store.lock();
+        if matches!(contents.get(&self.digest), Some(Content::Loading)) {
+            contents.remove(&self.digest);
+        }
+        self.store.loaded.notify_all();
+    }
+}
+
+fn held(contents: &HashMap<Digest, Content>) -> impl Iterator<Item = (&Adapter, usize)> {
+    contents.values().filter_map(|content| match content {
+        Content::Loading => None,
+        Content::Held { adapter, holds } => Some((&**adapter, *holds)),
+    })
+}
+
+/// Takes pools that others hold already from them.
+fn share_pools(adapter: Adapter, contents: &HashMap<Digest, Content>) -> Adapter {
+    let known = held(contents).flat_map(|(adapter, _)| &adapter.delta.pools);
+    let known: HashMap<Digest, &Arc<Pool>> = known.map(|pool| (pool.digest, pool)).collect();
+    let Adapter { digest, delta, method, report } = adapter;
+    let shared = |pool: &Arc<Pool>| Arc::clone(known.get(&pool.digest).unwrap_or(&pool));
+    let delta = Arc::new(Arc::unwrap_or_clone(delta).sharing(shared));
+    Adapter { digest, delta, method, report }
+}
+
+/// What contents take.
+struct Used {
+    /// Of pools, by their digests.
+    pools: HashMap<Digest, u64>,
+    /// Of all pools.
+    bytes: u64,
+    /// Of the rest.
+    own_bytes: u64,
+}
+
+impl Used {
+    /// All, with one more adapter.
+    fn with(&self, delta: &Delta) -> u64 {
+        let mut new: Vec<&Arc<Pool>> =
+            delta.pools.iter().filter(|pool| !self.pools.contains_key(&pool.digest)).collect();
+        new.sort_unstable_by_key(|pool| pool.digest);
+        new.dedup_by_key(|pool| pool.digest);
+        let pools: usize = new.iter().map(|pool| pool.values.bytes()).sum();
+        self.bytes + self.own_bytes + (pools + delta.own_bytes()) as u64
+    }
+}
+
+fn bytes(contents: &HashMap<Digest, Content>, replaced: Option<Digest>) -> Used {
+    let mut used = Used { pools: HashMap::new(), bytes: 0, own_bytes: 0 };
+    for (adapter, holds) in held(contents) {
+        if replaced == Some(adapter.digest) && holds == 1 {
+            continue;
+        }
+        used.own_bytes += adapter.delta.own_bytes() as u64;
+        for pool in &adapter.delta.pools {
+            let bytes = pool.values.bytes() as u64;
+            if used.pools.insert(pool.digest, bytes).is_none() {
+                used.bytes += bytes;
+            }
+        }
+    }
+    used
 }

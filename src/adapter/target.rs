@@ -1,13 +1,13 @@
-//! Which modules a config means: peft's matching rules (adapters.md §3.3; peft
-//! `tuners/tuners_utils.py`), on a linear-time regex engine.
+//! Which modules a config means: peft's matching rules (peft
+//! `tuners/tuners_utils.py`, `check_target_module_exists`), on a linear-time regex engine.
 
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
-use super::AdapterError;
 use super::config::{Config, bad, short};
-use crate::ids::SiteId;
-use crate::site::{Site, SiteKind, SiteMap};
+use super::error::AdapterError;
+use crate::ids::ModuleId;
+use crate::site::{Module, ModuleMap, SiteKind};
 
 /// Compiled patterns may not take more than this; a hostile config cannot make us spend memory.
 const REGEX_BYTES_MAX: usize = 1 << 20;
@@ -75,9 +75,9 @@ fn whole(key: &str, pattern: &str) -> Result<Regex, AdapterError> {
 /// When the fields are of the wrong form or match nothing.
 pub fn targets(
     config: &Config<'_>,
-    sites: &SiteMap,
+    modules: &ModuleMap,
     default: &[&str],
-) -> Result<Vec<SiteId>, AdapterError> {
+) -> Result<Vec<ModuleId>, AdapterError> {
     let all_linear =
         |value: &Value| value.as_str().is_some_and(|t| t.eq_ignore_ascii_case("all-linear"));
     let target = match config.get("target_modules") {
@@ -97,19 +97,20 @@ pub fn targets(
                 .into(),
         ));
     }
-    let wanted = |site: &Site| {
-        let name = site.name.as_str();
+    let wanted = |module: &Module| {
+        let name = module.name.as_str();
         let left_out = exclude.as_ref().is_some_and(|e| e.matches(name))
             || saved.iter().any(|regex| regex.is_match(name));
         !left_out
             && match &target {
-                None => site.kind == SiteKind::Linear && name != "lm_head" && layers.keep(name),
+                None => module.kind == SiteKind::Linear && name != "lm_head" && layers.keep(name),
                 Some(target) => {
                     target.matches(name) && (target.lists_exactly(name) || layers.keep(name))
                 }
             }
     };
-    let found: Vec<SiteId> = sites.iter().filter(|(_, s)| wanted(s)).map(|(id, _)| id).collect();
+    let found: Vec<ModuleId> =
+        modules.iter().filter(|(_, m)| wanted(m)).map(|(id, _)| id).collect();
     if found.is_empty() {
         let value = config.get("target_modules").map_or("null".into(), short);
         let narrowed = ["exclude_modules", "layers_to_transform", "modules_to_save"];
@@ -164,11 +165,11 @@ impl Layers {
 
 /// Modules that `modules_to_save` replaces whole. Here peft matches by a plain `endswith`: `norm`
 /// also means `input_layernorm`.
-pub fn saved(config: &Config<'_>, sites: &SiteMap) -> Result<Vec<SiteId>, AdapterError> {
+pub fn saved(config: &Config<'_>, modules: &ModuleMap) -> Result<Vec<ModuleId>, AdapterError> {
     let names = config.texts("modules_to_save")?.unwrap_or_default();
     for name in &names {
         // peft does not mind, but then nothing would be saved: a typing error worth a word.
-        let found = sites.iter().any(|(_, s)| s.name.ends_with(name.as_str()));
+        let found = modules.iter().any(|(_, m)| m.name.ends_with(name.as_str()));
         if name.is_empty() || !found {
             return Err(bad(
                 "modules_to_save",
@@ -177,8 +178,8 @@ pub fn saved(config: &Config<'_>, sites: &SiteMap) -> Result<Vec<SiteId>, Adapte
             ));
         }
     }
-    let wanted = |site: &Site| names.iter().any(|name| site.name.ends_with(name.as_str()));
-    Ok(sites.iter().filter(|(_, s)| wanted(s)).map(|(id, _)| id).collect())
+    let wanted = |module: &Module| names.iter().any(|name| module.name.ends_with(name.as_str()));
+    Ok(modules.iter().filter(|(_, m)| wanted(m)).map(|(id, _)| id).collect())
 }
 
 /// `rank_pattern` or `alpha_pattern`: the first key (in the order of the file) that matches the

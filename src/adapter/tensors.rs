@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use safetensors::Dtype as FileDtype;
 
+use super::error::AdapterError;
 use super::file::{AdapterFile, RawTensor};
-use super::{AdapterError, Report, ReportLine};
+use super::report::{Report, ReportLine};
 use crate::dtype::{Dtype, Values};
-use crate::ids::SiteId;
-use crate::site::SiteMap;
+use crate::ids::ModuleId;
+use crate::site::ModuleMap;
 
 /// Wrappers that training frameworks leave in names.
 const WRAPPERS: &[&str] =
@@ -185,14 +186,14 @@ impl<'a> Tensors<'a> {
     ///
     /// # Errors
     /// Names the first tensor that nothing claimed, and why that may be.
-    pub fn finish(self, sites: &SiteMap) -> Result<Report, AdapterError> {
+    pub fn finish(self, modules: &ModuleMap) -> Result<Report, AdapterError> {
         let claimed = self.claimed.into_inner();
         let left = self.by_name.iter().find(|(name, _)| !claimed.contains_key(*name));
         match left {
             None => Ok(Report { lines: claimed.into_values().collect() }),
             Some((name, (written, _))) => Err(AdapterError::Invalid(format!(
                 "tensor '{written}' is not used: {}",
-                why_unused(name, sites)
+                why_unused(name, modules)
             ))),
         }
     }
@@ -217,17 +218,18 @@ fn segment(name: &str, wrapper: &str) -> Option<usize> {
     found.into_iter().find(|&at| at == 0 || name.as_bytes()[at - 1] == b'.')
 }
 
-fn why_unused(name: &str, sites: &SiteMap) -> String {
-    let layers = layer_count(sites);
+fn why_unused(name: &str, modules: &ModuleMap) -> String {
+    let layers = layer_count(modules);
     if let Some(layer) = layer_of(name).filter(|&layer| layer >= layers) {
         return format!("the base model has {layers} layers and this is for layer {layer}");
     }
-    let owner = sites.iter().map(|(_, s)| s.name.as_str());
-    let owner = owner.filter(|site| name.starts_with(&format!("{site}."))).max_by_key(|s| s.len());
+    let owner = modules.iter().map(|(_, m)| m.name.as_str());
+    let owner =
+        owner.filter(|owner| name.starts_with(&format!("{owner}."))).max_by_key(|m| m.len());
     match owner {
         None => "the base model has no such module".to_owned(),
-        Some(site) => format!(
-            "the adapter's config does not make it part of {site} (wrong peft_type, \
+        Some(owner) => format!(
+            "the adapter's config does not make it part of {owner} (wrong peft_type, \
              target_modules, bias or modules_to_save?)"
         ),
     }
@@ -239,12 +241,12 @@ pub fn layer_of(name: &str) -> Option<usize> {
 }
 
 /// Decoder layers of the base.
-pub fn layer_count(sites: &SiteMap) -> usize {
-    sites.iter().filter_map(|(_, s)| layer_of(&s.name)).max().map_or(0, |last| last + 1)
+pub fn layer_count(modules: &ModuleMap) -> usize {
+    modules.iter().filter_map(|(_, m)| layer_of(&m.name)).max().map_or(0, |last| last + 1)
 }
 
-/// A site and its name: what most of a method's loops run over.
-pub fn named(sites: &SiteMap, id: SiteId) -> (&str, usize, usize) {
-    let site = sites.get(id);
-    (&site.name, site.in_features, site.out_features)
+/// A module's name and widths: what most of a method's loops run over.
+pub fn named(modules: &ModuleMap, id: ModuleId) -> (&str, usize, usize) {
+    let module = modules.get(id);
+    (&module.name, module.in_features, module.out_features)
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::CliError;
-use crate::adapter::{Adapter, AdapterError, AdapterFile, Loader, lower};
+use crate::adapter::{AdapterError, AdapterFile, Loader};
 use crate::dtype::Dtype;
 use crate::engine::CheckpointBase;
 use crate::model::{Checkpoint, Source};
@@ -55,9 +55,8 @@ impl DemoAdapter {
     ///
     /// # Errors
     /// As for any adapter.
-    pub fn load(&self, loader: &Loader<CheckpointBase>) -> Result<Arc<Adapter>, AdapterError> {
-        let file = AdapterFile::parse(self.config, self.tensors.to_vec(), &loader.limits)?;
-        lower(&file, &loader.base, loader.allow_unknown_config_keys).map(Arc::new)
+    pub fn read(&self, loader: &Loader<CheckpointBase>) -> Result<AdapterFile, AdapterError> {
+        AdapterFile::parse(self.config, self.tensors.to_vec(), &loader.limits)
     }
 }
 

@@ -8,13 +8,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::CliError;
 use super::memory::{available_bytes, human};
-use crate::adapter::{Named, Store};
+use crate::adapter::{Adapter, Catalog, Fits, NameOf};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
 use crate::backend::cuda::{Cuda, OpenError, StepLimits, kv_bytes, room};
 use crate::config::{Device, ServeConfig};
-use crate::engine::{CheckpointBase, Engine, EngineHandle, Gpu, GpuSettings};
+use crate::delta::Delta;
+use crate::engine::{Engine, EngineHandle, GpuSettings, LoadedGpu};
 use crate::model::{Checkpoint, Model};
 use crate::scheduler::SchedulerConfig;
 
@@ -24,6 +25,8 @@ pub const BLOCK_TOKENS: usize = 16;
 const KV_MEMORY_SHARE: u64 = 4;
 /// The share of a GPU's memory beside the weights that adapters take when not told.
 const ADAPTER_MEMORY_SHARE: u64 = 8;
+/// Adapters of one request: no route takes more yet.
+pub const RECIPE_PARTS_MAX: usize = 1;
 /// Of adapters that are not known yet.
 const RANK_USUAL: usize = 16;
 
@@ -33,8 +36,8 @@ pub struct Started {
     pub engine: EngineHandle,
     /// Longest prompt plus completion.
     pub context_tokens: usize,
-    /// What adapters that are loaded from here on are checked against.
-    pub base: CheckpointBase,
+    /// Whether the device can hold adapters that are loaded from here on; `None`: any.
+    pub fits: Option<Fits>,
 }
 
 /// Loads the model onto the device, folds the adapter to merge, and starts the engine. `say` hears
@@ -45,19 +48,20 @@ pub struct Started {
 pub fn start(
     config: &ServeConfig,
     checkpoint: &Arc<Checkpoint>,
-    store: &Store,
+    catalog: &Catalog,
     say: &dyn Fn(&str),
     report: &mut Vec<String>,
 ) -> Result<Started, CliError> {
     let merged = match &config.merge {
         None => None,
-        Some(name) => Some(store.get(name).ok_or_else(|| {
+        Some(name) => Some(catalog.get(name).ok_or_else(|| {
             CliError::Config(format!(
                 "--merge {name}: no adapter of this name is given; add --adapter {name}=DIR"
             ))
         })?),
     };
-    let start = Start { config, checkpoint, store, merged: merged.as_deref() };
+    let merged = merged.as_ref().map(|named| &*named.adapter);
+    let start = Start { config, checkpoint, catalog, merged };
     let ordinal = match config.device {
         Device::Cpu => return start.on_cpu(report),
         Device::Auto => 0,
@@ -103,8 +107,8 @@ impl From<CliError> for Refused {
 struct Start<'a> {
     config: &'a ServeConfig,
     checkpoint: &'a Arc<Checkpoint>,
-    store: &'a Store,
-    merged: Option<&'a Named>,
+    catalog: &'a Catalog,
+    merged: Option<&'a Adapter>,
 }
 
 /// Limits of steps: the flags, or what suits the device.
@@ -132,15 +136,14 @@ impl Start<'_> {
         let loaded = |bytes| bar.inc(bytes);
         let mut model = Model::load(checkpoint, &backend, context_tokens, &loaded);
         bar.finish_and_clear();
-        if let Some(named) = self.merged {
-            model.fold(&backend, &named.adapter.delta);
+        if let Some(adapter) = self.merged {
+            model.fold(&backend, &adapter.delta);
         }
         report.push(format!("device: cpu, {threads} threads, {}", Level::detect().name()));
         let kv = format!("KV cache: {}", human(blocks as u64 * block_bytes));
         self.describe(kv, &limits, blocks, context_tokens, report);
-        let base = CheckpointBase::new(checkpoint.clone());
         let engine = self.engine(backend, model, blocks, &limits)?;
-        Ok(Started { engine, context_tokens, base })
+        Ok(Started { engine, context_tokens, fits: None })
     }
 
     fn on_gpu(
@@ -154,7 +157,7 @@ impl Start<'_> {
         let wanted = self.context_wanted()?;
         let bar = progress(checkpoint.weight_bytes());
         let cache = config.kernel_cache.clone().or_else(kernel_cache);
-        let opened = Gpu::open(
+        let opened = LoadedGpu::open(
             checkpoint,
             &GpuSettings {
                 ordinal,
@@ -163,6 +166,7 @@ impl Start<'_> {
                     sequences_max: limits.sequences,
                     context_tokens_max: wanted,
                     adapter_slots: limits.slots,
+                    recipe_parts_max: RECIPE_PARTS_MAX,
                 },
                 block_tokens: BLOCK_TOKENS,
                 kernel_cache: cache.as_deref(),
@@ -172,11 +176,11 @@ impl Start<'_> {
         );
         bar.finish_and_clear();
         let mut gpu = opened?;
-        if let Some(named) = self.merged {
-            gpu.model.fold(&gpu.backend, &named.adapter.delta);
-            gpu.backend.settled().map_err(OpenError::from)?;
+        if let Some(adapter) = self.merged {
+            let folded = gpu.prepare(|cuda, model| model.fold(cuda, &adapter.delta));
+            folded.map_err(OpenError::from)?;
         }
-        let (free, total) = gpu.backend.memory().map_err(OpenError::from)?;
+        let (free, total) = gpu.memory().map_err(OpenError::from)?;
         let share = (total as f64 * config.gpu_memory_utilization) as u64;
         let left = share.saturating_sub(total - free);
         let adapter_bytes = self.adapter_bytes(left)?;
@@ -188,9 +192,10 @@ impl Start<'_> {
         // One page is no sequence's.
         let blocks = (budget / block).saturating_sub(1) as usize;
         let context_tokens = self.context(wanted, blocks, budget, block)?;
-        gpu.take(checkpoint, blocks, BLOCK_TOKENS, adapter_bytes)?;
+        let step_bytes = gpu.step_bytes();
+        let gpu = gpu.ready(checkpoint, blocks, BLOCK_TOKENS, adapter_bytes)?;
         let kv_shape = Model::<Cuda>::kv_shape(checkpoint, blocks, BLOCK_TOKENS);
-        gpu.rehearse(kv_shape, &self.ranks())?;
+        gpu.warm_up(kv_shape, &self.ranks())?;
 
         let name = gpu.backend.describe();
         report.push(format!("device: cuda:{ordinal}, {name}, {total} bytes"));
@@ -198,14 +203,15 @@ impl Start<'_> {
         report.push(format!(
             "GPU memory: weights {weights} bytes, a step {} bytes, adapters {adapter_bytes} bytes, \
              KV cache {} bytes",
-            gpu.step_bytes,
+            step_bytes,
             (blocks as u64 + 1) * block
         ));
         let kv = format!("KV cache: {}", human(blocks as u64 * block));
         self.describe(kv, &limits, blocks, context_tokens, report);
-        let base = CheckpointBase::on_gpu(checkpoint.clone(), adapter_bytes);
         let engine = self.engine(gpu.backend, gpu.model, blocks, &limits)?;
-        Ok(Started { engine, context_tokens, base })
+        let of = checkpoint.clone();
+        let fits = move |delta: &Delta| room(delta, &of.sites, of.dtype, adapter_bytes).map(|_| ());
+        Ok(Started { engine, context_tokens, fits: Some(Box::new(fits)) })
     }
 
     fn limits(&self, sequences: usize, batch_tokens: usize, slots: usize) -> Limits {
@@ -255,16 +261,16 @@ impl Start<'_> {
     /// Bytes of resident adapters, of `left` beside the weights and a step; every adapter that was
     /// given must fit alone.
     fn adapter_bytes(&self, left: u64) -> Result<u64, CliError> {
-        let Self { config, checkpoint, store, .. } = *self;
+        let Self { config, checkpoint, catalog, .. } = *self;
         if self.merged.is_some() {
             return Ok(0);
         }
-        let bytes = |named: &Named, most: u64| {
+        let bytes = |named: &NameOf, most: u64| {
             let delta = &named.adapter.delta;
             room(delta, &checkpoint.sites, checkpoint.dtype, most)
-                .map_err(|e| CliError::Adapter(format!("adapter '{}': {e}", named.name)))
+                .map_err(|e| CliError::Adapter(format!("adapter '{}': {e}", named.alias.name)))
         };
-        let given = store.list();
+        let given = catalog.list();
         let sizes = given.iter().map(|named| bytes(named, u64::MAX));
         let sizes = sizes.collect::<Result<Vec<_>, _>>()?;
         let largest = sizes.iter().copied().max().unwrap_or(0);
@@ -281,7 +287,7 @@ impl Start<'_> {
         if self.merged.is_some() {
             return Vec::new();
         }
-        let given = self.store.list();
+        let given = self.catalog.list();
         let mut ranks: Vec<usize> = given.iter().map(|n| n.adapter.delta.rank_max()).collect();
         ranks.extend(self.config.allow_runtime_adapters.then_some(RANK_USUAL));
         ranks.sort_unstable();
@@ -324,11 +330,14 @@ impl Start<'_> {
             block_tokens: BLOCK_TOKENS,
             blocks,
             queue_requests_max: requests_max,
+            logit_rows_max: limits.sequences,
             prefix_cache: !self.config.no_prefix_cache,
         };
         let kv_shape = Model::<B>::kv_shape(self.checkpoint, blocks, BLOCK_TOKENS);
         let adapter_slots_max = limits.slots;
-        let engine = Engine { backend, model, kv_shape, scheduler, adapter_slots_max };
+        let recipe_parts_max = RECIPE_PARTS_MAX;
+        let engine =
+            Engine { backend, model, kv_shape, scheduler, adapter_slots_max, recipe_parts_max };
         engine.start(requests_max).map_err(|e| {
             CliError::Config(format!("{e}; see --max-num-seqs and --max-num-batched-tokens"))
         })

@@ -9,7 +9,7 @@ use super::base::BaseModel;
 use super::hub::{HubSettings, Kind, resolve};
 use super::memory::human;
 use super::{CliError, demo, device, print, shutdown};
-use crate::adapter::{Adapter, FileLimits, Load, Loader, Store};
+use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::ServeConfig;
 use crate::engine::CheckpointBase;
 use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
@@ -73,19 +73,19 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         ))
     })?;
 
-    let loader = |base| Loader {
-        base,
+    let loader = |fits| Loader {
+        base: CheckpointBase::new(checkpoint.clone()),
+        fits,
         limits: FileLimits::new(config.adapter_file_bytes),
         allow_unknown_config_keys: config.allow_unknown_config_keys,
     };
-    let store = Arc::new(Store::new(config.adapter_host_bytes));
-    let on_host = loader(CheckpointBase::new(checkpoint.clone()));
-    load_adapters(config, &base, &name, &on_host, &store, &mut report)?;
+    let catalog = Arc::new(Catalog::new(config.adapter_host_bytes));
+    load_adapters(config, &base, &name, &loader(None), &catalog, &mut report)?;
 
     let bytes = human(checkpoint.weight_bytes());
     let (architecture, dtype) = (&checkpoint.config.architecture, checkpoint.dtype.name());
     report.push(format!("model {name}: {architecture}, {dtype}, {bytes} of weights"));
-    let started = device::start(config, &checkpoint, &store, &say, &mut report)?;
+    let started = device::start(config, &checkpoint, &catalog, &say, &mut report)?;
     let merged = config.merge.clone();
     let model_error = |e: &dyn std::fmt::Display| CliError::Model(format!("model {name}: {e}"));
     let context = started.context_tokens as u32;
@@ -126,8 +126,8 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),
         ..HttpSettings::standard()
     };
-    let loader = Arc::new(loader(started.base));
-    let app = App { engine: started.engine, store, loader, model, http };
+    let loader = Arc::new(loader(started.fits));
+    let app = App { engine: started.engine, catalog, loader, model, http };
     Ok((app, report))
 }
 
@@ -153,21 +153,21 @@ fn load_adapters(
     base: &BaseModel,
     base_name: &str,
     loader: &Loader<CheckpointBase>,
-    store: &Store,
+    catalog: &Catalog,
     report: &mut Vec<String>,
 ) -> Result<(), CliError> {
-    let mut given: Vec<(String, Source<'_>)> = Vec::new();
+    let mut given: Vec<(String, Given<'_>)> = Vec::new();
     if base.is_demo {
-        given.extend(demo::ADAPTERS.iter().map(|a| (a.name.to_owned(), Source::Demo(a))));
+        given.extend(demo::ADAPTERS.iter().map(|a| (a.name.to_owned(), Given::Demo(a))));
     }
     for entry in &config.adapter {
         let (name, place) = entry.split_once('=').ok_or_else(|| {
             CliError::Config(format!("--adapter must be NAME=DIR_OR_ID, got '{entry}'"))
         })?;
-        given.push((name.to_owned(), Source::Place(place)));
+        given.push((name.to_owned(), Given::Place(place)));
     }
     for (name, source) in given {
-        let loaded = load_one(&name, &source, base_name, loader, store);
+        let loaded = load_one(&name, &source, base_name, loader, catalog);
         match loaded {
             Ok(line) => report.push(line),
             Err(e) if config.skip_bad_adapters => report.push(format!("skipped {e}")),
@@ -182,7 +182,7 @@ fn load_adapters(
 }
 
 /// Where an adapter of the command line is.
-enum Source<'a> {
+enum Given<'a> {
     /// Built in.
     Demo(&'static demo::DemoAdapter),
     /// A directory or a Hub id.
@@ -191,23 +191,27 @@ enum Source<'a> {
 
 fn load_one(
     name: &str,
-    source: &Source<'_>,
+    given: &Given<'_>,
     base_name: &str,
     loader: &Loader<CheckpointBase>,
-    store: &Store,
+    catalog: &Catalog,
 ) -> Result<String, String> {
     let failed = |e: &dyn std::fmt::Display| format!("adapter '{name}': {e}");
     if name == base_name {
         return Err(failed(&"the base model has this name; choose another"));
     }
-    let adapter: Arc<Adapter> = match source {
-        Source::Demo(files) => files.load(loader).map_err(|e| failed(&e))?,
-        Source::Place(place) => {
+    let (file, source) = match given {
+        Given::Demo(files) => (files.read(loader), Source::BuiltIn),
+        Given::Place(place) => {
             let dir = resolve(place, Kind::Adapter, &HubSettings::from_env());
-            loader.load(&dir.map_err(|e| failed(&e))?, None).map_err(|e| failed(&e))?
+            let file = loader.read(&dir.map_err(|e| failed(&e))?, None);
+            (file, Source::Start((*place).to_owned()))
         }
     };
-    store.insert(name, adapter.clone(), unix_now_s(), false).map_err(|e| failed(&e))?;
+    let file = file.map_err(|e| failed(&e))?;
+    let new = NewName { name, source, created: unix_now_s(), replace: false };
+    let loaded = catalog.load(new, file.digest, || loader.lower(&file)).map_err(|e| failed(&e))?;
+    let adapter = loaded.adapter;
     Ok(format!(
         "adapter {name}: {}, rank {}, {}, digest {}",
         adapter.method,

@@ -3,33 +3,28 @@
 use std::sync::Arc;
 
 use crate::adapter::Base;
-use crate::backend::cuda;
-use crate::delta::Delta;
 use crate::dtype::Dtype;
-use crate::ids::SiteId;
+use crate::ids::ModuleId;
 use crate::model::Checkpoint;
-use crate::site::SiteMap;
+use crate::site::{ModuleMap, SiteMap};
 
 /// Reads weights from the mapped files: the copies on the device stay out of loader threads' way.
 pub struct CheckpointBase {
     checkpoint: Arc<Checkpoint>,
-    /// Bytes of resident adapters on a GPU.
-    gpu_bytes: Option<u64>,
 }
 
 impl CheckpointBase {
-    /// For adapters that live on the host.
+    /// For adapters of this checkpoint.
     pub fn new(checkpoint: Arc<Checkpoint>) -> Self {
-        Self { checkpoint, gpu_bytes: None }
-    }
-
-    /// For adapters that are also to be resident in a GPU's `bytes`.
-    pub fn on_gpu(checkpoint: Arc<Checkpoint>, bytes: u64) -> Self {
-        Self { checkpoint, gpu_bytes: Some(bytes) }
+        Self { checkpoint }
     }
 }
 
 impl Base for CheckpointBase {
+    fn modules(&self) -> &ModuleMap {
+        &self.checkpoint.modules
+    }
+
     fn sites(&self) -> &SiteMap {
         &self.checkpoint.sites
     }
@@ -38,16 +33,11 @@ impl Base for CheckpointBase {
         self.checkpoint.dtype
     }
 
-    fn weight(&self, site: SiteId) -> Vec<f32> {
-        self.checkpoint.weight(site).values.to_f32()
+    fn weight(&self, module: ModuleId) -> Vec<f32> {
+        self.checkpoint.module_weight(module)
     }
 
-    fn bias(&self, site: SiteId) -> Option<Vec<f32>> {
-        self.checkpoint.bias(site)
-    }
-
-    fn fits(&self, delta: &Delta) -> Result<(), String> {
-        let Some(bytes) = self.gpu_bytes else { return Ok(()) };
-        cuda::room(delta, self.sites(), self.adapter_dtype(), bytes).map(|_| ())
+    fn bias(&self, module: ModuleId) -> Option<Vec<f32>> {
+        self.checkpoint.module_bias(module)
     }
 }

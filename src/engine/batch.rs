@@ -1,25 +1,95 @@
-//! A plan as flat arrays, one upload for the device.
+//! A plan as flat arrays, and what is wanted of each row.
 
 use std::collections::BTreeMap;
 
-use super::sequence::Sequence;
-use crate::backend::{Rows, Span};
+use super::in_flight::InFlight;
+use crate::backend::{Draw, Rows, Score, Want};
 use crate::ids::SequenceId;
-use crate::scheduler::Plan;
+use crate::request::Pooling;
+use crate::scheduler::{Entry, Plan, Scheduler};
 
-/// The rows of `plan`, in its order.
-pub fn rows(plan: &Plan, sequences: &BTreeMap<SequenceId, Sequence>) -> Rows {
-    let mut rows = Rows::default();
-    for entry in &plan.entries {
-        let slot = sequences[&entry.id].slot();
-        let (start, len) = (rows.tokens.len(), entry.tokens.len());
-        rows.tokens.extend_from_slice(&entry.tokens);
-        rows.positions.extend(entry.start..entry.start + len as u32);
-        rows.slots.extend(std::iter::repeat_n(slot, len));
-        rows.spans.push(Span { start, len, block_table: entry.block_table.clone() });
-        if entry.samples {
-            rows.logit_rows.push((start + len - 1) as u32);
+/// One step's rows, and whose they are.
+pub struct Batch {
+    /// In the order of the plan.
+    pub rows: Rows,
+    /// Of each of [`Rows::logit_rows`]: whose it is, and the position of its row.
+    pub logits: Vec<Owner>,
+    /// Of each of [`Rows::hidden_rows`].
+    pub hidden: Vec<Owner>,
+}
+
+/// Whose row it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// The sequence.
+    pub id: SequenceId,
+    /// The row's position in it.
+    pub position: u32,
+    /// Whether a token is drawn from it.
+    pub draws: bool,
+}
+
+impl Batch {
+    /// Of `plan`, with what its sequences want.
+    pub fn new(plan: &Plan, in_flight: &BTreeMap<SequenceId, InFlight>) -> Self {
+        let mut batch = Self { rows: Rows::default(), logits: Vec::new(), hidden: Vec::new() };
+        for entry in &plan.entries {
+            batch.add(entry, &in_flight[&entry.id]);
+        }
+        batch
+    }
+
+    fn add(&mut self, entry: &Entry, sequence: &InFlight) {
+        let Entry { id, start, ref tokens, ref block_table, draws } = *entry;
+        let rows = self.rows.push(tokens, start, &sequence.slots(), block_table.clone());
+        let terms = &sequence.terms;
+        let last = sequence.prompt_tokens - 1;
+        for (row, position) in rows.zip(start..) {
+            let row = row as u32;
+            let draws = draws && position + 1 == start + tokens.len() as u32;
+            // After a preemption rows of the prompt run again; what they gave is there.
+            let scored =
+                terms.prompt_logprobs.is_some() && position < last && position >= sequence.scored;
+            let hidden = match terms.pooling {
+                None => false,
+                Some(Pooling::Last) => position == last,
+                Some(Pooling::Mean) => position >= sequence.pooled,
+            };
+            let owner = Owner { id, position, draws };
+            if draws || scored {
+                self.rows.logit_rows.push(row);
+                self.logits.push(owner);
+            }
+            if hidden {
+                self.rows.hidden_rows.push(row);
+                self.hidden.push(owner);
+            }
         }
     }
-    rows
+
+    /// What to make of each row of logits.
+    pub fn wants<'a>(
+        &self,
+        in_flight: &'a BTreeMap<SequenceId, InFlight>,
+        scheduler: &'a Scheduler,
+    ) -> Vec<Want<'a>> {
+        let want = |owner: &Owner| {
+            let terms = &in_flight[&owner.id].terms;
+            let history = scheduler.history(owner.id);
+            let history = history.expect("This is a bug: a sequence in a plan is gone.");
+            match owner.draws {
+                true => Want::Draw(Draw {
+                    params: &terms.sampling,
+                    history,
+                    mask: None,
+                    logprobs: terms.logprobs,
+                }),
+                false => Want::Score(Score {
+                    target: history.prompt[owner.position as usize + 1],
+                    logprobs: terms.prompt_logprobs.unwrap_or(0),
+                }),
+            }
+        };
+        self.logits.iter().map(want).collect()
+    }
 }

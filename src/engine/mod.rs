@@ -4,12 +4,12 @@
 mod base;
 mod batch;
 mod gpu;
-mod places;
-mod sequence;
+mod in_flight;
+mod residents;
 mod step;
 
 pub use base::CheckpointBase;
-pub use gpu::{Gpu, GpuSettings, wait_until_ready};
+pub use gpu::{Gpu, GpuSettings, LoadedGpu, wait_until_ready};
 pub use step::Engine;
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::adapter::Adapter;
 use crate::ids::{Digest, TokenId};
+use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// Why a sequence ended.
@@ -30,6 +31,19 @@ pub enum FinishReason {
     Length,
 }
 
+/// How likely a prompt's token is, given those before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptScore {
+    /// The token.
+    pub token: TokenId,
+    /// Its logprob.
+    pub logprob: f32,
+    /// 1 and the number of likelier tokens.
+    pub rank: u32,
+    /// The likeliest tokens, best first, as many as asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
 /// What a client of the engine receives, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -38,6 +52,11 @@ pub enum Event {
         /// Prompt tokens whose KV was found in the prefix cache.
         cached_tokens: u32,
     },
+    /// Of the prompt's second token and all that follow, if they were asked for. The last event
+    /// where nothing is to be generated.
+    Scores(Vec<PromptScore>),
+    /// The prompt's vector, if it was asked for; the last event.
+    Embedding(Vec<f32>),
     /// One more token.
     Token {
         /// The token.
@@ -57,8 +76,8 @@ pub enum Event {
 pub struct Generate {
     /// What to do.
     pub request: Request,
-    /// The content to do it with, pinned until the sequence ends.
-    pub adapter: Option<Arc<Adapter>>,
+    /// The contents to do it with, pinned until the sequence ends.
+    pub recipe: Recipe<Arc<Adapter>>,
     /// Where events go. Full or closed cancels the sequence.
     pub events: mpsc::Sender<Event>,
     /// Its place in the bounded queue, given back on drop.
@@ -172,16 +191,16 @@ impl EngineHandle {
         Ok((0..count).map(|_| Ticket { in_flight: self.in_flight.clone() }).collect())
     }
 
-    /// Starts a request; drop the receiver to cancel it. A receiver that is closed before a token
-    /// with a `finish` or [`Event::Failed`] came means that the engine is gone.
+    /// Starts a request; drop the receiver to cancel it. A receiver that is closed before a last
+    /// event came means that the engine is gone.
     pub fn generate(
         &self,
         ticket: Ticket,
         request: Request,
-        adapter: Option<Arc<Adapter>>,
+        recipe: Recipe<Arc<Adapter>>,
     ) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
-        let generate = Box::new(Generate { request, adapter, events, ticket });
+        let generate = Box::new(Generate { request, recipe, events, ticket });
         // A send to an engine that is gone drops the sender: the receiver then reads closed.
         let _ = self.commands.send(Command::Generate(generate));
         receiver

@@ -9,18 +9,22 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::batch::rows;
-use super::places::Places;
-use super::sequence::Sequence;
-use super::{Command, EngineHandle, Event, StartError, Stats};
-use crate::backend::{Adapters, Backend, Fault, KvShape, Sampled};
+use super::batch::Batch;
+use super::in_flight::InFlight;
+use super::residents::Residents;
+use super::{Command, EngineHandle, Event, Generate, PromptScore, StartError, Stats};
+use crate::backend::{Backend, Fault, KvShape, Outputs, Sampled};
 use crate::ids::{Digest, SequenceId};
 use crate::model::Model;
-use crate::scheduler::{NewSequence, Plan, Scheduler, SchedulerConfig};
+use crate::scheduler::{
+    Committed, Entry, NewSequence, Plan, PromptRows, Scheduler, SchedulerConfig,
+};
 
 /// Steps that may fail one after another before the engine gives up: a fault that comes back at
 /// once is not a bad request but a broken device or a bug, and health must say so.
 const FAILED_STEPS_MAX: u32 = 3;
+/// Told to a client whose row of logits nothing can be drawn from.
+const NOT_FINITE: &str = "the model produced no finite logits for this request";
 /// While sequences exist but none can run.
 const NOTHING_TO_RUN_PAUSE: Duration = Duration::from_millis(1);
 
@@ -34,8 +38,10 @@ pub struct Engine<B: Backend> {
     pub kv_shape: KvShape,
     /// Limits of a step.
     pub scheduler: SchedulerConfig,
-    /// Adapters on the device at once. More in one batch wait for a place.
+    /// Adapters on the device at once. More in one batch wait for a slot.
     pub adapter_slots_max: usize,
+    /// Adapters that one request composes. One with more fails.
+    pub recipe_parts_max: usize,
 }
 
 impl<B: Backend> Engine<B> {
@@ -57,9 +63,9 @@ impl<B: Backend> Engine<B> {
 struct Running<B: Backend> {
     made_of: Engine<B>,
     kv: B::Kv,
-    places: Places<B>,
+    residents: Residents<B>,
     scheduler: Scheduler,
-    sequences: BTreeMap<SequenceId, Sequence>,
+    in_flight: BTreeMap<SequenceId, InFlight>,
     next_id: u64,
     inbox: mpsc::UnboundedReceiver<Command>,
     stats: Arc<Stats>,
@@ -73,9 +79,9 @@ impl<B: Backend> Running<B> {
         stats: Arc<Stats>,
     ) -> Self {
         let kv = made_of.backend.kv(made_of.kv_shape);
-        let places = Places::new(&made_of.backend, made_of.adapter_slots_max);
-        let sequences = BTreeMap::new();
-        Self { made_of, kv, places, scheduler, sequences, next_id: 0, inbox, stats }
+        let residents = Residents::new(&made_of.backend, made_of.adapter_slots_max);
+        let in_flight = BTreeMap::new();
+        Self { made_of, kv, residents, scheduler, in_flight, next_id: 0, inbox, stats }
     }
 
     fn run(mut self) {
@@ -112,7 +118,7 @@ impl<B: Backend> Running<B> {
 
     /// Takes what has arrived; waits when there is nothing else to do. False when it is over.
     fn receive(&mut self) -> bool {
-        if self.sequences.is_empty() {
+        if self.in_flight.is_empty() {
             match self.inbox.blocking_recv() {
                 Some(command) => self.accept(command),
                 None => return false,
@@ -126,71 +132,83 @@ impl<B: Backend> Running<B> {
 
     fn accept(&mut self, command: Command) {
         let generate = match command {
-            Command::Generate(generate) => generate,
+            Command::Generate(generate) => *generate,
             Command::Forget(digest) => return self.forget(digest),
         };
+        let Generate { request, recipe, events, ticket } = generate;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        let (prompt, terms) = request.into_parts();
+        let prompt_tokens = prompt.len() as u32;
         let new = NewSequence {
             id,
-            prompt: generate.request.prompt().to_vec(),
-            adapter: generate.adapter.as_ref().map(|adapter| adapter.digest),
-            tokens_max: generate.request.tokens_max(),
+            prompt,
+            recipe: recipe.map(|adapter| adapter.digest),
+            salt: terms.cache_salt,
+            tokens_max: terms.tokens_max,
+            wanted: match (terms.prompt_logprobs, terms.pooling) {
+                (Some(_), _) => PromptRows::Logits,
+                (None, Some(_)) => PromptRows::Hidden,
+                (None, None) => PromptRows::Nothing,
+            },
         };
-        match self.scheduler.admit(new) {
+        let parts_max = self.made_of.recipe_parts_max;
+        let admitted = match recipe.parts().len() > parts_max {
+            true => Err(format!(
+                "the request names {} adapters at once; at most {parts_max} are served",
+                recipe.parts().len()
+            )),
+            // The queue and the context limit were checked at the door: see EngineHandle and
+            // Limits.
+            false => self.scheduler.admit(new).map_err(|refused| refused.to_string()),
+        };
+        let mut sequence = InFlight::new(terms, recipe, prompt_tokens, events, ticket);
+        match admitted {
             Ok(()) => {
-                self.sequences.insert(id, Sequence::new(*generate));
+                self.in_flight.insert(id, sequence);
             }
-            Err(refused) => {
-                // The queue and the context limit were checked at the door: see EngineHandle and
-                // Limits. A closed receiver has nobody to tell.
-                let _ = generate.events.try_send(Event::Failed(refused.to_string()));
-            }
+            Err(why) => sequence.send(Event::Failed(why)),
         }
     }
 
     /// A client that went away, or fell too far behind, frees its blocks before the next step.
     fn drop_cancelled(&mut self) {
-        let gone = self.sequences.iter().filter(|(_, s)| s.cancelled || s.events.is_closed());
+        let gone = self.in_flight.iter().filter(|(_, sequence)| sequence.is_abandoned());
         let gone: Vec<SequenceId> = gone.map(|(id, _)| *id).collect();
         gone.into_iter().for_each(|id| self.end(id));
     }
 
     fn end(&mut self, id: SequenceId) {
         self.scheduler.cancel(id);
-        let Some(sequence) = self.sequences.remove(&id) else { return };
-        sequence.pinned.into_iter().for_each(|slot| self.places.unpin(slot));
-        let Some(adapter) = sequence.adapter else { return };
-        // Unloaded while it ran, and this was the last to hold it.
-        if Arc::strong_count(&adapter) == 1 {
-            self.forget(adapter.digest);
+        let Some(sequence) = self.in_flight.remove(&id) else { return };
+        sequence.pinned.iter().for_each(|slot| self.residents.unpin(*slot));
+        for part in sequence.recipe.parts() {
+            // Unloaded while it ran, and this was the last to hold it.
+            if Arc::strong_count(&part.adapter) == 1 {
+                self.forget(part.adapter.digest);
+            }
         }
     }
 
     fn forget(&mut self, digest: Digest) {
-        self.places.forget(&self.made_of.backend, digest);
+        self.residents.forget(&self.made_of.backend, digest);
     }
 
     /// schedule → batch → forward → sample → commit, on one screen.
     fn step(&mut self) -> Result<(), Fault> {
         let plan = self.plan();
         if plan.entries.is_empty() {
-            if !self.sequences.is_empty() {
-                self.give_up_places();
+            if !self.in_flight.is_empty() {
+                self.give_up_slots();
                 thread::sleep(NOTHING_TO_RUN_PAUSE);
             }
             return Ok(());
         }
         let Engine { backend, model, .. } = &self.made_of;
-        let batch = backend.batch(rows(&plan, &self.sequences));
-        let adapters = Adapters { pool: &self.places.pool };
-        let logits = model.forward(backend, &batch, &mut self.kv, adapters);
-
-        let sampling: Vec<SequenceId> =
-            plan.entries.iter().filter(|entry| entry.samples).map(|entry| entry.id).collect();
-        let params: Vec<_> = sampling.iter().map(|id| self.sequences[id].sample_row()).collect();
-        match backend.sample(&logits, &params) {
-            Ok(sampled) => self.commit(&plan, &sampling, sampled),
+        let batch = Batch::new(&plan, &self.in_flight);
+        let outputs = model.forward(backend, &batch.rows, &self.residents.slots, &mut self.kv);
+        match self.read(&batch, &outputs) {
+            Ok((sampled, hidden)) => self.commit(&plan, &batch, sampled, &hidden),
             Err(fault) => {
                 // Nothing of the step was committed: what others have computed is as it was.
                 plan.entries.iter().for_each(|entry| self.fail(entry.id, &fault.message));
@@ -200,22 +218,41 @@ impl<B: Backend> Running<B> {
         Ok(())
     }
 
-    /// Nothing runs: a place that a waiting sequence holds may be what an earlier one waits for. By
+    /// What was wanted of a step: a token of each row of logits, and hidden states.
+    fn read(
+        &self,
+        batch: &Batch,
+        outputs: &Outputs<B::Tensor>,
+    ) -> Result<(Vec<Sampled>, Vec<f32>), Fault> {
+        let backend = &self.made_of.backend;
+        let Outputs { logits, hidden } = outputs;
+        let wants = batch.wants(&self.in_flight, &self.scheduler);
+        let sampled = logits.as_ref().map(|logits| backend.sample(logits, &wants)).transpose()?;
+        let hidden = hidden.as_ref().map(|hidden| backend.download(hidden)).transpose()?;
+        if sampled.is_none() && hidden.is_none() {
+            // Only now is it known that nothing went wrong.
+            backend.finish()?;
+        }
+        Ok((sampled.unwrap_or_default(), hidden.unwrap_or_default()))
+    }
+
+    /// Nothing runs: a slot that a waiting sequence holds may be what an earlier one waits for. By
     /// arrival, the next plan gives them out again.
-    fn give_up_places(&mut self) {
-        let held = self.sequences.values_mut().filter_map(|sequence| sequence.pinned.take());
-        held.for_each(|slot| self.places.unpin(slot));
+    fn give_up_slots(&mut self) {
+        let held = self.in_flight.values_mut().flat_map(|sequence| sequence.pinned.drain(..));
+        held.for_each(|slot| self.residents.unpin(slot));
     }
 
     /// Asks the scheduler; an adapter is put into a slot when its first sequence is to run, and
     /// that sequence waits until it is there.
     fn plan(&mut self) -> Plan {
-        let Self { scheduler, sequences, places, made_of, stats, .. } = self;
+        let Self { scheduler, in_flight, residents, made_of, stats, .. } = self;
         let mut refused = Vec::new();
         let plan = scheduler.plan(&mut |id| {
-            let Some(sequence) = sequences.get_mut(&id) else { return false };
-            let Some(adapter) = &sequence.adapter else { return true };
-            match places.place(&made_of.backend, adapter, &mut sequence.pinned, stats) {
+            let Some(InFlight { recipe, pinned, .. }) = in_flight.get_mut(&id) else {
+                return false;
+            };
+            match residents.place(&made_of.backend, recipe, pinned, stats) {
                 Ok(can_run) => can_run,
                 Err(why) => {
                     refused.push((id, why));
@@ -227,49 +264,90 @@ impl<B: Backend> Running<B> {
         plan
     }
 
-    /// Records the drawn tokens and tells the clients. A client that cannot take an event at once
+    /// Records what the step made and tells the clients. A client that cannot take an event at once
     /// is cancelled: it never stalls a step.
-    fn commit(&mut self, plan: &Plan, sampling: &[SequenceId], sampled: Vec<Sampled>) {
-        let mut results = Vec::with_capacity(sampling.len());
-        let mut done = Vec::new();
-        for (&id, sampled) in sampling.iter().zip(sampled) {
-            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
-            let Some(token) = sampled.token else {
-                let text = "the model produced no finite logits for this request".to_owned();
-                sequence.send(Event::Failed(text));
-                done.push(id);
-                continue;
-            };
-            if sequence.generated == 0 {
-                let cached_tokens = self.scheduler.cached_tokens(id).unwrap_or(0);
-                sequence.send(Event::Started { cached_tokens });
-                let prompt_tokens = sequence.prompt_tokens() as u64;
-                self.stats.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
-            }
-            sequence.generated += 1;
-            let finish = sequence.finish_reason(token);
-            results.push((id, token, finish.is_some()));
-            let Sampled { logprob, top, .. } = sampled;
-            sequence.send(Event::Token { token, logprob, top, finish });
-            if finish.is_some() {
-                done.push(id);
+    fn commit(&mut self, plan: &Plan, batch: &Batch, sampled: Vec<Sampled>, hidden: &[f32]) {
+        let mut failed = Vec::new();
+        let width = hidden.len() / batch.hidden.len().max(1);
+        for (owner, hidden) in batch.hidden.iter().zip(hidden.chunks(width.max(1))) {
+            if let Some(sequence) = self.in_flight.get_mut(&owner.id) {
+                sequence.add_hidden(hidden);
             }
         }
+        let mut drawn = Vec::new();
+        for (owner, sampled) in batch.logits.iter().zip(sampled) {
+            let Some(sequence) = self.in_flight.get_mut(&owner.id) else { continue };
+            let Some(token) = sampled.token else {
+                failed.push(owner.id);
+                continue;
+            };
+            let Sampled { token: _, logprob, rank, top } = sampled;
+            match owner.draws {
+                true => drawn.push((owner.id, token, logprob, top)),
+                false => {
+                    sequence.scores.push(PromptScore { token, logprob, rank, top });
+                    sequence.scored += 1;
+                }
+            }
+        }
+        // A sequence whose prompt ends without a draw: nothing is generated.
+        let done = plan.entries.iter().filter(|entry| !entry.draws && self.ends_prompt(entry));
+        let done = done.map(|entry| entry.id).filter(|id| !failed.contains(id));
+        let mut done: Vec<SequenceId> = done.collect();
+        done.iter().for_each(|id| self.tell_prompt(*id));
+        let mut results = Vec::with_capacity(drawn.len());
+        for (id, token, logprob, top) in drawn {
+            let Some(generated) = self.scheduler.history(id).map(|h| h.generated.len()) else {
+                continue;
+            };
+            if generated == 0 {
+                self.tell_prompt(id);
+            }
+            let Some(sequence) = self.in_flight.get_mut(&id) else { continue };
+            let finish = sequence.finish_reason(token, generated);
+            // Before it is told: who has its answer finds it counted.
+            self.stats.generation_tokens_total.fetch_add(1, Ordering::Relaxed);
+            sequence.send(Event::Token { token, logprob, top, finish });
+            results.push(Committed { id, tokens: vec![token], finished: finish.is_some() });
+            done.extend(finish.map(|_| id));
+        }
         self.scheduler.commit(plan, &results);
+        failed.iter().for_each(|id| self.fail(*id, NOT_FINITE));
         done.into_iter().for_each(|id| self.end(id));
-        self.stats.generation_tokens_total.fetch_add(results.len() as u64, Ordering::Relaxed);
         self.stats.steps_total.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn ends_prompt(&self, entry: &Entry) -> bool {
+        let end = entry.start + entry.tokens.len() as u32;
+        self.in_flight.get(&entry.id).is_some_and(|sequence| end == sequence.prompt_tokens)
+    }
+
+    /// The prompt has been computed: what of it was wanted is there.
+    fn tell_prompt(&mut self, id: SequenceId) {
+        let cached_tokens = self.scheduler.cached_tokens(id).unwrap_or(0);
+        let Some(sequence) = self.in_flight.get_mut(&id) else { return };
+        let prompt_tokens = u64::from(sequence.prompt_tokens);
+        self.stats.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
+        sequence.send(Event::Started { cached_tokens });
+        if sequence.terms.prompt_logprobs.is_some() {
+            let scores = std::mem::take(&mut sequence.scores);
+            sequence.send(Event::Scores(scores));
+        }
+        if sequence.terms.pooling.is_some() {
+            let embedding = sequence.embedding();
+            sequence.send(Event::Embedding(embedding));
+        }
+    }
+
     fn fail(&mut self, id: SequenceId, why: &str) {
-        if let Some(sequence) = self.sequences.get_mut(&id) {
+        if let Some(sequence) = self.in_flight.get_mut(&id) {
             sequence.send(Event::Failed(why.to_owned()));
         }
         self.end(id);
     }
 
     fn fail_all(&mut self, why: &str) {
-        for (_, mut sequence) in std::mem::take(&mut self.sequences) {
+        for (_, mut sequence) in std::mem::take(&mut self.in_flight) {
             sequence.send(Event::Failed(why.to_owned()));
         }
     }
@@ -280,7 +358,7 @@ impl<B: Backend> Running<B> {
         if let Ok(fresh) = Scheduler::new(scheduler.clone()) {
             self.scheduler = fresh;
         }
-        self.places = Places::new(backend, *adapter_slots_max);
+        self.residents = Residents::new(backend, *adapter_slots_max);
         self.kv = backend.kv(*kv_shape);
     }
 
@@ -291,7 +369,7 @@ impl<B: Backend> Running<B> {
         stats.running.store(counts.running, Ordering::Relaxed);
         stats.blocks_used.store(counts.blocks_used, Ordering::Relaxed);
         stats.blocks_total.store(counts.blocks_total, Ordering::Relaxed);
-        stats.adapters_resident.store(self.places.resident(), Ordering::Relaxed);
+        stats.adapters_resident.store(self.residents.resident(), Ordering::Relaxed);
         stats.preemptions_total.store(counts.preemptions_total, Ordering::Relaxed);
         stats.prefix_hit_tokens_total.store(counts.prefix_hit_tokens_total, Ordering::Relaxed);
         let queried = counts.prefix_query_tokens_total;

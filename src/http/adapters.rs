@@ -13,7 +13,7 @@ use super::fields::{LoadFields, UnloadFields};
 use super::parse::parse;
 use super::sse::{Body, whole};
 use super::state::State;
-use crate::adapter::{AdapterError, StoreError, check_name};
+use crate::adapter::{self, AdapterError, NameError, NewName, Source, check_name};
 use crate::ids::Digest;
 
 /// Loads an adapter under a name.
@@ -38,36 +38,42 @@ pub(super) async fn load(state: &Arc<State>, payload: Payload) -> Result<Respons
 }
 
 fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), LoadError> {
-    let State { model, store, loader, adapter_root, .. } = state;
+    let State { model, catalog, loader, adapter_root, .. } = state;
     let names_base = name.strip_prefix(model.base_name.as_str());
     if names_base.is_some_and(|tail| tail.is_empty() || tail.starts_with(':')) {
         return Err(LoadError::NameConflict(name.to_owned()));
     }
-    check_name(name).map_err(LoadError::Store)?;
-    if !replace && store.get(name).is_some() {
-        return Err(LoadError::Store(StoreError::Taken(name.to_owned())));
+    // Before the costly part, and before a word about what is at the path.
+    check_name(name).map_err(LoadError::Name)?;
+    if !replace && catalog.get(name).is_some() {
+        return Err(LoadError::Name(NameError::Taken(name.to_owned())));
     }
-    let not_found = || LoadError::NotFound { name: name.to_owned(), path: path.to_owned() };
-    let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
-    let dir = root.beneath(Path::new(path))?.ok_or_else(not_found)?;
-    let adapter = loader.load(&dir, Some(root.canonical())).map_err(|error| match error {
-        AdapterError::NotFound(_) => not_found(),
+    let refused = |error| match error {
+        AdapterError::NotFound(_) => {
+            LoadError::NotFound { name: name.to_owned(), path: path.to_owned() }
+        }
         error => LoadError::Adapter { name: name.to_owned(), error },
+    };
+    let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
+    let dir = root.beneath(Path::new(path))?;
+    let dir =
+        dir.ok_or_else(|| LoadError::NotFound { name: name.to_owned(), path: path.to_owned() })?;
+    let file = loader.read(&dir, Some(root.canonical())).map_err(refused)?;
+    let source = Source::Request(path.to_owned());
+    let new = NewName { name, source, created: unix_now_s(), replace };
+    let loaded = catalog.load(new, file.digest, || loader.lower(&file));
+    let loaded = loaded.map_err(|error| match error {
+        adapter::LoadError::Name(error) => LoadError::Name(error),
+        adapter::LoadError::Full(error) => LoadError::Full(error),
+        adapter::LoadError::Adapter(error) => refused(error),
     })?;
-    let before = digest(state, name);
-    store.insert(name, adapter, unix_now_s(), replace).map_err(LoadError::Store)?;
-    forget(state, before);
+    forget(state, loaded.freed);
     Ok(())
 }
 
-/// What a name points at now.
-fn digest(state: &State, name: &str) -> Option<Digest> {
-    state.store.get(name).map(|named| named.adapter.digest)
-}
-
-/// Frees what a name pointed at before, unless another name does too.
-fn forget(state: &State, before: Option<Digest>) {
-    if let Some(digest) = before.filter(|&digest| !state.store.holds(digest)) {
+/// Frees the device of what no name points at any more.
+fn forget(state: &State, freed: Option<Digest>) {
+    if let Some(digest) = freed {
         state.engine.forget(digest);
     }
 }
@@ -79,11 +85,10 @@ pub(super) fn unload(state: &State, payload: &Payload) -> Result<Response<Body>,
     let name = parsed.fields.lora_name.filter(|name| !name.is_empty());
     let name = name.ok_or(LoadError::UnloadFields)?;
     check_changeable(state)?;
-    let before = digest(state, &name);
-    if !state.store.remove(&name) {
+    let Some(freed) = state.catalog.remove(&name) else {
         return Err(LoadError::Unknown(name).into());
-    }
-    forget(state, before);
+    };
+    forget(state, freed);
     let success = format!("Success: LoRA adapter '{name}' removed successfully.");
     Ok(whole("text/plain; charset=utf-8", success))
 }

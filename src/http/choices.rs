@@ -61,7 +61,7 @@ struct Choice {
 impl Choices {
     /// Hands all sequences to the engine.
     pub fn start(state: &State, group: SequenceGroup) -> Self {
-        let SequenceGroup { target: Target { adapter, counts, .. }, sequences, stops, arrived } =
+        let SequenceGroup { target: Target { recipe, counts, .. }, sequences, stops, arrived } =
             group;
         let start = |(ticket, request): (Ticket, Request)| Choice {
             detokenizer: Detokenizer::after_prompt(state.model.tokenizer.clone(), request.prompt()),
@@ -70,7 +70,7 @@ impl Choices {
             tokens: 0,
             cached_tokens: None,
             timing: Timing::new(&state.metrics, &counts, arrived, request.prompt().len()),
-            events: Some(state.engine.generate(ticket, request, adapter.clone())),
+            events: Some(state.engine.generate(ticket, request, recipe.clone())),
         };
         let choices = sequences.into_iter().map(start).collect();
         Self { choices, turn: 0, phase: state.phase.subscribe() }
@@ -156,6 +156,8 @@ impl Choice {
                 self.cached_tokens = Some(cached_tokens);
                 Ok(None)
             }
+            // No route asks for them.
+            Event::Scores(_) | Event::Embedding(_) => Ok(None),
             Event::Token { token, logprob, top, finish } => {
                 self.tokens += 1;
                 self.timing.token();

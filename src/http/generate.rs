@@ -16,7 +16,7 @@ use super::settings::ServedModel;
 use super::sse::{Body, whole};
 use super::state::State;
 use super::{random, stream};
-use crate::request::{Invalid, RequestParams, SamplingParams};
+use crate::request::{Invalid, RequestFields, RequestParams, SamplingParams};
 
 /// Answers a request of a generation route.
 ///
@@ -106,5 +106,15 @@ fn params(
         Some(true) => Vec::new(),
         _ => model.eos_tokens.clone(),
     };
-    RequestParams::new(tokens_max, sampling, stop_tokens, logprobs, &model.limits)
+    let fields = RequestFields {
+        tokens_max,
+        sampling,
+        stop_tokens,
+        logprobs,
+        // No field asks for these.
+        prompt_logprobs: None,
+        pooling: None,
+        cache_salt: None,
+    };
+    RequestParams::new(fields, &model.limits)
 }

@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::adapter::Store;
+use crate::adapter::Catalog;
 use crate::engine::EngineHandle;
 
 pub(super) use prometheus_text::CONTENT_TYPE;
@@ -89,7 +89,7 @@ pub(super) struct Metrics {
 
 impl Metrics {
     /// `base_name` is a label of every line.
-    pub fn new(base_name: &str, engine: &EngineHandle, store: &Arc<Store>) -> Self {
+    pub fn new(base_name: &str, engine: &EngineHandle, catalog: &Arc<Catalog>) -> Self {
         let labels = [("model_name", base_name.to_owned()), ("engine", "0".to_owned())];
         let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into()));
         let metrics = Self {
@@ -109,14 +109,14 @@ impl Metrics {
         for finish in Finish::ALL {
             drop(metrics.finished.get_or_create(&finish_label(finish)));
         }
-        metrics.registered(engine.clone(), store.clone())
+        metrics.registered(engine.clone(), catalog.clone())
     }
 
     /// Gives every metric its name. The library ends a help text with a full stop and the name of
     /// a counter with `_total`.
-    fn registered(mut self, engine: EngineHandle, store: Arc<Store>) -> Self {
+    fn registered(mut self, engine: EngineHandle, catalog: Arc<Catalog>) -> Self {
         let to = &mut self.registry;
-        to.register_collector(Box::new(Numbers { engine, store }));
+        to.register_collector(Box::new(Numbers { engine, catalog }));
         to.register("vllm:request_success", "Sequences by how they ended", self.finished.clone());
         to.register(
             "tessera:unknown_fields",
@@ -240,10 +240,10 @@ impl Drop for Timing {
     }
 }
 
-/// The numbers of the engine and of the store, read when a page is asked for.
+/// The numbers of the engine and of the adapters, read when a page is asked for.
 struct Numbers {
     engine: EngineHandle,
-    store: Arc<Store>,
+    catalog: Arc<Catalog>,
 }
 
 impl fmt::Debug for Numbers {
@@ -254,7 +254,7 @@ impl fmt::Debug for Numbers {
 
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Self { engine, store } = self;
+        let Self { engine, catalog } = self;
         let (stats, to) = (engine.stats(), &mut encoder);
         let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
         gauge(to, "vllm:num_requests_running", "Sequences running.", of(&stats.running))?;
@@ -262,9 +262,9 @@ impl Collector for Numbers {
         let (used, total) = (of(&stats.blocks_used), of(&stats.blocks_total));
         let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
         gauge(to, "vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it.", usage)?;
-        let loaded = store.list().len();
+        let loaded = catalog.names().len();
         gauge(to, "tessera:adapters_loaded", "Names of adapters in host memory.", loaded)?;
-        gauge(to, "tessera:adapters_bytes", "Bytes of adapters in host memory.", store.bytes())?;
+        gauge(to, "tessera:adapters_bytes", "Bytes of adapters in host memory.", catalog.bytes())?;
         let resident = of(&stats.adapters_resident);
         gauge(to, "tessera:adapters_resident", "Adapters in device slots.", resident)?;
         let in_flight = engine.in_flight();

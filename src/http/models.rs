@@ -13,13 +13,14 @@ use super::sse::{Body, whole};
 use super::state::State;
 use super::wire::{ModelCard, ModelList, Permission, to_json};
 use crate::adapter::Adapter;
+use crate::recipe::Recipe;
 
 /// What a request's `model` points at, taken once when the request arrives.
 pub(super) struct Target {
     /// As the client spelled it, for the answer.
     pub name: String,
-    /// `None` for the base, and for the merged adapter, which is in the base's weights.
-    pub adapter: Option<Arc<Adapter>>,
+    /// The bare base for the merged adapter too, which is in its weights.
+    pub recipe: Recipe<Arc<Adapter>>,
     pub counts: AdapterCounts,
 }
 
@@ -29,7 +30,7 @@ pub(super) struct Target {
 /// # Errors
 /// [`RequestError::ModelNotFound`] and [`RequestError::NotMerged`].
 pub(super) fn resolve(state: &State, model: Option<&str>) -> Result<Target, RequestError> {
-    let State { model: ServedModel { base_name, merged, .. }, store, metrics, .. } = state;
+    let State { model: ServedModel { base_name, merged, .. }, catalog, metrics, .. } = state;
     let asked = model.filter(|name| !name.is_empty());
     let short = asked.map(|name| {
         let tail = name.strip_prefix(base_name.as_str());
@@ -42,22 +43,22 @@ pub(super) fn resolve(state: &State, model: Option<&str>) -> Result<Target, Requ
             }
             _ => Ok(Target {
                 name: asked.unwrap_or(merged).to_owned(),
-                adapter: None,
+                recipe: Recipe::base(),
                 counts: metrics.adapter(merged),
             }),
         };
     }
     let base = || metrics.adapter(base_name);
     let (Some(asked), Some(short)) = (asked, short) else {
-        return Ok(Target { name: base_name.clone(), adapter: None, counts: base() });
+        return Ok(Target { name: base_name.clone(), recipe: Recipe::base(), counts: base() });
     };
     if asked == base_name {
-        return Ok(Target { name: asked.to_owned(), adapter: None, counts: base() });
+        return Ok(Target { name: asked.to_owned(), recipe: Recipe::base(), counts: base() });
     }
-    let named = store.get(asked).or_else(|| store.get(short));
+    let named = catalog.get(asked).or_else(|| catalog.get(short));
     let named = named.ok_or_else(|| RequestError::ModelNotFound(asked.to_owned()))?;
-    let adapter = Some(named.adapter.clone());
-    Ok(Target { name: asked.to_owned(), adapter, counts: metrics.adapter(&named.name) })
+    let recipe = Recipe::one(named.adapter);
+    Ok(Target { name: asked.to_owned(), recipe, counts: metrics.adapter(&named.alias.name) })
 }
 
 /// `GET /v1/models`.
@@ -79,19 +80,19 @@ pub(super) fn one(state: &State, id: &str) -> Result<Response<Body>, RequestErro
 
 /// The base first: clients take the first for theirs. With a merged adapter it is the only one.
 fn cards(state: &State) -> Vec<ModelCard> {
-    let State { model, store, .. } = state;
+    let State { model, catalog, .. } = state;
     let parent = Some(model.base_name.clone());
     let limit = Some(model.limits.context_tokens_max);
     if let Some(merged) = &model.merged {
-        let named = store.get(merged);
-        let root = named.map_or_else(|| merged.clone(), |named| named.adapter.digest.to_string());
+        let named = catalog.get(merged);
+        let root = named.map_or_else(|| merged.clone(), |named| named.alias.digest.to_string());
         return vec![card(merged.clone(), model.created, root, parent, limit)];
     }
     let base = model.base_name.clone();
     let mut cards = vec![card(base.clone(), model.created, base, None, limit)];
-    cards.extend(store.list().into_iter().map(|named| {
-        let root = named.adapter.digest.to_string();
-        card(named.name.clone(), named.created, root, parent.clone(), None)
+    cards.extend(catalog.names().iter().map(|alias| {
+        let root = alias.digest.to_string();
+        card(alias.name.clone(), alias.created, root, parent.clone(), None)
     }));
     cards
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::adapter::{Load, Store};
+use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::ids::TokenId;
 use crate::request::Limits;
@@ -14,9 +14,9 @@ pub struct App {
     /// Where tokens come from.
     pub engine: EngineHandle,
     /// The adapters that requests may name.
-    pub store: Arc<Store>,
+    pub catalog: Arc<Catalog>,
     /// Reads adapters at run time.
-    pub loader: Arc<dyn Load>,
+    pub loader: Arc<dyn LoadAdapter>,
     /// The base and how text becomes its tokens.
     pub model: ServedModel,
     /// Limits of connections and bodies, and what clients may do.

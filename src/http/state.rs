@@ -12,14 +12,14 @@ use super::guard::LOOPBACK_HOSTS;
 use super::metrics::Metrics;
 use super::phase::Phase;
 use super::settings::{App, HttpSettings, ServedModel};
-use crate::adapter::{Load, Store};
+use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 
 /// A running server.
 pub(super) struct State {
     pub engine: EngineHandle,
-    pub store: Arc<Store>,
-    pub loader: Arc<dyn Load>,
+    pub catalog: Arc<Catalog>,
+    pub loader: Arc<dyn LoadAdapter>,
     pub model: ServedModel,
     pub http: HttpSettings,
     pub metrics: Arc<Metrics>,
@@ -41,7 +41,7 @@ impl State {
     /// # Errors
     /// When `adapter_root` is no directory.
     pub fn new(app: App, is_loopback: bool) -> io::Result<Self> {
-        let App { engine, store, loader, model, http } = app;
+        let App { engine, catalog, loader, model, http } = app;
         let hosts = match &http.hosts_allowed {
             Some(hosts) => Some(hosts.clone()),
             None => {
@@ -50,7 +50,7 @@ impl State {
             }
         };
         Ok(Self {
-            metrics: Arc::new(Metrics::new(&model.base_name, &engine, &store)),
+            metrics: Arc::new(Metrics::new(&model.base_name, &engine, &catalog)),
             phase: watch::Sender::new(Phase::Serving),
             hosts,
             adapter_root: http.adapter_root.clone().map(AdapterRoot::new).transpose()?,
@@ -58,7 +58,7 @@ impl State {
             text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),
             loads: Arc::new(Semaphore::new(http.loads_max)),
             engine,
-            store,
+            catalog,
             loader,
             model,
             http,

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 
-use super::{ModelConfig, ModelError, mmap};
+use super::config::ModelConfig;
+use super::error::ModelError;
+use super::{mmap, outline};
 use crate::backend::HostMatrix;
 use crate::dtype::{Dtype, Values};
-use crate::ids::SiteId;
-use crate::site::{Site, SiteKind, SiteMap};
+use crate::ids::{ModuleId, SiteId};
+use crate::site::{Module, ModuleMap, ModulePart, RowSet, SiteKind, SiteMap};
 
 /// Where the bytes of a weight file are.
 pub enum Source {
@@ -34,8 +36,12 @@ impl Source {
 pub struct Checkpoint {
     /// The numbers.
     pub config: ModelConfig,
-    /// Every place an adapter may change.
+    /// What the forward pass computes, and adapters may change.
     pub sites: SiteMap,
+    /// The same as the weight files and adapters name it.
+    pub modules: ModuleMap,
+    /// By site: the module it is a part of, and its rows of it.
+    owners: Vec<(ModuleId, RowSet)>,
     /// Width weights are served in.
     pub dtype: Dtype,
     sources: Vec<Source>,
@@ -89,8 +95,10 @@ impl Checkpoint {
         let probe = "model.layers.0.self_attn.q_proj.weight";
         let found = tensors.get(probe).map(|t| t.dtype);
         let dtype = dtype.or(found).or(config.dtype).unwrap_or(Dtype::F32);
-        let sites = sites(&config);
-        let checkpoint = Self { config, sites, dtype, sources, tensors };
+        let sites = outline::sites(&config);
+        let modules = sites.as_modules();
+        let owners = owners(&sites, &modules);
+        let checkpoint = Self { config, sites, modules, owners, dtype, sources, tensors };
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -99,11 +107,10 @@ impl Checkpoint {
     /// nothing reads would silently change the model.
     fn check(&self) -> Result<(), ModelError> {
         let mut expected = HashMap::new();
-        for (_, site) in self.sites.iter() {
-            let name = self.weight_name(site);
-            expected.insert(name, site.weight_shape());
-            if site.has_bias {
-                expected.insert(format!("{}.bias", site.name), vec![site.out_features]);
+        for (_, module) in self.modules.iter() {
+            expected.insert(self.weight_name(module), module.weight_shape());
+            if module.has_bias {
+                expected.insert(format!("{}.bias", module.name), vec![module.out_features]);
             }
         }
         for (name, shape) in &expected {
@@ -134,8 +141,8 @@ impl Checkpoint {
         }
     }
 
-    fn weight_name(&self, site: &Site) -> String {
-        match site.name.as_str() {
+    fn weight_name(&self, module: &Module) -> String {
+        match module.name.as_str() {
             "lm_head" if self.config.tied => "model.embed_tokens.weight".to_owned(),
             name => format!("{name}.weight"),
         }
@@ -144,39 +151,50 @@ impl Checkpoint {
     /// A site's weight in the serving width: `[out, in]`, `[vocabulary, hidden]` for the
     /// embedding, `[1, out]` for a norm.
     pub fn weight(&self, id: SiteId) -> HostMatrix {
-        let site = self.sites.get(id);
-        let values = self.read(&self.weight_name(site));
-        match site.kind {
-            SiteKind::Norm => HostMatrix { values, rows: 1, cols: site.out_features },
-            SiteKind::Linear => {
-                let (rows, cols) = (site.out_features, site.in_features);
-                HostMatrix { values: values.cast(self.dtype), rows, cols }
-            }
-            SiteKind::Embedding => {
-                let (rows, cols) = (site.in_features, site.out_features);
-                HostMatrix { values: values.cast(self.dtype), rows, cols }
-            }
-        }
+        let (module, rows) = &self.owners[id.0 as usize];
+        let module = self.modules.get(*module);
+        let values = self.read(&self.weight_name(module));
+        let (count, cols) = match module.kind {
+            SiteKind::Norm => return HostMatrix { values, rows: 1, cols: module.out_features },
+            SiteKind::Linear => (rows.rows(), module.in_features),
+            SiteKind::Embedding => (module.in_features, module.out_features),
+        };
+        let values = match *rows == RowSet::all(module.out_features) {
+            true => values,
+            false => rows.pick_values(&values, cols),
+        };
+        HostMatrix { values: values.cast(self.dtype), rows: count, cols }
     }
 
     /// A site's bias, `[out]`.
     pub fn bias(&self, id: SiteId) -> Option<Vec<f32>> {
-        let site = self.sites.get(id);
-        site.has_bias.then(|| self.read(&format!("{}.bias", site.name)).to_f32())
+        let (module, rows) = &self.owners[id.0 as usize];
+        self.module_bias(*module).map(|bias| rows.pick(&bias, 1))
     }
 
-    /// The site of this name; the family's own layout says it exists.
-    pub fn site(&self, name: &str) -> SiteId {
-        let found = self.sites.find(name);
-        found.unwrap_or_else(|| panic!("This is a bug: no site {name} in this family."))
+    /// A module's weight as its file has it, widened: `[out, in]`, `[vocabulary, hidden]` for the
+    /// embedding, `[out]` for a norm. In the serving width but for norms.
+    pub fn module_weight(&self, id: ModuleId) -> Vec<f32> {
+        let module = self.modules.get(id);
+        let values = self.read(&self.weight_name(module));
+        match module.kind {
+            SiteKind::Norm => values.to_f32(),
+            SiteKind::Linear | SiteKind::Embedding => values.cast(self.dtype).to_f32(),
+        }
+    }
+
+    /// A module's bias, `[out]`.
+    pub fn module_bias(&self, id: ModuleId) -> Option<Vec<f32>> {
+        let module = self.modules.get(id);
+        module.has_bias.then(|| self.read(&format!("{}.bias", module.name)).to_f32())
     }
 
     /// Bytes of all weights in the serving width.
     pub fn weight_bytes(&self) -> u64 {
-        let elements = |site: &Site| site.weight_shape().iter().product::<usize>() as u64;
-        let own = |site: &Site| !(site.name == "lm_head" && self.config.tied);
-        let sites = self.sites.iter().filter(|(_, site)| own(site));
-        sites.map(|(_, site)| elements(site) * self.dtype.bytes() as u64).sum()
+        let elements = |m: &Module| m.weight_shape().iter().product::<usize>() as u64;
+        let own = |module: &Module| !(module.name == "lm_head" && self.config.tied);
+        let modules = self.modules.iter().filter(|(_, module)| own(module));
+        modules.map(|(_, module)| elements(module) * self.dtype.bytes() as u64).sum()
     }
 
     fn read(&self, name: &str) -> Values {
@@ -186,35 +204,16 @@ impl Checkpoint {
     }
 }
 
-/// The places of a decoder, in the order of the forward pass.
-pub fn sites(config: &ModelConfig) -> SiteMap {
-    let mut sites = SiteMap::default();
-    let family = &config.family;
-    let mut add = |name: String, kind, in_features, out_features, has_bias| {
-        sites.add(Site { name, kind, in_features, out_features, has_bias });
-    };
-    let ModelConfig { vocabulary, hidden, inner, layers, heads, kv_heads, head_dim, .. } = *config;
-    add("model.embed_tokens".into(), SiteKind::Embedding, vocabulary, hidden, false);
-    for i in 0..layers {
-        let layer = |leaf: &str| format!("model.layers.{i}.{leaf}");
-        add(layer("input_layernorm"), SiteKind::Norm, hidden, hidden, false);
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-        add(layer("self_attn.q_proj"), SiteKind::Linear, hidden, q, family.qkv_bias);
-        add(layer("self_attn.k_proj"), SiteKind::Linear, hidden, kv, family.qkv_bias);
-        add(layer("self_attn.v_proj"), SiteKind::Linear, hidden, kv, family.qkv_bias);
-        if family.qk_norm {
-            add(layer("self_attn.q_norm"), SiteKind::Norm, head_dim, head_dim, false);
-            add(layer("self_attn.k_norm"), SiteKind::Norm, head_dim, head_dim, false);
+/// By site: the module it is a part of, and its rows of it.
+fn owners(sites: &SiteMap, modules: &ModuleMap) -> Vec<(ModuleId, RowSet)> {
+    let mut owners = vec![None; sites.len()];
+    for (id, module) in modules.iter() {
+        for ModulePart { site, rows } in &module.parts {
+            owners[site.0 as usize] = Some((id, *rows));
         }
-        add(layer("self_attn.o_proj"), SiteKind::Linear, q, hidden, family.o_bias);
-        add(layer("post_attention_layernorm"), SiteKind::Norm, hidden, hidden, false);
-        add(layer("mlp.gate_proj"), SiteKind::Linear, hidden, inner, family.mlp_bias);
-        add(layer("mlp.up_proj"), SiteKind::Linear, hidden, inner, family.mlp_bias);
-        add(layer("mlp.down_proj"), SiteKind::Linear, inner, hidden, family.mlp_bias);
     }
-    add("model.norm".into(), SiteKind::Norm, hidden, hidden, false);
-    add("lm_head".into(), SiteKind::Linear, hidden, vocabulary, false);
-    sites
+    let owner = |owner: Option<_>| owner.expect("This is a bug: a site without a module.");
+    owners.into_iter().map(owner).collect()
 }
 
 /// A small file of the model directory.

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::ModelError;
-use super::config::{Family, Fields};
+use super::error::ModelError;
+use super::family::{Family, NormPlaces, QkNorm};
+use super::fields::Fields;
 
 /// transformers' value where a config has no such key; null switches it off.
 const SLIDING_WINDOW_DEFAULT: usize = 4096;
@@ -18,7 +19,8 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
-        qk_norm: false,
+        qk_norm: QkNorm::Absent,
+        norms: NormPlaces::BEFORE,
         windows: fields.windows(window, &|_| true)?,
         kv_heads_default: Some(8),
         head_dim_default: None,

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::ModelError;
-use super::config::{Family, Fields};
+use super::error::ModelError;
+use super::family::{Family, NormPlaces, QkNorm};
+use super::fields::Fields;
 
 /// `Qwen2ForCausalLM`.
 pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
@@ -11,7 +12,8 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         qkv_bias: true,
         o_bias: false,
         mlp_bias: false,
-        qk_norm: false,
+        qk_norm: QkNorm::Absent,
+        norms: NormPlaces::BEFORE,
         windows: windows(fields)?,
         kv_heads_default: Some(32),
         head_dim_default: None,

@@ -1,7 +1,8 @@
 //! Qwen3, dense (transformers `models/qwen3`): Llama with a norm on each head of q and k.
 
-use super::ModelError;
-use super::config::{Family, Fields};
+use super::error::ModelError;
+use super::family::{Family, NormPlaces, QkNorm};
+use super::fields::Fields;
 use super::qwen2::windows;
 
 /// `Qwen3ForCausalLM`.
@@ -11,7 +12,8 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         qkv_bias: attention_bias,
         o_bias: attention_bias,
         mlp_bias: false,
-        qk_norm: true,
+        qk_norm: QkNorm::Head,
+        norms: NormPlaces::BEFORE,
         windows: windows(fields)?,
         kv_heads_default: Some(32),
         head_dim_default: Some(128),

@@ -80,11 +80,12 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::prefix::Before;
 
     #[test]
     fn a_shared_block_is_free_for_writing_only_after_its_last_reader_and_its_eviction() {
         let mut blocks = Blocks::new(2);
-        let key = Key::new(None, None, &[1]);
+        let key = Key::new(Before::Nothing { salt: None }, None, &[1]);
         let first = blocks.allocate().unwrap();
         blocks.cache(key, first);
         assert_eq!(blocks.share(&key), Some(first));
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     fn a_second_block_of_the_same_content_stays_private() {
         let mut blocks = Blocks::new(2);
-        let key = Key::new(None, None, &[1]);
+        let key = Key::new(Before::Nothing { salt: None }, None, &[1]);
         let [first, second] = [(); 2].map(|()| blocks.allocate().unwrap());
         blocks.cache(key, first);
         blocks.cache(key, second);

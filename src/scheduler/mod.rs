@@ -8,8 +8,8 @@
 //! * Everything goes by arrival: prefills, starts and, backwards, preemption. The oldest running
 //!   sequence can take every block there is, and [`Refused::NeverFits`] says that those suffice:
 //!   so each step brings somebody closer to the end.
-//! * Full blocks stay cached under (adapter digest, text) once their KV was really computed, and
-//!   are shared, never written, until nobody references them and they are evicted.
+//! * Full blocks stay cached under (what their rows carried, text) once their KV was really
+//!   computed, and are shared, never written, until nobody references them and they are evicted.
 
 mod blocks;
 mod prefix;
@@ -20,6 +20,8 @@ mod tests;
 use std::collections::BTreeMap;
 
 use crate::ids::{BlockId, Digest, SequenceId, TokenId};
+use crate::recipe::Recipe;
+use crate::request::History;
 use blocks::Blocks;
 use sequence::Sequence;
 
@@ -40,6 +42,9 @@ pub struct SchedulerConfig {
     pub blocks: usize,
     /// Sequences that wait; at the limit new ones are refused. Preempted ones always come back.
     pub queue_requests_max: usize,
+    /// Rows of one step whose logits are wanted; at least `sequences_max`. Prompts that are scored
+    /// share what drawing leaves, in as many steps as it takes.
+    pub logit_rows_max: usize,
     /// Whether full blocks are kept and shared.
     pub prefix_cache: bool,
 }
@@ -57,6 +62,16 @@ pub enum InvalidConfig {
     BatchTooSmall {
         /// As configured.
         batch_tokens_max: usize,
+        /// As configured.
+        sequences_max: usize,
+    },
+    /// Sequences that draw could need more logits than a step has.
+    #[error(
+        "logit_rows_max must be at least sequences_max ({sequences_max}), got {logit_rows_max}"
+    )]
+    TooFewLogits {
+        /// As configured.
+        logit_rows_max: usize,
         /// As configured.
         sequences_max: usize,
     },
@@ -96,10 +111,25 @@ pub struct NewSequence {
     pub id: SequenceId,
     /// At least one token.
     pub prompt: Vec<TokenId>,
-    /// Digest of all that changes the KV beside the tokens; `None`: the bare base model.
-    pub adapter: Option<Digest>,
-    /// Tokens to generate, at least one. The sequence ends there if not before.
+    /// What its rows carry: with the tokens, and the salt, what its KV depends on.
+    pub recipe: Recipe<Digest>,
+    /// Sequences of another salt share no block with it.
+    pub salt: Option<Digest>,
+    /// Tokens to generate. The sequence ends there if not before; at 0, with its prompt.
     pub tokens_max: u32,
+    /// What is wanted of the prompt's rows.
+    pub wanted: PromptRows,
+}
+
+/// What is wanted of the rows of a prompt, beside the first drawn token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PromptRows {
+    /// Nothing: those that the prefix cache has are spared.
+    Nothing,
+    /// The hidden state of each: all are computed.
+    Hidden,
+    /// The logits of each but the last: all are computed.
+    Logits,
 }
 
 /// One step.
@@ -114,7 +144,7 @@ pub struct Plan {
 /// The rows of one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Whose rows.
+    /// The sequence they belong to.
     pub id: SequenceId,
     /// Position of the first row; the KV of all before it is in the blocks.
     pub start: u32,
@@ -123,7 +153,18 @@ pub struct Entry {
     /// Blocks of positions 0 to `start + tokens.len() - 1`.
     pub block_table: Vec<BlockId>,
     /// Whether the last row yields the sequence's next token.
-    pub samples: bool,
+    pub draws: bool,
+}
+
+/// What a step made of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Tokens that follow its text: usually the one drawn.
+    pub tokens: Vec<TokenId>,
+    /// Whether they end it.
+    pub finished: bool,
 }
 
 /// Gauges and counters.
@@ -221,7 +262,9 @@ impl Scheduler {
     /// plan says who runs. A sequence that cannot run is passed over, [`OVERTAKES_MAX`] times at
     /// most; so when nothing runs, `can_run` must become true for everybody sooner or later.
     pub fn plan(&mut self, can_run: &mut dyn FnMut(SequenceId) -> bool) -> Plan {
-        let mut draft = Draft { plan: Plan::default(), rows_left: self.config.batch_tokens_max };
+        let SchedulerConfig { batch_tokens_max, logit_rows_max, .. } = self.config;
+        let (rows_left, logits_left) = (batch_tokens_max, logit_rows_max);
+        let mut draft = Draft { plan: Plan::default(), rows_left, logits_left };
         let running = self.running.values().map(|s| (s.rows_left() == 1, s.arrival));
         let (decodes, prefills): (Vec<_>, Vec<_>) = running.partition(|&(decode, _)| decode);
         for (_, arrival) in decodes.into_iter().chain(prefills) {
@@ -239,36 +282,46 @@ impl Scheduler {
         draft.plan
     }
 
-    /// Takes in a step that ran: `results` has each sampled token and whether it ends its sequence
-    /// (`tokens_max` ends it too). Sequences that are gone are passed over; a sampling entry
-    /// without a result is planned again.
-    pub fn commit(&mut self, plan: &Plan, results: &[(SequenceId, TokenId, bool)]) {
-        let results = results.iter().map(|&(id, token, finished)| (id, (token, finished)));
-        let results: BTreeMap<_, _> = results.collect();
+    /// Takes in a step that ran. Sequences that are gone are passed over; an entry that draws and
+    /// has no tokens here is planned again. `tokens_max` ends a sequence too.
+    pub fn commit(&mut self, plan: &Plan, results: &[Committed]) {
+        let results: BTreeMap<SequenceId, &Committed> =
+            results.iter().map(|result| (result.id, result)).collect();
         for entry in &plan.entries {
             let Some(arrival) = self.arrivals.get(&entry.id) else { continue };
             let Some(sequence) = self.running.get_mut(arrival) else { continue };
             if !sequence.continues(entry) {
                 continue;
             }
-            let result = results.get(&entry.id).filter(|_| entry.samples);
+            let result = results.get(&entry.id).filter(|result| !result.tokens.is_empty());
+            let result = result.filter(|_| entry.draws);
             // The row that yields a token stays open until the token is there.
-            let rows = entry.tokens.len() - usize::from(entry.samples && result.is_none());
+            let rows = entry.tokens.len() - usize::from(entry.draws && result.is_none());
             sequence.advance(rows, &mut self.blocks, self.config.prefix_cache);
-            if let Some(&(token, finished)) = result
-                && (sequence.push(token) || finished)
-            {
+            let ended = match result {
+                Some(Committed { tokens, finished, .. }) => sequence.push(tokens) || *finished,
+                None => sequence.is_computed(),
+            };
+            if ended {
                 self.cancel(entry.id);
             }
         }
     }
 
+    /// The text of a sequence so far; `None` once it is gone.
+    pub fn history(&self, id: SequenceId) -> Option<History<'_>> {
+        Some(self.sequence(id)?.history())
+    }
+
+    fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        let arrival = self.arrivals.get(&id)?;
+        self.running.get(arrival).or_else(|| self.waiting.get(arrival))
+    }
+
     /// Prompt tokens that the prefix cache spared a sequence before any preemption: what a reply's
     /// usage reports. Final with the first sampled token; `None` once the sequence is gone.
     pub fn cached_tokens(&self, id: SequenceId) -> Option<u32> {
-        let arrival = self.arrivals.get(&id)?;
-        let sequence = self.running.get(arrival).or_else(|| self.waiting.get(arrival))?;
-        Some(sequence.cached_tokens as u32)
+        Some(self.sequence(id)?.cached_tokens as u32)
     }
 
     /// Gauges and counters as of now.
@@ -291,7 +344,11 @@ impl Scheduler {
         if self.config.prefix_cache {
             self.prefix_hit_tokens += sequence.adopt(&mut self.blocks) as u64;
         }
-        let rows = sequence.rows_left().min(draft.rows_left);
+        let rows = sequence.rows_that_fit(draft.rows_left, draft.logits_left);
+        if rows == 0 {
+            self.running.insert(sequence.arrival, sequence);
+            return;
+        }
         while !sequence.grow(rows, &mut self.blocks) {
             match self.running.last_entry() {
                 Some(youngest) if *youngest.key() > sequence.arrival => {
@@ -303,6 +360,7 @@ impl Scheduler {
         }
         draft.plan.entries.push(sequence.entry(rows));
         draft.rows_left -= rows;
+        draft.logits_left -= sequence.logit_rows(rows);
         self.running.insert(sequence.arrival, sequence);
     }
 
@@ -318,7 +376,9 @@ impl Scheduler {
     fn start_waiting(&mut self, draft: &mut Draft, can_run: &mut dyn FnMut(SequenceId) -> bool) {
         let mut passed_over = Vec::new();
         let mut next = 0;
-        while self.running.len() < self.config.sequences_max && draft.rows_left > 0 {
+        // With a row and a logit left whoever starts gets a row, wherever the cache lets it start.
+        let has_room = |draft: &Draft| draft.rows_left > 0 && draft.logits_left > 0;
+        while self.running.len() < self.config.sequences_max && has_room(draft) {
             let Some((&arrival, sequence)) = self.waiting.range_mut(next..).next() else { break };
             next = arrival + 1;
             if !can_run(sequence.id) {
@@ -352,6 +412,9 @@ struct Draft {
     plan: Plan,
     /// What is left of `batch_tokens_max`.
     rows_left: usize,
+    /// What is left of `logit_rows_max`. What a preempted sequence would have taken is not given
+    /// back: the next step has all again.
+    logits_left: usize,
 }
 
 impl Draft {
@@ -377,6 +440,10 @@ impl SchedulerConfig {
         }
         if batch_tokens_max <= sequences_max {
             return Err(InvalidConfig::BatchTooSmall { batch_tokens_max, sequences_max });
+        }
+        let logit_rows_max = self.logit_rows_max;
+        if logit_rows_max < sequences_max {
+            return Err(InvalidConfig::TooFewLogits { logit_rows_max, sequences_max });
         }
         if blocks.checked_mul(block_tokens).is_none_or(|n| n > u32::MAX as usize) {
             return Err(InvalidConfig::TooManyPositions { blocks, block_tokens });

@@ -1,8 +1,9 @@
-//! The prefix cache: which block holds the KV of which (adapter, text).
+//! The prefix cache: which block holds the KV of which text, computed by rows that carried what.
 //!
-//! A key is a chain: it covers all tokens up to the end of its block, and the adapter they ran
-//! under. The adapter's digest is its only identity, so that an adapter replaced under the same
-//! name can never meet the KV of the old one.
+//! A key is a chain: each block's covers its own tokens and what its own rows carried, and the
+//! block before it. So positions where an adapter is not active yet share the base's blocks. An
+//! adapter's digest is its only identity: one replaced under the same name never meets the KV of
+//! the old one.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +13,20 @@ use crate::ids::{BlockId, Digest, TokenId};
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Key([u8; 32]);
 
+/// What stands before a block.
+#[derive(Clone, Copy)]
+pub(super) enum Before<'a> {
+    /// Nothing but a salt, if the sequence has one.
+    Nothing {
+        salt: Option<Digest>,
+    },
+    Block(&'a Key),
+}
+
 impl Key {
-    /// The key of the block that holds `tokens` and follows `parent` (`None`: the first block).
-    pub(super) fn new(parent: Option<&Key>, adapter: Option<Digest>, tokens: &[TokenId]) -> Self {
+    /// The key of the block that holds `tokens`, whose rows carried `recipe`
+    /// ([`Recipe::block_key`](crate::recipe::Recipe::block_key)), and that follows `before`.
+    pub(super) fn new(before: Before<'_>, recipe: Option<Digest>, tokens: &[TokenId]) -> Self {
         let mut content = Vec::with_capacity(128 + size_of_val(tokens));
         // Each field carries its length, so that no two tuples of fields have the same bytes; an
         // absent one has length 0, which no digest has.
@@ -22,9 +34,15 @@ impl Key {
             content.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
             content.extend_from_slice(bytes);
         };
-        field(b"tessera kv block v1");
-        field(parent.map_or(&[], |key| &key.0));
-        field(adapter.as_ref().map_or(&[], |digest| &digest.0));
+        field(b"tessera kv block v2");
+        match before {
+            Before::Block(key) => field(&key.0),
+            Before::Nothing { salt } => {
+                field(&[]);
+                field(salt.as_ref().map_or(&[], |salt| &salt.0));
+            }
+        }
+        field(recipe.as_ref().map_or(&[], |digest| &digest.0));
         field(&tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<_>>());
         Self(blake3::hash(&content).into())
     }
@@ -107,34 +125,37 @@ impl PrefixCache {
 mod tests {
     use super::*;
 
+    const ROOT: Before<'_> = Before::Nothing { salt: None };
+
     #[test]
-    fn a_key_tells_adapter_parent_and_tokens_apart() {
+    fn a_key_tells_recipe_parent_salt_and_tokens_apart() {
         let [a, b] = [Digest([0; 32]), Digest([1; 32])];
-        let root = Key::new(None, None, &[1, 2]);
+        let root = Key::new(ROOT, None, &[1, 2]);
         let keys = [
             root,
-            Key::new(None, Some(a), &[1, 2]),
-            Key::new(None, Some(b), &[1, 2]),
-            Key::new(None, None, &[2, 1]),
-            Key::new(None, None, &[1]),
-            Key::new(None, None, &[1, 2, 0]),
-            Key::new(Some(&root), None, &[1, 2]),
-            Key::new(Some(&root), Some(a), &[1, 2]),
-            // The parent's and the adapter's bytes are equal: only the field tells them apart.
-            Key::new(Some(&Key(a.0)), None, &[1, 2]),
-            // The tokens' bytes are the adapter's.
-            Key::new(None, None, &[0; 8]),
+            Key::new(ROOT, Some(a), &[1, 2]),
+            Key::new(ROOT, Some(b), &[1, 2]),
+            Key::new(ROOT, None, &[2, 1]),
+            Key::new(ROOT, None, &[1]),
+            Key::new(ROOT, None, &[1, 2, 0]),
+            Key::new(Before::Block(&root), None, &[1, 2]),
+            Key::new(Before::Block(&root), Some(a), &[1, 2]),
+            // The bytes are the same each time: only the field tells them apart.
+            Key::new(Before::Block(&Key(a.0)), None, &[1, 2]),
+            Key::new(Before::Nothing { salt: Some(a) }, None, &[1, 2]),
+            // The tokens' bytes are the recipe's.
+            Key::new(ROOT, None, &[0; 8]),
         ];
         for (i, x) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|y| x != y), "key {i}");
         }
-        assert_eq!(root, Key::new(None, None, &[1, 2]));
+        assert_eq!(root, Key::new(ROOT, None, &[1, 2]));
     }
 
     #[test]
     fn the_block_unused_longest_is_evicted_first_and_a_used_one_never() {
         let mut cache = PrefixCache::new(3);
-        let keys: Vec<_> = (0..3).map(|t| Key::new(None, None, &[t])).collect();
+        let keys: Vec<_> = (0..3).map(|t| Key::new(ROOT, None, &[t])).collect();
         for (&key, block) in keys.iter().zip([BlockId(2), BlockId(0), BlockId(1)]) {
             cache.insert(key, block);
             cache.rest(block);

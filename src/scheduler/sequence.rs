@@ -1,9 +1,11 @@
 //! One sequence: its text, how much of it is in KV, and the blocks that hold it.
 
-use super::Entry;
 use super::blocks::Blocks;
-use super::prefix::Key;
+use super::prefix::{Before, Key};
+use super::{Entry, NewSequence, PromptRows};
 use crate::ids::{BlockId, Digest, SequenceId, TokenId};
+use crate::recipe::Recipe;
+use crate::request::History;
 
 /// A sequence that waits (no blocks) or runs.
 #[derive(Debug)]
@@ -11,9 +13,12 @@ pub(super) struct Sequence {
     pub(super) id: SequenceId,
     /// Older sequences have smaller numbers; kept over preemptions.
     pub(super) arrival: u64,
-    adapter: Option<Digest>,
-    /// The prompt, then what was generated.
+    recipe: Recipe<Digest>,
+    salt: Option<Digest>,
+    /// The prompt, then what was generated: the one place where a sequence's text is kept.
     tokens: Vec<TokenId>,
+    prompt_tokens: usize,
+    wanted: PromptRows,
     /// Where the text ends at the latest.
     text_tokens_max: usize,
     block_tokens: usize,
@@ -32,13 +37,17 @@ pub(super) struct Sequence {
 
 impl Sequence {
     /// A waiting sequence. `tokens_max` bounds what it generates.
-    pub(super) fn new(arrival: u64, new: super::NewSequence, block_tokens: usize) -> Self {
+    pub(super) fn new(arrival: u64, new: NewSequence, block_tokens: usize) -> Self {
+        let NewSequence { id, prompt, recipe, salt, tokens_max, wanted } = new;
         Self {
-            id: new.id,
+            id,
             arrival,
-            adapter: new.adapter,
-            text_tokens_max: new.prompt.len().saturating_add(new.tokens_max.max(1) as usize),
-            tokens: new.prompt,
+            recipe,
+            salt,
+            text_tokens_max: prompt.len().saturating_add(tokens_max as usize),
+            prompt_tokens: prompt.len(),
+            tokens: prompt,
+            wanted,
             block_tokens,
             computed: 0,
             blocks: Vec::new(),
@@ -59,14 +68,63 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Blocks of the longest text it may reach. The last token generated needs no KV.
+    /// The prompt and what was generated.
+    pub(super) fn history(&self) -> History<'_> {
+        let (prompt, generated) = self.tokens.split_at(self.prompt_tokens);
+        History { prompt, generated }
+    }
+
+    /// Whether nothing is left to compute: nothing is generated after the prompt.
+    pub(super) fn is_computed(&self) -> bool {
+        self.computed == self.tokens.len()
+    }
+
+    fn generates(&self) -> bool {
+        self.text_tokens_max > self.prompt_tokens
+    }
+
+    /// Positions with KV of the longest text it may reach. The last token generated needs none.
+    fn positions_max(&self) -> usize {
+        self.text_tokens_max - usize::from(self.generates())
+    }
+
+    /// Blocks of the longest text it may reach.
     pub(super) fn blocks_max(&self) -> usize {
-        (self.text_tokens_max - 1).div_ceil(self.block_tokens)
+        self.positions_max().div_ceil(self.block_tokens)
+    }
+
+    /// Of the next `rows` rows, those whose logits are wanted.
+    pub(super) fn logit_rows(&self, rows: usize) -> usize {
+        let end = self.computed + rows;
+        let draws = usize::from(self.generates() && end == self.tokens.len());
+        let scored = match self.wanted {
+            PromptRows::Logits => end.min(self.prompt_tokens - 1).saturating_sub(self.computed),
+            PromptRows::Nothing | PromptRows::Hidden => 0,
+        };
+        draws + scored
+    }
+
+    /// As many of its next rows as a step has room for.
+    pub(super) fn rows_that_fit(&self, rows_left: usize, logits_left: usize) -> usize {
+        let mut rows = self.rows_left().min(rows_left);
+        while self.logit_rows(rows) > logits_left {
+            rows -= 1;
+        }
+        rows
+    }
+
+    /// Tokens at the start that the prefix cache may spare. The last known token is never spared:
+    /// its row yields the next one.
+    fn sparable(&self) -> usize {
+        match self.wanted {
+            PromptRows::Nothing => self.tokens.len() - 1,
+            PromptRows::Hidden | PromptRows::Logits => 0,
+        }
     }
 
     /// Blocks that it will take soon: for its known text and one block's worth of growth.
     pub(super) fn blocks_wanted(&self) -> usize {
-        let soon = (self.tokens.len() + self.block_tokens).min(self.text_tokens_max - 1);
+        let soon = (self.tokens.len() + self.block_tokens).min(self.positions_max());
         soon.div_ceil(self.block_tokens).saturating_sub(self.blocks.len())
     }
 
@@ -75,7 +133,7 @@ impl Sequence {
     pub(super) fn blocks_to_start(&mut self, blocks: &Blocks, prefix_cache: bool) -> usize {
         let mut shared = 0;
         if prefix_cache {
-            let full = (self.tokens.len() - 1) / self.block_tokens;
+            let full = self.sparable() / self.block_tokens;
             self.extend_keys(full);
             let hits = self.keys[..full].iter().map_while(|key| blocks.lookup(key));
             shared = hits.filter(|&referenced| referenced).count();
@@ -83,14 +141,13 @@ impl Sequence {
         self.tokens.len().div_ceil(self.block_tokens) - shared
     }
 
-    /// Takes over cached blocks that continue the computed text; returns the tokens spared. The
-    /// last known token is never spared: its row yields the next one.
+    /// Takes over cached blocks that continue the computed text; returns the tokens spared.
     pub(super) fn adopt(&mut self, blocks: &mut Blocks) -> usize {
         let before = self.computed;
         loop {
             let index = self.computed / self.block_tokens;
             let end = (index + 1) * self.block_tokens;
-            if end >= self.tokens.len() {
+            if end > self.sparable() {
                 break;
             }
             self.extend_keys(index + 1);
@@ -126,7 +183,7 @@ impl Sequence {
             start: self.computed as u32,
             tokens: self.tokens[self.computed..end].to_vec(),
             block_table: self.blocks[..end.div_ceil(self.block_tokens)].to_vec(),
-            samples: end == self.tokens.len(),
+            draws: self.generates() && end == self.tokens.len(),
         }
     }
 
@@ -148,10 +205,11 @@ impl Sequence {
         }
     }
 
-    /// Appends a generated token; returns whether the sequence may not go on.
-    pub(super) fn push(&mut self, token: TokenId) -> bool {
-        self.tokens.push(token);
-        self.tokens.len() >= self.text_tokens_max
+    /// Appends generated tokens; returns whether the sequence may not go on.
+    pub(super) fn push(&mut self, tokens: &[TokenId]) -> bool {
+        let room = self.text_tokens_max - self.tokens.len();
+        self.tokens.extend(tokens.iter().take(room));
+        self.tokens.len() == self.text_tokens_max
     }
 
     /// Gives its blocks back; the text stays, to be computed again.
@@ -167,8 +225,11 @@ impl Sequence {
     fn extend_keys(&mut self, len: usize) {
         for index in self.keys.len()..len {
             let start = index * self.block_tokens;
-            let tokens = &self.tokens[start..start + self.block_tokens];
-            self.keys.push(Key::new(self.keys.last(), self.adapter, tokens));
+            let end = start + self.block_tokens;
+            let recipe = self.recipe.block_key(start as u32, end as u32);
+            let nothing = Before::Nothing { salt: self.salt };
+            let before = self.keys.last().map_or(nothing, Before::Block);
+            self.keys.push(Key::new(before, recipe, &self.tokens[start..end]));
         }
     }
 }

@@ -9,6 +9,7 @@ const ROOMY: SchedulerConfig = SchedulerConfig {
     block_tokens: 4,
     blocks: 100,
     queue_requests_max: 1000,
+    logit_rows_max: 4,
     prefix_cache: true,
 };
 
@@ -21,7 +22,14 @@ fn id(n: u64) -> SequenceId {
 }
 
 fn new(n: u64, prompt: &[TokenId], tokens_max: u32) -> NewSequence {
-    NewSequence { id: id(n), prompt: prompt.to_vec(), adapter: None, tokens_max }
+    NewSequence {
+        id: id(n),
+        prompt: prompt.to_vec(),
+        recipe: Recipe::base(),
+        salt: None,
+        tokens_max,
+        wanted: PromptRows::Nothing,
+    }
 }
 
 /// A prompt that shares no block with another `n`'s.
@@ -35,9 +43,13 @@ fn plan(scheduler: &mut Scheduler) -> Plan {
 
 /// Commits `plan`; every sampled token is 7.
 fn commit(scheduler: &mut Scheduler, plan: &Plan) {
-    let sampling = plan.entries.iter().filter(|entry| entry.samples);
-    let results: Vec<_> = sampling.map(|entry| (entry.id, 7, false)).collect();
+    let sampling = plan.entries.iter().filter(|entry| entry.draws);
+    let results: Vec<_> = sampling.map(|entry| drew(entry.id, 7, false)).collect();
     scheduler.commit(plan, &results);
+}
+
+fn drew(id: SequenceId, token: TokenId, finished: bool) -> Committed {
+    Committed { id, tokens: vec![token], finished }
 }
 
 fn step(scheduler: &mut Scheduler) -> Plan {
@@ -46,9 +58,9 @@ fn step(scheduler: &mut Scheduler) -> Plan {
     plan
 }
 
-/// (id, start, rows, samples) of every entry.
+/// (id, start, rows, draws) of every entry.
 fn rows(plan: &Plan) -> Vec<(u64, u32, usize, bool)> {
-    plan.entries.iter().map(|e| (e.id.0, e.start, e.tokens.len(), e.samples)).collect()
+    plan.entries.iter().map(|e| (e.id.0, e.start, e.tokens.len(), e.draws)).collect()
 }
 
 #[test]
@@ -211,10 +223,11 @@ fn a_prefill_under_way_takes_over_what_others_computed_meanwhile() {
 fn kv_is_shared_under_one_digest_and_never_across_digests() {
     let mut s = scheduler(ROOMY);
     // The second is what a name points at after its adapter was replaced in place.
-    let digests = [None, Some(Digest([1; 32])), Some(Digest([2; 32])), Some(Digest([1; 32]))];
+    let one = |n: u8| Recipe::one(Digest([n; 32]));
+    let recipes = [Recipe::base(), one(1), one(2), one(1)];
     let mut starts = Vec::new();
-    for (n, adapter) in digests.into_iter().enumerate() {
-        s.admit(NewSequence { adapter, ..new(n as u64, &own(9, 9), 1) }).unwrap();
+    for (n, recipe) in recipes.into_iter().enumerate() {
+        s.admit(NewSequence { recipe, ..new(n as u64, &own(9, 9), 1) }).unwrap();
         starts.push(step(&mut s).entries[0].start);
     }
     assert_eq!(starts, [0, 0, 0, 8]);
@@ -247,7 +260,7 @@ fn a_plan_without_commit_and_a_row_without_result_run_again() {
     s.commit(&again, &[]);
     assert_eq!(rows(&step(&mut s)), [(0, 7, 1, true)]);
     // What was decided before has no effect any more.
-    s.commit(&first, &[(id(0), 5, true)]);
+    s.commit(&first, &[drew(id(0), 5, true)]);
     assert_eq!(rows(&step(&mut s)), [(0, 8, 1, true)]);
 }
 
@@ -258,8 +271,68 @@ fn a_sequence_ends_at_tokens_max_or_when_the_caller_says_so() {
     s.admit(new(1, &own(1, 3), 50)).unwrap();
     step(&mut s);
     let planned = plan(&mut s);
-    s.commit(&planned, &[(id(0), 7, false), (id(1), 7, true)]);
+    s.commit(&planned, &[drew(id(0), 7, false), drew(id(1), 7, true)]);
     let counts = s.counts();
     assert_eq!((counts.running, counts.waiting, counts.blocks_used), (0, 0, 0));
     assert_eq!(plan(&mut s), Plan::default());
+}
+
+#[test]
+fn positions_where_an_adapter_is_not_active_yet_share_the_bases_blocks() {
+    let mut s = scheduler(ROOMY);
+    let prompt = own(9, 13);
+    s.admit(new(0, &prompt, 1)).unwrap();
+    step(&mut s);
+    // Active from the sixth token on: the first block of four is the base's.
+    let late = Recipe::one(Digest([1; 32])).active_from(5);
+    s.admit(NewSequence { recipe: late.clone(), ..new(1, &prompt, 1) }).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(1, 4, 9, true)]);
+    s.admit(NewSequence { recipe: late, ..new(2, &prompt, 1) }).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(2, 12, 1, true)]);
+    let salt = Some(Digest([7; 32]));
+    s.admit(NewSequence { salt, ..new(3, &prompt, 1) }).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(3, 0, 13, true)], "another salt shares nothing");
+}
+
+#[test]
+fn one_commit_takes_several_tokens_and_they_are_computed_together() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(0, 3), 5)).unwrap();
+    let planned = plan(&mut s);
+    let tokens = vec![7, 8, 9];
+    s.commit(&planned, &[Committed { id: id(0), tokens, finished: false }]);
+    assert_eq!(s.history(id(0)).unwrap().generated, [7, 8, 9]);
+    let planned = plan(&mut s);
+    assert_eq!(rows(&planned), [(0, 3, 3, true)]);
+    // More than `tokens_max` leaves: the rest is dropped, and the sequence ends.
+    let tokens = vec![10, 11, 12];
+    s.commit(&planned, &[Committed { id: id(0), tokens, finished: false }]);
+    assert_eq!((s.history(id(0)), s.counts().blocks_used), (None, 0));
+}
+
+#[test]
+fn a_scored_prompt_is_computed_whole_in_as_many_steps_as_its_logits_take() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(9, 8), 5)).unwrap();
+    step(&mut s);
+    let wanted = PromptRows::Logits;
+    s.admit(NewSequence { wanted, ..new(1, &own(9, 8), 0) }).unwrap();
+    // One of four logit rows is the decoding sequence's; the last row of a prompt has no token to
+    // be scored by, and nothing is drawn here.
+    assert_eq!(rows(&step(&mut s))[1], (1, 0, 3, false));
+    assert_eq!(rows(&step(&mut s))[1], (1, 3, 3, false));
+    assert_eq!(rows(&step(&mut s))[1], (1, 6, 2, false));
+    assert_eq!(s.history(id(1)), None, "it ends with its prompt");
+    s.admit(NewSequence { wanted, ..new(2, &own(2, 3), 1) }).unwrap();
+    assert_eq!(rows(&step(&mut s))[1], (2, 0, 3, true));
+}
+
+#[test]
+fn a_prompt_whose_hidden_states_are_wanted_is_computed_whole() {
+    let mut s = scheduler(ROOMY);
+    s.admit(new(0, &own(9, 9), 5)).unwrap();
+    step(&mut s);
+    s.admit(NewSequence { wanted: PromptRows::Hidden, ..new(1, &own(9, 9), 0) }).unwrap();
+    assert_eq!(rows(&step(&mut s))[1], (1, 0, 9, false));
+    assert_eq!(s.counts().running, 1);
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use safetensors::Dtype as FileDtype;
 use serde_json::{Value, json};
-use tessera::adapter::{Adapter, Load};
+use tessera::adapter::{Adapter, LoadAdapter};
 use tessera::backend::cpu::Cpu;
 use tessera::ids::{Slot, TokenId};
+use tessera::recipe::Recipe;
 
 use crate::files::Draft;
 use crate::harness::{Golden, distance, logits};
@@ -201,10 +202,10 @@ fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
         [spellings(), patterns(), targets(), strengths()].into_iter().flatten().collect();
 
     let mut adapters: Vec<Arc<Adapter>> = Vec::new();
-    let mut plain: BTreeMap<&str, Slot> = BTreeMap::new();
+    let mut plain: BTreeMap<&str, Recipe<Slot>> = BTreeMap::new();
     let mut slot = |adapter: Arc<Adapter>| {
         adapters.push(adapter);
-        Slot(adapters.len() as u32 - 1)
+        Recipe::one(Slot(adapters.len() as u32 - 1))
     };
     let mut pairs = Vec::new();
     for (i, variant) in variants.iter().enumerate() {
@@ -213,9 +214,9 @@ fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
         let loaded = golden.loader.load(&dir, None);
         let found = slot(loaded.unwrap_or_else(|e| panic!("{}: {e}", variant.name)));
         let expected = match variant.like {
-            Like::Base => Slot::BASE,
+            Like::Base => Recipe::base(),
             Like::Golden(name) | Like::Rounded(name, _) => {
-                *plain.entry(name).or_insert_with(|| slot(golden.adapter(name)))
+                plain.entry(name).or_insert_with(|| slot(golden.adapter(name))).clone()
             }
         };
         pairs.push((found, expected));
@@ -223,7 +224,8 @@ fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
     let prompt: Vec<TokenId> = vec![0, 58, 78, 75, 227, 429];
     let prompts: Vec<_> = pairs
         .iter()
-        .flat_map(|(found, expected)| [(*found, prompt.clone()), (*expected, prompt.clone())])
+        .flat_map(|(found, expected)| [found, expected])
+        .map(|recipe| (recipe.clone(), prompt.clone()))
         .collect();
     let backend = Cpu::new(2);
     let model = golden.model(&backend);

@@ -1,12 +1,13 @@
 //! Attention over pages against its definition in f64, and what must not change its bits.
 
 use tessera::backend::cpu::{Cpu, Matrix};
-use tessera::backend::{AttentionShape, Backend, KvShape, Rows, Span};
+use tessera::backend::{AttentionOps, AttentionShape, Device, KvShape, Rows};
 use tessera::dtype::Dtype;
-use tessera::ids::{BlockId, Slot};
+use tessera::ids::BlockId;
+use tessera::recipe::Recipe;
 
 use crate::Rng;
-use crate::backend::rope;
+use crate::backend::{in_step, rope};
 
 /// Two layers; the sequences' pages are dealt out in no order.
 struct Case {
@@ -53,22 +54,18 @@ fn run(case: &Case, steps: &[Vec<(usize, usize, usize)>], threads: usize) -> Vec
     let longest = case.sequences.iter().map(|s| s.q.len()).max().unwrap();
     let table = cpu.upload_rope(rope(head_dim / 2, longest.max(case.kv_shape.block_tokens)));
     let mut kv = cpu.kv(case.kv_shape);
+    let slots = cpu.slots(0);
+    let (q_width, width) = (case.shape.heads * head_dim, case.kv_shape.kv_heads * head_dim);
     for block in 0..case.kv_shape.blocks {
         for layer in 0..2 {
             let n = case.kv_shape.block_tokens;
-            let whole = Span { start: 0, len: n, block_table: vec![BlockId(block as u32)] };
+            let mut rows = Rows::default();
+            rows.push(&vec![0; n], 0, &Recipe::base(), vec![BlockId(block as u32)]);
             let nan = |cols: usize| Matrix::new(vec![f32::NAN; n * cols], cols);
-            let width = case.kv_shape.kv_heads * head_dim;
-            let rows = Rows {
-                tokens: vec![0; n],
-                positions: (0..n as u32).collect(),
-                slots: vec![Slot::BASE; n],
-                spans: vec![whole],
-                logit_rows: Vec::new(),
-            };
-            let (mut q, mut k) = (nan(case.shape.heads * head_dim), nan(width));
-            let batch = cpu.batch(rows);
-            cpu.rope_and_store(&mut q, &mut k, &nan(width), &table, layer, &mut kv, &batch);
+            in_step(&cpu, &rows, &slots, |step| {
+                let qkv = [nan(q_width), nan(width), nan(width)];
+                cpu.rope_and_store(qkv, &table, layer, &mut kv, step)
+            });
         }
     }
     let mut outs: Vec<Vec<Vec<f32>>> =
@@ -78,23 +75,18 @@ fn run(case: &Case, steps: &[Vec<(usize, usize, usize)>], threads: usize) -> Vec
         let [mut q, mut k, mut v] = [const { Vec::new() }; 3];
         for &(s, from, to) in step {
             let sequence = &case.sequences[s];
-            let start = rows.positions.len();
-            rows.positions.extend(from as u32..to as u32);
             q.extend(sequence.q[from..to].concat());
             k.extend(sequence.k[from..to].concat());
             v.extend(sequence.v[from..to].concat());
-            let block_table = sequence.block_table.clone();
-            rows.spans.push(Span { start, len: to - from, block_table });
+            let pages = sequence.block_table.clone();
+            rows.push(&vec![0; to - from], from as u32, &Recipe::base(), pages);
         }
-        let n = rows.positions.len();
-        rows.tokens = vec![0; n];
-        rows.slots = vec![Slot::BASE; n];
-        let batch = cpu.batch(rows);
-        let width = case.kv_shape.kv_heads * head_dim;
-        let mut q = Matrix::new(q, case.shape.heads * head_dim);
-        let (mut k, v) = (Matrix::new(k, width), Matrix::new(v, width));
-        cpu.rope_and_store(&mut q, &mut k, &v, &table, 1, &mut kv, &batch);
-        let out = cpu.attention(&q, &case.shape, 1, &kv, &batch);
+        let out = in_step(&cpu, &rows, &slots, |step| {
+            let matrix = |values: &Vec<f32>, cols: usize| Matrix::new(values.clone(), cols);
+            let qkv = [matrix(&q, q_width), matrix(&k, width), matrix(&v, width)];
+            let q = cpu.rope_and_store(qkv, &table, 1, &mut kv, step);
+            cpu.attention(&q, &case.shape, 1, &kv, step)
+        });
         let mut row = 0;
         for &(s, from, to) in step {
             for position in from..to {

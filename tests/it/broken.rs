@@ -9,11 +9,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use tessera::adapter::{AdapterError, Base, FileLimits, Load, Loader};
+use tessera::adapter::{AdapterError, Base, FileLimits, LoadAdapter, Loader};
 use tessera::dtype::Dtype;
 use tessera::engine::{CheckpointBase, EngineHandle, Event};
 use tessera::ids::TokenId;
-use tessera::request::{Limits, Request, RequestFields, SamplingParams};
+use tessera::recipe::Recipe;
+use tessera::request::{Limits, Request, RequestFields};
 
 use crate::files::{Draft, tensor_bytes};
 use crate::harness::{Golden, roomy};
@@ -121,25 +122,21 @@ impl Case {
 fn loader(dtype: Dtype) -> Loader<CheckpointBase> {
     let golden = Golden::open("llama", Some(dtype));
     let limits = FileLimits::new(TENSORS_BYTES_MAX);
-    Loader { base: golden.loader.base, limits, allow_unknown_config_keys: false }
+    Loader { base: golden.loader.base, fits: None, limits, allow_unknown_config_keys: false }
 }
 
 fn long_request() -> Request {
     let limits = Limits { context_tokens_max: 512, vocabulary_tokens: 512, logprobs_max: 0 };
-    let fields = RequestFields {
-        prompt: (0..24).map(|i| i * 7 % 512).collect(),
-        tokens_max: Some(96),
-        sampling: SamplingParams::greedy(),
-        stop_tokens: Vec::new(),
-        logprobs: None,
-    };
-    Request::new(fields, &limits).unwrap()
+    let prompt = (0..24).map(|i| i * 7 % 512).collect();
+    let fields = RequestFields { tokens_max: Some(96), ..RequestFields::default() };
+    Request::new(prompt, fields, &limits).unwrap()
 }
 
 /// The tokens of one request with the golden LoRA.
 fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
     let ticket = engine.reserve(1).unwrap().remove(0);
-    let mut events = engine.generate(ticket, long_request(), Some(golden.adapter("lora_qv")));
+    let recipe = Recipe::one(golden.adapter("lora_qv"));
+    let mut events = engine.generate(ticket, long_request(), recipe);
     let mut tokens = Vec::new();
     while let Some(event) = events.blocking_recv() {
         match event {
@@ -150,6 +147,7 @@ fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
                 }
             }
             Event::Started { .. } => {}
+            Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
             Event::Failed(why) => panic!("{why}"),
         }
     }

@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 use tessera::dtype::Dtype;
-use tessera::model::config::RopeScaling;
-use tessera::model::{ModelConfig, ModelError};
+use tessera::model::{ModelConfig, ModelError, Rope, RopeScaling};
 
 fn config(architecture: &str, more: Value) -> Value {
     let mut config = json!({"architectures": [architecture], "hidden_size": 64,
@@ -29,17 +28,17 @@ fn transformers_4_and_5_spell_the_same_model() {
     let new = json!({"rope_parameters": parameters, "dtype": "bfloat16"});
     let old = parse("LlamaForCausalLM", old).unwrap();
     assert_eq!(old, parse("LlamaForCausalLM", new).unwrap());
-    assert_eq!((old.rope_theta, old.dtype), (500_000.0, Some(Dtype::BF16)));
+    assert_eq!(old.dtype, Some(Dtype::BF16));
     let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 64.0 };
-    assert_eq!(old.rope_scaling, llama3);
+    assert_eq!(old.ropes, [Rope { theta: 500_000.0, scaling: llama3, dims: 16 }]);
 
     // `type` is what rope_type was called before.
     let linear = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
     let linear = parse("LlamaForCausalLM", linear).unwrap();
-    assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(linear.ropes[0].scaling, RopeScaling::Linear { factor: 2.0 });
     let plain = parse("LlamaForCausalLM", json!({"rope_scaling": null})).unwrap();
-    let halved = plain.rope_frequencies().iter().map(|f| f / 2.0).collect::<Vec<_>>();
-    assert_eq!(linear.rope_frequencies(), halved);
+    let halved = plain.ropes[0].frequencies().iter().map(|f| f / 2.0).collect::<Vec<_>>();
+    assert_eq!(linear.ropes[0].frequencies(), halved);
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use dense::{Dense, Shape};
 use methods::{Made, Maker};
-use tessera::adapter::{Adapter, Load};
+use tessera::adapter::{Adapter, LoadAdapter};
 use tessera::backend::cpu::Cpu;
 use tessera::ids::{Slot, TokenId};
+use tessera::recipe::Recipe;
 
 use crate::Rng;
 use crate::harness::{Golden, logits};
@@ -110,16 +111,19 @@ fn check(shape: Shape, seed: u64) -> f64 {
         let len = 1 + rng.below(30);
         (0..len).map(|_| rng.below(shape.vocabulary) as TokenId).collect()
     };
-    let slots = (0..made.len()).map(|i| Slot(i as u32)).chain([Slot::BASE]);
-    let slots: Vec<Slot> = slots.collect();
-    let prompts: Vec<_> =
-        slots.iter().chain(slots.iter().rev()).map(|slot| (*slot, prompt())).collect();
+    // The last is the base.
+    let all: Vec<usize> = (0..=made.len()).chain((0..=made.len()).rev()).collect();
+    let recipe = |i: usize| match i < made.len() {
+        true => Recipe::one(Slot(i as u32)),
+        false => Recipe::base(),
+    };
+    let prompts: Vec<_> = all.iter().map(|&i| (recipe(i), prompt())).collect();
     let backend = Cpu::new(2);
     let model = golden.model(&backend);
     let mut rows = logits(&golden, &backend, &model, &loaded, &prompts).into_iter();
     let mut worst = 0.0;
-    for (slot, prompt) in &prompts {
-        let made = made.get(slot.0 as usize);
+    for (i, (_, prompt)) in all.into_iter().zip(&prompts) {
+        let made = made.get(i);
         let (name, dense) = made.map_or(("base", &base), |made| (&made.name, &made.dense));
         let got: Vec<Vec<f32>> = rows.by_ref().take(prompt.len()).collect();
         let distance = relative(&got, &dense.forward(prompt));

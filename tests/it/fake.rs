@@ -1,5 +1,6 @@
 //! The HTTP layer over an engine that says what it is told to say.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tessera::adapter::{Adapter, AdapterError, Load, Report, Store};
+use tessera::adapter::{Adapter, AdapterError, AdapterFile, Catalog, LoadAdapter, Report};
 use tessera::delta::DeltaBuilder;
 use tessera::dtype::Dtype;
 use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate};
@@ -16,6 +17,8 @@ use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Request};
 use tessera::text::{ChatTemplate, TextFiles, Tokenizer};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::harness;
 
 pub const CONTEXT_TOKENS_MAX: u32 = 512;
 pub const BASE: &str = "org/base";
@@ -64,7 +67,7 @@ pub struct Fake {
     /// Sequences whose client left before the end.
     pub cancelled: Arc<AtomicUsize>,
     pub engine: EngineHandle,
-    pub store: Arc<Store>,
+    pub catalog: Arc<Catalog>,
     shutdown: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
 }
@@ -83,11 +86,11 @@ impl Fake {
     pub fn with_queue(script: Script, requests: usize, change: impl FnOnce(&mut App)) -> Self {
         let (engine, inbox) = EngineHandle::new(requests);
         let (seen, cancelled) = (Arc::default(), Arc::default());
-        let store = Arc::new(Store::new(1 << 20));
+        let catalog = Arc::new(Catalog::new(1 << 20));
         for (i, name) in ["sql", "org/chat"].into_iter().enumerate() {
-            store.insert(name, adapter(i as u8 + 1), 1_700_000_000 + i as u64, false).unwrap();
+            harness::name(&catalog, name, &adapter(i as u8 + 1), 1_700_000_000 + i as u64);
         }
-        let mut app = app(engine.clone(), store.clone());
+        let mut app = app(engine.clone(), catalog.clone());
         change(&mut app);
         let fake = (Arc::clone(&seen), Arc::clone(&cancelled));
         std::thread::spawn(move || run(inbox, &script, &fake.0, &fake.1));
@@ -106,7 +109,7 @@ impl Fake {
         });
         let address = address.recv().unwrap();
         let (shutdown, server) = (Some(shutdown), Some(server));
-        Self { address, seen, cancelled, engine, store, shutdown, server }
+        Self { address, seen, cancelled, engine, catalog, shutdown, server }
     }
 
     /// The signal that SIGTERM is to the real one.
@@ -141,7 +144,7 @@ pub fn wait_for(mut holds: impl FnMut() -> bool, what: impl Fn() -> String) {
     }
 }
 
-fn app(engine: EngineHandle, store: Arc<Store>) -> App {
+fn app(engine: EngineHandle, catalog: Arc<Catalog>) -> App {
     let dir = crate::root().join("tests/data/text/byte_level");
     let files = TextFiles::read(&dir).unwrap();
     let tokenizer = Tokenizer::from_bytes(&files.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
@@ -159,7 +162,7 @@ fn app(engine: EngineHandle, store: Arc<Store>) -> App {
         eos_tokens: vec![EOS],
     };
     let http = HttpSettings { runtime_adapters: true, ..HttpSettings::standard() };
-    App { engine, store, loader: Arc::new(FakeLoad), model, http }
+    App { engine, catalog, loader: Arc::new(FakeLoad), model, http }
 }
 
 /// An adapter whose digest is all `byte`.
@@ -175,17 +178,26 @@ pub fn adapter(byte: u8) -> Arc<Adapter> {
 /// Loads by the directory's name: `good-N` has digest N, `broken` is refused, `panic` panics.
 struct FakeLoad;
 
-impl Load for FakeLoad {
-    fn load(&self, dir: &Path, _: Option<&Path>) -> Result<Arc<Adapter>, AdapterError> {
+impl LoadAdapter for FakeLoad {
+    fn read(&self, dir: &Path, _: Option<&Path>) -> Result<AdapterFile, AdapterError> {
         if !dir.is_dir() {
             return Err(AdapterError::NotFound("no adapter_config.json".to_owned()));
         }
         let name = dir.file_name().unwrap().to_str().unwrap();
         match name.strip_prefix("good-") {
-            Some(digest) => Ok(adapter(digest.parse().unwrap())),
+            Some(digest) => Ok(AdapterFile {
+                config: serde_json::Map::new(),
+                tensors: BTreeMap::new(),
+                digest: adapter(digest.parse().unwrap()).digest,
+                bytes: Vec::new(),
+            }),
             None if name == "panic" => panic!("the loader panics for a test"),
             None => Err(AdapterError::Invalid("rank 0 in 'r'; expected 1 or above".to_owned())),
         }
+    }
+
+    fn lower(&self, file: &AdapterFile) -> Result<Adapter, AdapterError> {
+        Ok(Arc::into_inner(adapter(file.digest.0[0])).unwrap())
     }
 }
 
@@ -199,7 +211,7 @@ fn run(
 ) {
     while let Some(command) = inbox.blocking_recv() {
         let Command::Generate(generate) = command else { continue };
-        let digest = generate.adapter.as_ref().map(|adapter| adapter.digest);
+        let digest = generate.recipe.parts().first().map(|part| part.adapter.digest);
         seen.lock().unwrap().push((generate.request.clone(), digest));
         let (script, cancelled) = (script.clone(), cancelled.clone());
         std::thread::spawn(move || {
@@ -216,7 +228,7 @@ fn token(
     position: usize,
     finish: Option<FinishReason>,
 ) -> Event {
-    let asked = generate.request.logprobs().unwrap_or(0);
+    let asked = generate.request.terms().logprobs.unwrap_or(0);
     // The token itself first, then ones a unit less likely each.
     let top = (0..asked).map(|i| (token + i, logprob(position) - i as f32)).collect();
     Event::Token { token, logprob: logprob(position), top, finish }
@@ -243,7 +255,7 @@ fn play(script: &Script, generate: &Generate) -> bool {
     }
     match script {
         Script::Say(tokens, reason) => {
-            let count = tokens.len().min(generate.request.tokens_max() as usize);
+            let count = tokens.len().min(generate.request.terms().tokens_max as usize);
             let reason = if count < tokens.len() { FinishReason::Length } else { *reason };
             say_until(&tokens[..count], Some(reason))
         }

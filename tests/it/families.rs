@@ -13,10 +13,11 @@ use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{llama, mistral, qwen2, qwen3};
 use safetensors::Dtype as FileDtype;
 use serde_json::Value;
-use tessera::backend::{Adapters, Backend, cpu::Cpu};
+use tessera::backend::{Device as _, cpu::Cpu};
 use tessera::dtype::Dtype;
-use tessera::ids::{Slot, TokenId};
+use tessera::ids::TokenId;
 use tessera::model::Model;
+use tessera::recipe::Recipe;
 
 use crate::Rng;
 use crate::files::{read_tensors, tensor_bytes};
@@ -82,6 +83,7 @@ fn llama_config(c: &Value) -> llama::Config {
 /// candle's logits at the last position of each prompt.
 type Forward<'a> = Box<dyn FnMut(&Tensor) -> candle_core::Result<Tensor> + 'a>;
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn candle(c: &Value, weights: VarBuilder<'static>) -> candle_core::Result<Forward<'static>> {
     let eps = c["rms_norm_eps"].as_f64().unwrap();
     let tied = c["tie_word_embeddings"].as_bool().unwrap();
@@ -190,13 +192,11 @@ fn ours(dir: &Path, prompts: &[Vec<TokenId>], kv_dtype: Option<Dtype>) -> Vec<Ve
     let mut shape = Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS);
     shape.dtype = kv_dtype.unwrap_or(shape.dtype);
     let mut kv = backend.kv(shape);
-    let prompts: Vec<_> = prompts.iter().map(|prompt| (Slot::BASE, prompt.clone())).collect();
+    let prompts: Vec<_> = prompts.iter().map(|prompt| (Recipe::base(), prompt.clone())).collect();
     let mut rows = prompts_as_rows(&prompts);
     rows.logit_rows = rows.spans.iter().map(|s| (s.start + s.len - 1) as u32).collect();
-    let batch = backend.batch(rows);
-    let pool = backend.pool(0);
-    let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
-    let flat = backend.download(&logits).unwrap();
+    let outputs = model.forward(&backend, &rows, &backend.slots(0), &mut kv);
+    let flat = backend.download(&outputs.logits.unwrap()).unwrap();
     flat.chunks_exact(golden.checkpoint.config.vocabulary).map(<[f32]>::to_vec).collect()
 }
 

@@ -12,7 +12,8 @@ use tessera::backend::cpu::Cpu;
 use tessera::engine::{EngineHandle, Event};
 use tessera::ids::{Slot, TokenId};
 use tessera::model::Model;
-use tessera::request::{Limits, Request, RequestFields, SamplingParams};
+use tessera::recipe::Recipe;
+use tessera::request::{Limits, Request, RequestFields};
 
 use crate::harness::{Golden, distance, golden_dir, logits, roomy};
 
@@ -109,7 +110,10 @@ pub fn check_logits<B: Backend>(device: Open<'_, B>) {
         let golden = Golden::open(&name, None);
         let cases = cases(&golden);
         let adapters: Vec<_> = cases.iter().filter_map(|(_, a, _)| a.clone()).collect();
-        let slot = |case: usize| if case == 0 { Slot::BASE } else { Slot(case as u32 - 1) };
+        let recipe = |case: usize| match case {
+            0 => Recipe::base(),
+            case => Recipe::one(Slot(case as u32 - 1)),
+        };
 
         // Prompt by prompt round the adapters: neighbours in the batch differ.
         let mut order = Vec::new();
@@ -118,7 +122,7 @@ pub fn check_logits<B: Backend>(device: Open<'_, B>) {
         }
         let prompts: Vec<_> = order
             .iter()
-            .map(|&(case, prompt)| (slot(case), cases[case].2.prompts[prompt].ids.clone()))
+            .map(|&(case, prompt)| (recipe(case), cases[case].2.prompts[prompt].ids.clone()))
             .collect();
         let rows = prompts.iter().map(|(_, ids)| ids.len()).sum();
         let (backend, model) = device(&golden, rows, adapters.len());
@@ -145,13 +149,11 @@ fn request(prompt: &[TokenId], tokens_max: usize, vocabulary: usize) -> Request 
     let limits =
         Limits { context_tokens_max: 512, vocabulary_tokens: vocabulary as u32, logprobs_max: 20 };
     let fields = RequestFields {
-        prompt: prompt.to_vec(),
         tokens_max: Some(tokens_max as u32),
-        sampling: SamplingParams::greedy(),
-        stop_tokens: Vec::new(),
         logprobs: Some(0),
+        ..RequestFields::default()
     };
-    Request::new(fields, &limits).unwrap()
+    Request::new(prompt.to_vec(), fields, &limits).unwrap()
 }
 
 fn submit(
@@ -160,7 +162,7 @@ fn submit(
     adapter: Option<Arc<Adapter>>,
 ) -> tokio::sync::mpsc::Receiver<Event> {
     let ticket = engine.reserve(1).unwrap().remove(0);
-    engine.generate(ticket, request, adapter)
+    engine.generate(ticket, request, adapter.map_or(Recipe::base(), Recipe::one))
 }
 
 #[test]
@@ -196,6 +198,7 @@ pub fn check_tokens(start: &dyn Fn(&Golden) -> EngineHandle) {
                         }
                     }
                     Event::Started { .. } => {}
+                    Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
                     Event::Failed(why) => panic!("{name}/{adapter}: {why}"),
                 }
             }

@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tessera::adapter::{Adapter, FileLimits, Load, Loader};
-use tessera::backend::{Backend, Rows, Span, cpu::Cpu};
+use tessera::adapter::{Adapter, Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
+use tessera::backend::{Backend, Rows, cpu::Cpu};
 use tessera::dtype::Dtype;
 use tessera::engine::{CheckpointBase, Engine, EngineHandle, wait_until_ready};
 use tessera::ids::{BlockId, Slot, TokenId};
 use tessera::model::{Checkpoint, Model};
+use tessera::recipe::Recipe;
 use tessera::scheduler::SchedulerConfig;
 
 /// Tokens in a KV page of the tests.
 pub const BLOCK_TOKENS: usize = 16;
+/// Adapters that one request of the tests may name.
+pub const RECIPE_PARTS_MAX: usize = 3;
 /// Golden models are trained (as it were) for this many.
 pub const POSITIONS_MAX: usize = 512;
 
@@ -39,6 +42,7 @@ impl Golden {
         let checkpoint = Arc::new(Checkpoint::open(dir, dtype).unwrap());
         let loader = Loader {
             base: CheckpointBase::new(checkpoint.clone()),
+            fits: None,
             limits: FileLimits::new(1 << 30),
             allow_unknown_config_keys: false,
         };
@@ -67,9 +71,25 @@ impl Golden {
         let backend = Cpu::new(2);
         let model = self.model(&backend);
         let kv_shape = Model::<Cpu>::kv_shape(&self.checkpoint, scheduler.blocks, BLOCK_TOKENS);
-        let engine = Engine { backend, model, kv_shape, scheduler, adapter_slots_max };
+        let engine = Engine {
+            backend,
+            model,
+            kv_shape,
+            scheduler,
+            adapter_slots_max,
+            recipe_parts_max: RECIPE_PARTS_MAX,
+        };
         engine.start(10_000).unwrap()
     }
+}
+
+/// Points a name at an adapter that is there already; `created` is told back by the list.
+pub fn name(catalog: &Catalog, name: &str, adapter: &Arc<Adapter>, created: u64) {
+    let new = NewName { name, source: Source::BuiltIn, created, replace: true };
+    let Adapter { digest, delta, method, report } = &**adapter;
+    let (delta, report) = (delta.clone(), report.clone());
+    let again = Adapter { digest: *digest, delta, method, report };
+    catalog.load(new, *digest, || Ok(again)).unwrap();
 }
 
 /// Limits of an engine with room for everything.
@@ -80,48 +100,42 @@ pub fn roomy() -> SchedulerConfig {
         block_tokens: BLOCK_TOKENS,
         blocks: 1024,
         queue_requests_max: 10_000,
+        logit_rows_max: 64,
         prefix_cache: true,
     }
 }
 
-/// Whole prompts as one batch, each with its slot, logits of every row wanted.
-pub fn prompts_as_rows(prompts: &[(Slot, Vec<TokenId>)]) -> Rows {
+/// Whole prompts as one batch, each with what it carries, logits of every row wanted.
+pub fn prompts_as_rows(prompts: &[(Recipe<Slot>, Vec<TokenId>)]) -> Rows {
     let mut rows = Rows::default();
     let mut block = 0;
-    for (slot, prompt) in prompts {
-        let (start, len) = (rows.tokens.len(), prompt.len());
-        rows.tokens.extend(prompt);
-        rows.positions.extend(0..len as u32);
-        rows.slots.extend(std::iter::repeat_n(*slot, len));
-        let blocks = len.div_ceil(BLOCK_TOKENS) as u32;
-        let block_table = (block..block + blocks).map(BlockId).collect();
+    for (recipe, prompt) in prompts {
+        let blocks = prompt.len().div_ceil(BLOCK_TOKENS) as u32;
+        rows.push(prompt, 0, recipe, (block..block + blocks).map(BlockId).collect());
         block += blocks;
-        rows.spans.push(Span { start, len, block_table });
     }
     rows.logit_rows = (0..rows.tokens.len() as u32).collect();
     rows
 }
 
-/// Logits of every row of `prompts`, computed in one step.
+/// Logits of every row of `prompts`, computed in one step; adapter i is in slot i.
 pub fn logits<B: Backend>(
     golden: &Golden,
     backend: &B,
     model: &Model<B>,
     adapters: &[Arc<Adapter>],
-    prompts: &[(Slot, Vec<TokenId>)],
+    prompts: &[(Recipe<Slot>, Vec<TokenId>)],
 ) -> Vec<Vec<f32>> {
     let blocks = prompts.iter().map(|(_, p)| p.len().div_ceil(BLOCK_TOKENS)).sum();
     let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS));
-    let mut pool = backend.pool(adapters.len());
+    let mut slots = backend.slots(adapters.len());
     for (slot, adapter) in adapters.iter().enumerate() {
         let slot = Slot(slot as u32);
-        backend.write_slot(&mut pool, slot, adapter.delta.clone()).unwrap();
-        wait_until_ready(backend, &pool, slot).unwrap();
+        backend.write_slot(&mut slots, slot, adapter.delta.clone()).unwrap();
+        wait_until_ready(backend, &slots, slot).unwrap();
     }
-    let batch = backend.batch(prompts_as_rows(prompts));
-    let adapters = tessera::backend::Adapters { pool: &pool };
-    let logits = model.forward(backend, &batch, &mut kv, adapters);
-    let flat = backend.download(&logits).unwrap();
+    let outputs = model.forward(backend, &prompts_as_rows(prompts), &slots, &mut kv);
+    let flat = backend.download(&outputs.logits.unwrap()).unwrap();
     flat.chunks_exact(golden.checkpoint.config.vocabulary).map(<[f32]>::to_vec).collect()
 }
 

@@ -333,22 +333,28 @@ fn parameters_reach_the_engine_and_null_is_as_good_as_nothing() {
         "top_k": 3, "min_p": 0.125, "seed": -1, "logprobs": 4, "ignore_eos": true});
     assert_eq!(post(fake.address, COMPLETIONS, &body).status, 200);
     let seen = fake.seen.lock().unwrap().pop().unwrap().0;
-    let sampling = seen.sampling();
+    let terms = seen.terms();
+    let sampling = &terms.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.min_p), (0.5, 0.25, 0.125));
     assert_eq!((sampling.top_k, sampling.seed), (3, u64::MAX));
-    assert_eq!((seen.tokens_max(), seen.logprobs(), seen.stop_tokens()), (7, Some(4), &[][..]));
+    assert_eq!((terms.tokens_max, terms.logprobs, &terms.stop_tokens[..]), (7, Some(4), &[][..]));
     let body = json!({"prompt": "x", "max_tokens": null, "temperature": null, "top_p": null,
         "top_k": -1, "min_p": null, "seed": null, "logprobs": null, "ignore_eos": null,
         "stop": null, "stream": null, "stream_options": null, "n": null, "tools": null,
         "echo": null, "user": null, "something_else": null});
     assert_eq!(post(fake.address, COMPLETIONS, &body).status, 200);
     let seen = fake.seen.lock().unwrap().pop().unwrap().0;
-    let sampling = seen.sampling();
+    let terms = seen.terms();
+    let sampling = &terms.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (1.0, 1.0, 0));
-    assert_eq!((seen.tokens_max(), seen.logprobs(), seen.stop_tokens()), (16, None, &[EOS][..]));
+    assert_eq!((terms.tokens_max, terms.logprobs, &terms.stop_tokens[..]), (16, None, &[EOS][..]));
     assert_eq!(post(fake.address, COMPLETIONS, &json!({"prompt": ["x", "x"]})).status, 200);
     let seen = fake.seen.lock().unwrap();
-    assert_ne!(seen[0].0.sampling().seed, seen[1].0.sampling().seed, "fresh seeds differ");
+    assert_ne!(
+        seen[0].0.terms().sampling.seed,
+        seen[1].0.terms().sampling.seed,
+        "fresh seeds differ"
+    );
 }
 
 #[test]
@@ -368,8 +374,8 @@ fn a_chat_is_rendered_by_the_template_and_takes_what_is_left_of_the_context() {
     assert_eq!(seen[0].0.prompt(), seen[1].0.prompt());
     // The template writes the begin-of-sequence token, and the tokenizer does not add another.
     assert_eq!(seen[0].0.prompt(), seen[2].0.prompt());
-    assert_eq!(seen[0].0.tokens_max(), 5);
-    assert_eq!(seen[1].0.tokens_max() as usize, 512 - seen[1].0.prompt().len());
+    assert_eq!(seen[0].0.terms().tokens_max, 5);
+    assert_eq!(seen[1].0.terms().tokens_max as usize, 512 - seen[1].0.prompt().len());
 }
 
 #[test]

@@ -348,7 +348,7 @@ fn the_page_of_metrics_is_in_prometheus_classic_format() {
 fn metrics_have_lines_for_at_most_so_many_adapters() {
     let fake = Fake::new(Script::Echo(1), |_| {});
     for i in 0..300 {
-        fake.store.insert(&format!("a{i}"), crate::fake::adapter(3), 0, false).unwrap();
+        crate::harness::name(&fake.catalog, &format!("a{i}"), &crate::fake::adapter(3), 0);
         digest(&fake, &format!("a{i}"));
     }
     let page = get(fake.address, "/metrics");

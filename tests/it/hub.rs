@@ -230,7 +230,10 @@ fn half_a_file_is_never_taken_for_a_whole_one() {
     let world = World::new();
     world.server.change(|plan| plan.cut = Some(("model.safetensors".into(), usize::MAX)));
     let error = world.refused("org/model", Kind::Model);
-    assert!(error.contains("model.safetensors of org/model broke off 3 times"), "{error}");
+    assert!(
+        error.contains("model.safetensors of org/model did not come whole in 3 tries"),
+        "{error}"
+    );
     assert!(!world.names("model", &format!("snapshots/{COMMIT}")).contains(&MODEL_FILES[2].into()));
     assert!(resolve("org/model", Kind::Model, &world.offline()).is_err());
     // The same for an answer that is whole but not the file.
@@ -282,7 +285,7 @@ fn the_token_goes_to_the_endpoint_and_not_where_it_redirects_to() {
     // Its refusal is not the Hub's, and may be of an address that was good for a while only.
     elsewhere.server.change(|plan| plan.refuse = Some((403, "")));
     let error = resolve("org/model", Kind::Model, &settings).unwrap_err().to_string();
-    assert!(error.contains("broke off 3 times (127.0.0.1 answers 403)"), "{error}");
+    assert!(error.contains("did not come whole in 3 tries (127.0.0.1 answers 403)"), "{error}");
 }
 
 #[test]

@@ -9,12 +9,15 @@ mod attention;
 mod delta;
 mod device;
 mod emulated;
+mod fold;
+mod gather;
 mod gpu;
 mod rope;
 mod rows;
 mod sample;
 mod step;
 mod table;
+mod world;
 
 use std::process::Command;
 

@@ -1,15 +1,40 @@
 //! Draws against naive definitions of the filters, and their distribution.
 
 use tessera::backend::cpu::{Cpu, Matrix};
-use tessera::backend::{Backend, SampleRow, Sampled};
-use tessera::request::SamplingParams;
+use tessera::backend::{Draw, Sampled, Sampling, Score, Want};
+use tessera::ids::TokenId;
+use tessera::request::{History, SamplingParams, TokenMask};
 
 use crate::Rng;
 
-fn draw(cpu: &Cpu, logits: &[f32], params: &SamplingParams, step: u64) -> Sampled {
-    let row = SampleRow { params: params.clone(), step, logprobs: None };
-    let logits = Matrix::new(logits.to_vec(), logits.len());
-    cpu.sample(&logits, &[row]).unwrap().remove(0)
+/// As many tokens as a draw may come after.
+static GENERATED: [TokenId; 5000] = [0; 5000];
+
+/// After `step` others, all tokens allowed.
+fn want(params: &SamplingParams, step: usize, logprobs: Option<u32>) -> Draw<'_> {
+    let history = History { prompt: &[0], generated: &GENERATED[..step] };
+    Draw { params, history, mask: None, logprobs }
+}
+
+fn one(cpu: &Cpu, logits: &[f32], want: Want<'_>) -> Sampled {
+    cpu.sample(&Matrix::new(logits.to_vec(), logits.len()), &[want]).unwrap().remove(0)
+}
+
+fn draw(cpu: &Cpu, logits: &[f32], params: &SamplingParams, step: usize) -> Sampled {
+    one(cpu, logits, Want::Draw(want(params, step, None)))
+}
+
+/// Tokens, likeliest first.
+fn ranked(logits: &[f32]) -> Vec<TokenId> {
+    let mut order: Vec<TokenId> = (0..logits.len() as TokenId).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    order
+}
+
+fn mask(vocabulary: usize, allowed: impl IntoIterator<Item = TokenId>) -> TokenMask {
+    let mut mask = TokenMask::none(vocabulary);
+    allowed.into_iter().for_each(|token| mask.allow(token));
+    mask
 }
 
 /// Probability of each token after the filters, by their definitions: sort, cut, renormalise.
@@ -123,19 +148,20 @@ fn a_draw_depends_on_seed_and_step_and_not_on_its_neighbours() {
     let mut rng = Rng(4);
     let vocabulary = 5000;
     let logits = rng.vec(8 * vocabulary);
-    let row = |i: usize| SampleRow {
-        params: SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 0, min_p: 0.0, seed: 7 },
-        step: i as u64 / 2,
-        logprobs: Some(3),
+    let params = SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 0, min_p: 0.0, seed: 7 };
+    let odd = mask(vocabulary, (1..vocabulary as TokenId).step_by(2));
+    let of = |i: usize| match i {
+        6 => Want::Score(Score { target: 11, logprobs: 3 }),
+        5 | 7 => Want::Draw(Draw { mask: Some(&odd), ..want(&params, i / 2, Some(3)) }),
+        _ => Want::Draw(want(&params, i / 2, Some(3))),
     };
-    let rows: Vec<SampleRow> = (0..8).map(row).collect();
-    let together = cpu.sample(&Matrix::new(logits.clone(), vocabulary), &rows).unwrap();
-    for (i, row) in rows.iter().enumerate() {
-        let alone = Matrix::new(logits[i * vocabulary..][..vocabulary].to_vec(), vocabulary);
-        assert_eq!(cpu.sample(&alone, std::slice::from_ref(row)).unwrap()[0], together[i]);
+    let wants: Vec<Want<'_>> = (0..8).map(of).collect();
+    let together = cpu.sample(&Matrix::new(logits.clone(), vocabulary), &wants).unwrap();
+    for (i, want) in wants.iter().enumerate() {
+        assert_eq!(one(&cpu, &logits[i * vocabulary..][..vocabulary], *want), together[i]);
     }
     let tokens = |seed: u64| -> Vec<_> {
-        let params = SamplingParams { seed, ..rows[0].params.clone() };
+        let params = SamplingParams { seed, ..params.clone() };
         (0..20).map(|step| draw(&cpu, &logits[..vocabulary], &params, step).token).collect()
     };
     assert_eq!(tokens(1), tokens(1));
@@ -173,15 +199,97 @@ fn logprobs_are_those_of_the_raw_logits_best_first() {
     let mut rng = Rng(8);
     let logits: Vec<f32> = rng.vec(3000).iter().map(|x| x * 9.0).collect();
     let params = SamplingParams { temperature: 0.5, top_p: 0.5, top_k: 40, min_p: 0.1, seed: 1 };
-    let row = SampleRow { params, step: 0, logprobs: Some(100) };
-    let sampled = cpu.sample(&Matrix::new(logits.clone(), 3000), &[row]).unwrap().remove(0);
+    let sampled = one(&cpu, &logits, Want::Draw(want(&params, 0, Some(100))));
     let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
     let exact = |token: u32| f64::from(logits[token as usize]) - sum.ln();
     let close = |token: u32, found: f32| (f64::from(found) - exact(token)).abs() < 1e-5;
     assert!(close(sampled.token.unwrap(), sampled.logprob));
     assert_eq!(sampled.top.len(), 100);
     assert!(sampled.top.iter().all(|&(token, logprob)| close(token, logprob)));
-    let mut order: Vec<u32> = (0..3000).collect();
-    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    let order = ranked(&logits);
     assert!(sampled.top.iter().map(|&(token, _)| token).eq(order[..100].iter().copied()));
+    assert_eq!(order[sampled.rank as usize - 1], sampled.token.unwrap());
+    let none = draw(&cpu, &logits, &params, 0);
+    assert_eq!((none.token, none.rank, none.top.len()), (sampled.token, 0, 0), "not asked for");
+}
+
+#[test]
+fn a_masked_draw_is_the_draw_of_a_vocabulary_of_the_allowed_tokens_alone() {
+    let cpu = Cpu::new(1);
+    let mut rng = Rng(9);
+    // The last word of a mask is part of one.
+    for vocabulary in [1, 33, 77, 1000] {
+        for (temperature, top_p, top_k, min_p) in
+            [(0.0, 1.0, 0, 0.0), (1.0, 1.0, 0, 0.0), (0.7, 0.8, 0, 0.0), (1.3, 0.9, 6, 0.1)]
+        {
+            let logits: Vec<f32> = rng.vec(vocabulary).iter().map(|x| x * 6.0).collect();
+            let params = SamplingParams { temperature, top_p, top_k, min_p, seed: 5 };
+            let likeliest = ranked(&logits)[0];
+            let all = 0..vocabulary as TokenId;
+            let allowed: Vec<TokenId> = all
+                .filter(|&token| vocabulary == 1 || (token != likeliest && rng.below(3) > 0))
+                .collect();
+            let few: Vec<f32> = allowed.iter().map(|&token| logits[token as usize]).collect();
+            let mask = mask(vocabulary, allowed.iter().copied());
+            for step in 0..50 {
+                let masked = Draw { mask: Some(&mask), ..want(&params, step, Some(2)) };
+                let masked = one(&cpu, &logits, Want::Draw(masked));
+                let alone = draw(&cpu, &few, &params, step).token;
+                assert_eq!(masked.token, alone.map(|token| allowed[token as usize]), "{params:?}");
+                // Its logprob, its rank and the alternatives are those among all tokens.
+                let target = masked.token.unwrap();
+                let scored = one(&cpu, &logits, Want::Score(Score { target, logprobs: 2 }));
+                assert_eq!(masked, scored, "{params:?}");
+                assert_eq!(masked.top[0].0, likeliest);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mask_may_leave_the_lower_of_equals_or_nothing() {
+    let cpu = Cpu::new(1);
+    let logits = [1.0, 9.0, 3.0, 3.0, 9.0, 3.0, f32::NAN];
+    for temperature in [0.0, 1e-30, 1.0] {
+        let params = SamplingParams { temperature, ..SamplingParams::greedy() };
+        let of = |allowed: &[TokenId]| {
+            let mask = mask(7, allowed.iter().copied());
+            let draw = Draw { mask: Some(&mask), ..want(&params, 0, Some(2)) };
+            let Sampled { token, rank, top, .. } = one(&cpu, &logits, Want::Draw(draw));
+            (token, rank, top.into_iter().map(|(id, _)| id).collect::<Vec<_>>())
+        };
+        if temperature == 0.0 {
+            assert_eq!(of(&[0, 3, 5, 2]), (Some(2), 3, vec![1, 4]), "the best two are masked out");
+            assert_eq!(of(&[5, 3]), (Some(3), 4, vec![1, 4]));
+        }
+        assert_eq!(of(&[4]), (Some(4), 2, vec![1, 4]));
+        assert_eq!(of(&[]), (None, 0, Vec::new()));
+        assert_eq!(of(&[6]), (None, 0, Vec::new()), "what is not finite");
+    }
+}
+
+#[test]
+fn a_score_is_the_logprob_and_the_rank_of_the_given_token() {
+    let cpu = Cpu::new(1);
+    let mut rng = Rng(10);
+    let mut logits: Vec<f32> = rng.vec(300).iter().map(|x| (x * 20.0).round() / 4.0).collect();
+    logits[17] = f32::NEG_INFINITY;
+    logits[40] = f32::NAN;
+    let finite = |l: &f32| if l.is_finite() { *l } else { f32::NEG_INFINITY };
+    let clean: Vec<f32> = logits.iter().map(finite).collect();
+    let order = ranked(&clean);
+    let sum: f64 = clean.iter().map(|&l| f64::from(l).exp()).sum();
+    for (likelier, &target) in order.iter().enumerate() {
+        let logprobs = (likelier % 4) as u32;
+        let scored = one(&cpu, &logits, Want::Score(Score { target, logprobs }));
+        assert_eq!((scored.token, scored.rank), (Some(target), likelier as u32 + 1));
+        let exact = f64::from(clean[target as usize]) - sum.ln();
+        let close =
+            f64::from(scored.logprob) == exact || (f64::from(scored.logprob) - exact).abs() < 1e-5;
+        assert!(close, "{target}: {}, expected {exact}", scored.logprob);
+        let top: Vec<TokenId> = scored.top.iter().map(|(token, _)| *token).collect();
+        assert_eq!(top, order[..logprobs as usize]);
+    }
+    let nothing = one(&cpu, &[f32::NAN; 3], Want::Score(Score { target: 1, logprobs: 2 }));
+    assert_eq!((nothing.token, nothing.rank, nothing.top.len()), (None, 0, 0));
 }

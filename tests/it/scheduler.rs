@@ -1,13 +1,17 @@
 //! Random schedules against a simulated device.
 //!
-//! The simulated KV cache stores, in each cell, a hash of the adapter and of all tokens up to that
-//! position: what a real cell's numbers are a function of. Sampling reads the cells that a block
-//! table names, as attention does, so that one stale or foreign cell changes the tokens.
+//! The simulated KV cache stores, in each cell, a hash of the salt, of all tokens up to that
+//! position and of what their rows carried: what a real cell's numbers are a function of, and the
+//! salt. Sampling reads the cells that a block table names, as attention does, so that one stale or
+//! foreign cell changes the tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tessera::ids::{Digest, SequenceId, TokenId};
-use tessera::scheduler::{Counts, Entry, NewSequence, Plan, Refused, Scheduler, SchedulerConfig};
+use tessera::recipe::{Part, Recipe, Weight};
+use tessera::scheduler::{
+    Committed, Counts, Entry, NewSequence, Plan, PromptRows, Refused, Scheduler, SchedulerConfig,
+};
 
 use crate::Rng;
 
@@ -20,13 +24,31 @@ fn mix(state: u64, value: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn root(adapter: Option<Digest>) -> u64 {
-    adapter.map_or(1, |digest| mix(2, u64::from(digest.0[0])))
+fn root(new: &NewSequence) -> u64 {
+    new.salt.map_or(1, |salt| mix(2, u64::from(salt.0[0])))
+}
+
+/// What the row at a position makes of the one before it.
+fn after(new: &NewSequence, state: u64, position: usize, token: TokenId) -> u64 {
+    let parts = match position >= new.recipe.from() as usize {
+        true => new.recipe.parts(),
+        false => &[],
+    };
+    let carried = parts.iter().fold(3, |state, part| {
+        mix(mix(state, u64::from(part.adapter.0[0])), u64::from(part.weight.get().to_bits()))
+    });
+    mix(mix(state, carried), u64::from(token) + 1)
 }
 
 /// What position `tokens.len() - 1` must hold.
-fn content(adapter: Option<Digest>, tokens: &[TokenId]) -> u64 {
-    tokens.iter().fold(root(adapter), |state, &token| mix(state, u64::from(token) + 1))
+fn content(new: &NewSequence, tokens: &[TokenId]) -> u64 {
+    let rows = tokens.iter().enumerate();
+    rows.fold(root(new), |state, (position, &token)| after(new, state, position, token))
+}
+
+/// Positions of a prompt whose logits are wanted, beside the one that draws.
+fn is_scored(new: &NewSequence, position: usize) -> bool {
+    new.wanted == PromptRows::Logits && position + 1 < new.prompt.len()
 }
 
 /// The toy model: the token after a text, and whether it ends the text.
@@ -38,8 +60,11 @@ fn next_token(content: u64) -> (TokenId, bool) {
 /// What a sequence generates when nothing else runs.
 fn alone(new: &NewSequence) -> Vec<TokenId> {
     let mut text = new.prompt.clone();
+    if new.tokens_max == 0 {
+        return Vec::new();
+    }
     loop {
-        let (token, end) = next_token(content(new.adapter, &text));
+        let (token, end) = next_token(content(new, &text));
         text.push(token);
         if end || text.len() == new.prompt.len() + new.tokens_max as usize {
             return text.split_off(new.prompt.len());
@@ -84,6 +109,7 @@ impl Simulation {
             block_tokens,
             blocks: 1 + rng.below(blocks_max),
             queue_requests_max: 1 + rng.below(8),
+            logit_rows_max: sequences_max + rng.below(4),
             prefix_cache: rng.below(5) > 0,
         };
         let prefixes = (0..3).map(|_| text(&mut rng, 12)).collect();
@@ -108,14 +134,29 @@ impl Simulation {
         let mut prompt = prefix[..rng.below(prefix.len() + 1)].to_vec();
         let tail = 1 + rng.below(4);
         prompt.extend(text(rng, tail));
-        let adapter = rng.below(3).checked_sub(1).map(|n| Digest([n as u8; 32]));
+        // One adapter or none most of the time, so that texts meet their like.
+        let parts = [0, 0, 0, 0, 1, 1, 1, 2][rng.below(8)];
+        let mut part = || Part {
+            adapter: Digest([rng.below(2) as u8; 32]),
+            weight: Weight::new([1.0, 1.0, 1.0, 1.0, -0.5][rng.below(5)]).unwrap(),
+        };
+        let recipe = Recipe::new((0..parts).map(|_| part()).collect());
+        let recipe = recipe.active_from([0, 0, 0, 0, 0, 0, 3, 9][rng.below(8)]);
+        let salt = (rng.below(16) == 0).then(|| Digest([rng.below(2) as u8; 32]));
+        let wanted = match rng.below(16) {
+            0 => PromptRows::Logits,
+            1 => PromptRows::Hidden,
+            _ => PromptRows::Nothing,
+        };
+        let none = wanted != PromptRows::Nothing && rng.below(2) == 0;
+        let tokens_max = if none { 0 } else { 1 + rng.below(24) as u32 };
         let id = SequenceId(self.arrived);
         self.arrived += 1;
-        NewSequence { id, prompt, adapter, tokens_max: 1 + rng.below(24) as u32 }
+        NewSequence { id, prompt, recipe, salt, tokens_max, wanted }
     }
 
     fn admit(&mut self, new: NewSequence) {
-        let positions = new.prompt.len() + new.tokens_max as usize - 1;
+        let positions = new.prompt.len() + (new.tokens_max as usize).saturating_sub(1);
         let blocks_needed = positions.div_ceil(self.config.block_tokens);
         let waiting = self.live.values().filter(|live| !live.running).count();
         let expected = if blocks_needed > self.config.blocks {
@@ -177,6 +218,7 @@ impl Simulation {
         let rows: usize = plan.entries.iter().map(|entry| entry.tokens.len()).sum();
         assert!(rows <= config.batch_tokens_max);
         let mut seen = BTreeSet::new();
+        let mut logits = 0;
         for entry in &plan.entries {
             assert!(seen.insert(entry.id), "planned twice");
             let live = self.live.get_mut(&entry.id).unwrap();
@@ -185,12 +227,17 @@ impl Simulation {
             live.running = true;
             let (start, end) = (entry.start as usize, entry.start as usize + entry.tokens.len());
             assert!(start >= live.computed && start < end);
+            // Rows that are wanted are never spared.
+            assert!(start == live.computed || live.new.wanted == PromptRows::Nothing);
+            logits += (start..end).filter(|&row| is_scored(&live.new, row)).count();
+            logits += usize::from(entry.draws);
             assert_eq!(entry.tokens, live.text[start..end]);
-            assert_eq!(entry.samples, end == live.text.len());
+            assert_eq!(entry.draws, end == live.text.len() && live.new.tokens_max > 0);
             assert_eq!(entry.block_table.len(), end.div_ceil(config.block_tokens));
             let distinct: BTreeSet<_> = entry.block_table.iter().collect();
             assert_eq!(distinct.len(), entry.block_table.len());
         }
+        assert!(logits <= config.logit_rows_max);
         let running = self.live.iter().filter(|(_, live)| live.running);
         let decoding = running.clone().filter(|(_, live)| live.computed + 1 == live.text.len());
         assert!(decoding.clone().all(|(id, _)| seen.contains(id)), "a stream stalled");
@@ -208,19 +255,19 @@ impl Simulation {
     }
 
     /// Checks what the plan reads, writes its rows, checks again what it reads, and samples.
-    fn run(&mut self, plan: &Plan) -> Vec<(SequenceId, TokenId, bool)> {
+    fn run(&mut self, plan: &Plan) -> Vec<Committed> {
         for entry in &plan.entries {
             self.check_cells(entry, entry.start as usize);
         }
         let mut written = BTreeSet::new();
         for entry in &plan.entries {
             let mut state = match entry.start {
-                0 => root(self.live[&entry.id].new.adapter),
+                0 => root(&self.live[&entry.id].new),
                 start => self.cell(entry, start as usize - 1).unwrap(),
             };
             for (row, &token) in entry.tokens.iter().enumerate() {
-                state = mix(state, u64::from(token) + 1);
                 let position = entry.start as usize + row;
+                state = after(&self.live[&entry.id].new, state, position, token);
                 let block = entry.block_table[position / self.config.block_tokens].0 as usize;
                 let cell = position % self.config.block_tokens;
                 assert!(written.insert((block, cell)), "two rows write one cell");
@@ -231,12 +278,27 @@ impl Simulation {
         for entry in &plan.entries {
             let end = entry.start as usize + entry.tokens.len();
             self.check_cells(entry, end);
-            if entry.samples {
-                let (token, end) = next_token(self.cell(entry, end - 1).unwrap());
-                sampled.push((entry.id, token, end));
+            if entry.draws {
+                let state = self.cell(entry, end - 1).unwrap();
+                sampled.push(self.draw(entry.id, end, state));
             }
         }
         sampled
+    }
+
+    /// The token that follows `position - 1`, and sometimes those after it: what a step that checks
+    /// guessed tokens accepts.
+    fn draw(&mut self, id: SequenceId, position: usize, mut state: u64) -> Committed {
+        let count = [1, 1, 1, 2, 4][self.rng.below(5)];
+        let new = &self.live[&id].new;
+        let (mut tokens, mut finished) = (Vec::new(), false);
+        while tokens.len() < count && !finished {
+            let (token, end) = next_token(state);
+            state = after(new, state, position + tokens.len(), token);
+            tokens.push(token);
+            finished = end;
+        }
+        Committed { id, tokens, finished }
     }
 
     fn cell(&self, entry: &Entry, position: usize) -> Option<u64> {
@@ -247,36 +309,47 @@ impl Simulation {
     /// The first `len` cells of the entry's table hold its own adapter's KV of its own text.
     fn check_cells(&self, entry: &Entry, len: usize) {
         let live = &self.live[&entry.id];
-        let mut state = root(live.new.adapter);
+        let mut state = root(&live.new);
         for position in 0..len {
-            state = mix(state, u64::from(live.text[position]) + 1);
+            state = after(&live.new, state, position, live.text[position]);
             let cell = self.cell(entry, position);
             assert_eq!(cell, Some(state), "{:?} at {position}: stale KV", entry.id);
         }
     }
 
-    fn commit(&mut self, plan: &Plan, mut sampled: Vec<(SequenceId, TokenId, bool)>) {
+    fn commit(&mut self, plan: &Plan, mut sampled: Vec<Committed>) {
         if self.faults && self.rng.below(8) == 0 && !sampled.is_empty() {
             sampled.swap_remove(self.rng.below(sampled.len())); // A row without finite logits.
         }
         self.scheduler.commit(plan, &sampled);
         for entry in &plan.entries {
-            let open = entry.samples && sampled.iter().all(|(id, ..)| *id != entry.id);
-            if let Some(live) = self.live.get_mut(&entry.id) {
-                live.computed = entry.start as usize + entry.tokens.len() - usize::from(open);
+            let open = entry.draws && sampled.iter().all(|result| result.id != entry.id);
+            let Some(live) = self.live.get_mut(&entry.id) else { continue };
+            live.computed = entry.start as usize + entry.tokens.len() - usize::from(open);
+            if live.new.tokens_max == 0 && live.computed == live.text.len() {
+                self.end(entry.id);
             }
         }
-        for (id, token, end) in sampled {
+        for Committed { id, tokens, finished } in sampled {
             let Some(live) = self.live.get_mut(&id) else { continue };
-            live.text.push(token);
-            let generated = &live.text[live.new.prompt.len()..];
-            if end || generated.len() == live.new.tokens_max as usize {
-                assert_eq!(generated, alone(&live.new), "{id:?}");
-                assert_eq!(self.scheduler.cached_tokens(id), None);
-                self.live.remove(&id);
-                self.finished += 1;
+            let text_max = live.new.prompt.len() + live.new.tokens_max as usize;
+            let room = text_max - live.text.len();
+            live.text.extend(tokens.iter().take(room));
+            if finished && tokens.len() <= room || live.text.len() == text_max {
+                self.end(id);
+            } else {
+                let history = self.scheduler.history(id).unwrap();
+                assert_eq!([history.prompt, history.generated].concat(), self.live[&id].text);
             }
         }
+    }
+
+    /// A sequence has ended: its text is what it would have been alone.
+    fn end(&mut self, id: SequenceId) {
+        let Live { new, text, .. } = self.live.remove(&id).unwrap();
+        assert_eq!(text[new.prompt.len()..], alone(&new), "{id:?}");
+        assert_eq!(self.scheduler.cached_tokens(id), None);
+        self.finished += 1;
     }
 
     /// Steps until everything has finished. Each step that runs brings the oldest running sequence
@@ -338,7 +411,8 @@ fn run_schedule(seed: u64) -> Simulation {
     let positions = simulation.config.blocks * simulation.config.block_tokens;
     let prompt = text(&mut simulation.rng, positions);
     let id = SequenceId(u64::MAX);
-    simulation.admit(NewSequence { id, prompt, adapter: None, tokens_max: 1 });
+    let (recipe, wanted) = (Recipe::base(), PromptRows::Nothing);
+    simulation.admit(NewSequence { id, prompt, recipe, salt: None, tokens_max: 1, wanted });
     simulation.drain();
     simulation.check_empty();
     simulation
@@ -379,6 +453,7 @@ fn a_rare_adapter_is_not_starved_by_popular_ones() {
         block_tokens: 4,
         blocks: 64,
         queue_requests_max: 16,
+        logit_rows_max: 12,
         prefix_cache: true,
     };
     let mut scheduler = Scheduler::new(config).unwrap();
@@ -390,8 +465,10 @@ fn a_rare_adapter_is_not_starved_by_popular_ones() {
             let id = SequenceId(next);
             // Of different lengths, so that they never all end at once.
             let (prompt, tokens_max) = (vec![1, 2, 3], 3 + (next % 5) as u32);
-            let adapter = Some(Digest([adapter(id) as u8; 32]));
-            scheduler.admit(NewSequence { id, prompt, adapter, tokens_max }).unwrap();
+            let recipe = Recipe::one(Digest([adapter(id) as u8; 32]));
+            let wanted = PromptRows::Nothing;
+            let new = NewSequence { id, prompt, recipe, salt: None, tokens_max, wanted };
+            scheduler.admit(new).unwrap();
             next += 1;
         }
         let mut pinned: BTreeSet<u64> = running.iter().map(|&id| adapter(id)).collect();
@@ -405,8 +482,9 @@ fn a_rare_adapter_is_not_starved_by_popular_ones() {
         if plan.entries.iter().any(|entry| entry.id == SequenceId(5)) {
             return;
         }
-        let sampling = plan.entries.iter().filter(|entry| entry.samples);
-        let results: Vec<_> = sampling.map(|entry| (entry.id, 1, false)).collect();
+        let sampling = plan.entries.iter().filter(|entry| entry.draws);
+        let result = |entry: &Entry| Committed { id: entry.id, tokens: vec![1], finished: false };
+        let results: Vec<_> = sampling.map(result).collect();
         running.extend(plan.entries.iter().map(|entry| entry.id));
         scheduler.commit(&plan, &results);
         running.retain(|&id| scheduler.cached_tokens(id).is_some());

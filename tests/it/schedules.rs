@@ -8,16 +8,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tessera::adapter::{Adapter, Load, Store};
+use tessera::adapter::{Adapter, Catalog, LoadAdapter};
 use tessera::engine::{EngineHandle, Event};
 use tessera::ids::{Digest, TokenId};
+use tessera::recipe::Recipe;
 use tessera::request::{Limits, Request, RequestFields, SamplingParams};
 use tessera::scheduler::{OVERTAKES_MAX, SchedulerConfig};
 use tokio::sync::mpsc::Receiver;
 
 use crate::Rng;
 use crate::files::Draft;
-use crate::harness::{BLOCK_TOKENS, Golden, roomy};
+use crate::harness::{BLOCK_TOKENS, Golden, name, roomy};
 
 const VOCABULARY: usize = 512;
 const SLOTS: usize = 4;
@@ -48,20 +49,19 @@ impl Asked {
             }
         };
         let fields = RequestFields {
-            prompt: self.prompt.clone(),
             tokens_max: Some(self.tokens_max),
             sampling,
             stop_tokens: vec![7],
-            logprobs: None,
+            ..RequestFields::default()
         };
-        Request::new(fields, &limits).unwrap()
+        Request::new(self.prompt.clone(), fields, &limits).unwrap()
     }
 }
 
 fn submit(engine: &EngineHandle, asked: &Asked, adapter: Option<Arc<Adapter>>) -> Receiver<Event> {
     assert_eq!(asked.content, adapter.as_ref().map(|a| a.digest));
     let ticket = engine.reserve(1).unwrap().remove(0);
-    engine.generate(ticket, asked.request(), adapter)
+    engine.generate(ticket, asked.request(), adapter.map_or(Recipe::base(), Recipe::one))
 }
 
 /// Tokens with their logprobs, and how many prompt tokens were found cached.
@@ -76,6 +76,7 @@ fn finish(events: &mut Receiver<Event>) -> (Vec<(TokenId, f32)>, u32) {
                 }
             }
             Event::Started { cached_tokens } => cached = cached_tokens,
+            Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
             Event::Failed(why) => panic!("{why}"),
         }
     }
@@ -171,6 +172,7 @@ impl Live {
                     }
                 }
                 Event::Started { .. } => {}
+                Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
                 Event::Failed(why) => panic!("{why}"),
             }
         }
@@ -191,10 +193,11 @@ fn schedule(
         block_tokens: BLOCK_TOKENS,
         blocks: FEW_BLOCKS,
         queue_requests_max: 10_000,
+        logit_rows_max: 6,
         prefix_cache: true,
     };
     let engine = golden.engine(limits, SLOTS);
-    let store = Store::new(1 << 30);
+    let catalog = Catalog::new(1 << 30);
     let names = ["a", "b", "c", "d", "e"];
     let shared: Vec<Vec<TokenId>> = (0..3).map(|_| ids(rng, 64)).collect();
     let seen: Vec<Vec<TokenId>> = (0..6).map(|_| prompt(rng, &shared)).collect();
@@ -204,17 +207,17 @@ fn schedule(
             // Load under a name, replacing what it meant.
             0 => {
                 let content = contents[rng.below(contents.len())].clone();
-                store.insert(names[rng.below(names.len())], content, 0, true).unwrap();
+                name(&catalog, names[rng.below(names.len())], &content, 0);
             }
             1 => {
-                store.remove(names[rng.below(names.len())]);
+                catalog.remove(names[rng.below(names.len())]);
             }
             // The client goes away.
             2 if !live.is_empty() => drop(live.swap_remove(rng.below(live.len()))),
             // Time for the engine, so that some steps see few sequences.
             3 => std::thread::sleep(Duration::from_micros(rng.below(1000) as u64)),
             _ => {
-                let named = store.get(names[rng.below(names.len())]);
+                let named = catalog.get(names[rng.below(names.len())]);
                 let adapter = named.map(|named| named.adapter.clone());
                 // Half of the prompts are met again and again, by every content.
                 let asked = Asked {
@@ -294,15 +297,10 @@ fn a_preempted_request_does_not_keep_the_place_that_the_one_before_it_waits_for(
     let engine = golden.engine(scheduler, 1);
     let start_with = |prompt, tokens_max, adapter: Option<&Arc<Adapter>>| {
         let limits = Limits { context_tokens_max: 512, vocabulary_tokens: 512, logprobs_max: 0 };
-        let fields = RequestFields {
-            prompt,
-            tokens_max: Some(tokens_max),
-            sampling: SamplingParams::greedy(),
-            stop_tokens: Vec::new(),
-            logprobs: None,
-        };
+        let fields = RequestFields { tokens_max: Some(tokens_max), ..RequestFields::default() };
         let ticket = engine.reserve(1).unwrap().remove(0);
-        engine.generate(ticket, Request::new(fields, &limits).unwrap(), adapter.cloned())
+        let request = Request::new(prompt, fields, &limits).unwrap();
+        engine.generate(ticket, request, adapter.cloned().map_or(Recipe::base(), Recipe::one))
     };
     let start = |prompt, tokens_max, adapter| start_with(vec![prompt], tokens_max, adapter);
     // Takes nearly all pages for a while: the others arrive meanwhile.
@@ -385,13 +383,13 @@ fn llama_cpp_26207_a_request_never_continues_on_kv_of_another_scale_or_of_the_ba
 fn vllm_42125_a_name_loaded_again_with_other_weights_never_meets_the_old_kv() {
     let golden = Golden::open("llama", None);
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(1 << 30);
+    let catalog = Catalog::new(1 << 30);
     let mut session = Session::new(&golden);
     // The same directory and the same name throughout; only the weights change.
     let load = |factor: f32| {
         let adapter = changed(&golden, folder.path(), "lora_qv", |d| d.multiply("lora_B", factor));
-        store.insert("tenant", adapter, 0, true).unwrap();
-        store.get("tenant").unwrap().adapter.clone()
+        name(&catalog, "tenant", &adapter, 0);
+        catalog.get("tenant").unwrap().adapter.clone()
     };
     let first = load(1.0);
     assert_eq!(session.ask("first weights", Some(&first)), 0);
@@ -399,7 +397,7 @@ fn vllm_42125_a_name_loaded_again_with_other_weights_never_meets_the_old_kv() {
     let second = load(-3.0);
     assert_ne!(first.digest, second.digest);
     assert_eq!(session.ask("second weights", Some(&second)), 0);
-    assert!(store.remove("tenant"));
+    assert!(catalog.remove("tenant").is_some());
     let third = load(2.0);
     assert_eq!(session.ask("third weights, after unloading", Some(&third)), 0);
     // Old content under the name again: its own KV may be used, and is right.
@@ -424,7 +422,7 @@ fn another_scale_is_another_content() {
 fn a_request_in_flight_keeps_the_content_it_began_with() {
     let golden = Golden::open("llama", None);
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(1 << 30);
+    let catalog = Catalog::new(1 << 30);
     // One slot: the new content has to wait for the old one's last request.
     let engine = golden.engine(roomy(), 1);
     let mut alone = Alone::new(&golden);
@@ -436,8 +434,8 @@ fn a_request_in_flight_keeps_the_content_it_began_with() {
         tokens_max,
         seed: Some(3),
     };
-    store.insert("tenant", old, 0, true).unwrap();
-    let before = store.get("tenant").unwrap().adapter.clone();
+    name(&catalog, "tenant", &old, 0);
+    let before = catalog.get("tenant").unwrap().adapter.clone();
     let (first, second) = (asked(&before, 120), asked(&new, 20));
     let mut events = submit(&engine, &first, Some(before.clone()));
     // It is running when the name changes.
@@ -445,10 +443,10 @@ fn a_request_in_flight_keeps_the_content_it_began_with() {
     assert!(matches!(started, Event::Started { .. }), "{started:?}");
     let began = events.blocking_recv().unwrap();
     let Event::Token { token, logprob, .. } = began else { panic!("{began:?}") };
-    store.insert("tenant", new, 0, true).unwrap();
-    let after = store.get("tenant").unwrap().adapter.clone();
+    name(&catalog, "tenant", &new, 0);
+    let after = catalog.get("tenant").unwrap().adapter.clone();
     let mut later = submit(&engine, &second, Some(after.clone()));
-    assert!(store.remove("tenant"));
+    assert!(catalog.remove("tenant").is_some());
     let mut got = vec![(token, logprob)];
     got.extend(finish(&mut events).0);
     alone.check("began before", &first, Some(before), &got);

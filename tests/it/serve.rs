@@ -281,6 +281,24 @@ fn metric(server: &Server, name: &str) -> u64 {
 }
 
 #[test]
+fn an_adapter_that_is_given_under_two_names_is_kept_once() {
+    let bytes = |names: &[&str]| {
+        let flags: Vec<_> = names.iter().map(|n| format!("{n}={}", adapter("lora_qv"))).collect();
+        let model = text(&golden());
+        let mut args = vec![model.as_str()];
+        flags.iter().for_each(|flag| args.extend(["--adapter", flag]));
+        let server = Server::start(&args);
+        for name in names {
+            let (got, want) = greedy(&server, name, "lora_qv");
+            assert_eq!(got, want, "{name}");
+        }
+        assert_eq!(metric(&server, "tessera:adapters_loaded"), names.len() as u64);
+        metric(&server, "tessera:adapters_bytes")
+    };
+    assert_eq!(bytes(&["a", "b"]), bytes(&["a"]));
+}
+
+#[test]
 fn a_preempted_requests_prompt_is_counted_once() {
     // A little more than one sequence's KV: several at once preempt each other.
     let flags = ["--max-model-len", "128", "--kv-cache-bytes", "122880", "--no-prefix-cache"];

@@ -9,7 +9,7 @@ use tessera::adapter::{Adapter, AdapterFile, Base, FileLimits, lower};
 use tessera::cli::synth::{
     AdapterKind, AdapterShape, Family, ModelShape, Preset, synth_adapter, synth_model,
 };
-use tessera::delta::SiteDelta;
+use tessera::delta::{Delta, LowRank, SiteDelta};
 use tessera::dtype::Dtype;
 use tessera::engine::CheckpointBase;
 use tessera::model::Checkpoint;
@@ -66,7 +66,7 @@ fn a_model_of_each_family_width_and_tying_loads() {
             let loaded = Checkpoint::open(&dir, None).unwrap();
             assert_eq!((loaded.dtype, loaded.config.tied), (dtype, tied));
             assert_eq!((loaded.config.layers, loaded.config.head_dim), (2, 16));
-            let q = loaded.site("model.layers.1.self_attn.q_proj");
+            let q = loaded.sites.find("model.layers.1.self_attn.q_proj").unwrap();
             assert_eq!(loaded.bias(q).is_some(), family == Family::Qwen2);
             let norm = loaded.sites.find("model.layers.0.self_attn.q_norm");
             assert_eq!(norm.is_some(), family == Family::Qwen3);
@@ -130,11 +130,14 @@ fn an_adapter_of_each_kind_lowers_at_the_sites_and_rank_asked_for() {
 }
 
 /// The standard deviation of `B A x` for x of standard deviation 1, estimated as `‖BA‖ / √out`.
-fn strength(change: &SiteDelta, pool: &tessera::dtype::Values) -> f64 {
-    let (down, up) = (change.down.as_ref().unwrap(), change.up.as_ref().unwrap());
+fn strength(change: &SiteDelta, delta: &Delta) -> f64 {
+    let LowRank { rank, down, middle: None, up, end: None } = change.low_rank.as_ref().unwrap()
+    else {
+        panic!("no kind made here has scales between or after A and B");
+    };
     let (wide, out) = (down.width(), up.width());
     let product = |o: usize, i: usize| -> f64 {
-        let each = (0..down.rank).map(|r| up.get(pool, r, o) * down.get(pool, r, i));
+        let each = (0..*rank).map(|r| delta.element(up, r, o) * delta.element(down, r, i));
         f64::from(each.sum::<f32>())
     };
     let all = (0..out).flat_map(|o| (0..wide).map(move |i| (o, i)));
@@ -149,7 +152,7 @@ fn low_rank_kinds_change_an_output_by_a_tenth_whatever_the_rank_and_scaling() {
             let dir = root.path().join(format!("{kind:?}-{rank}"));
             synth_adapter(&dir, &AdapterShape { rank, ..adapter_shape(kind) }, &base).unwrap();
             let delta = read(&dir, &base).delta;
-            let mean = delta.sites.iter().map(|(_, site)| strength(site, &delta.pool)).sum::<f64>()
+            let mean = delta.sites.iter().map(|(_, site)| strength(site, &delta)).sum::<f64>()
                 / delta.sites.len() as f64;
             assert!((0.05..0.2).contains(&mean), "{kind:?} of rank {rank}: {mean}");
         }

@@ -1,4 +1,8 @@
-//! The layout rules, as tests: imports go one way, files stay small, `unsafe` stays where it is.
+//! The layout rules, as tests: imports go one way, files stay small, `unsafe` stays where it is,
+//! what is added has a test, and the pages in docs/ name what is there.
+
+mod oracles;
+mod pages;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["engine"],
     &["adapter", "model", "scheduler", "text"],
     &["backend"],
-    &["delta", "request", "site"],
+    &["delta", "recipe", "request", "site"],
     &["dtype", "ids"],
 ];
 /// The only files that may say `unsafe`: the vector kernels, the instructions they are made of, the
@@ -109,6 +113,59 @@ fn the_scheduler_sees_no_tensor_no_clock_and_no_channel() {
         let text = fs::read_to_string(&path).unwrap();
         for word in ["backend", "Instant", "SystemTime", "mpsc", "tokio", "thread"] {
             assert!(!code_lines(&text).any(|l| l.contains(word)), "{}: {word}", path.display());
+        }
+    }
+}
+
+/// `cli` makes and times random models and adapters of every kind; `http` has vLLM's routes and
+/// fields, which say LoRA for every kind of adapter.
+#[test]
+fn no_method_is_named_outside_of_adapter_and_no_family_outside_of_model() {
+    let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase());
+    let methods: Vec<String> = lower(oracles::methods()).collect();
+    let families = lower(oracles::architectures());
+    let families: Vec<String> = families.map(|name| name.replace("forcausallm", "")).collect();
+    let mut found = Vec::new();
+    for dir in ["src", "kernels"] {
+        files(&root().join(dir), &mut found);
+    }
+    for path in found {
+        let shown = path.strip_prefix(root()).unwrap().display().to_string();
+        let within = |folder: &str| shown.starts_with(folder);
+        let text = fs::read_to_string(&path).unwrap();
+        let words = oracles::words(&code_lines(&text).collect::<Vec<_>>().join("\n"));
+        let mut known = methods.iter().filter(|name| words.contains(*name));
+        let is_route = |name: &String| within("src/http/") && name == "lora";
+        let named = known.find(|name| !is_route(name));
+        assert!(
+            named.is_none() || within("src/adapter/") || within("src/cli/"),
+            "{shown}: {named:?}"
+        );
+        let named = families.iter().find(|name| words.contains(*name));
+        assert!(
+            named.is_none() || within("src/model/") || within("src/cli/"),
+            "{shown}: {named:?}"
+        );
+    }
+}
+
+#[test]
+fn the_engine_opens_no_file_and_nothing_is_kept_in_a_static() {
+    let src = root().join("src");
+    let mut found = Vec::new();
+    files(&src, &mut found);
+    for path in found {
+        let relative = path.strip_prefix(&src).unwrap().display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        for line in code_lines(&text) {
+            let is_owner = ["engine/", "scheduler"].iter().any(|m| relative.starts_with(m));
+            let opens = line.contains("fs::") || line.contains("File::");
+            assert!(!(is_owner && opens), "{relative}: {line}");
+            let item = line.trim_start_matches("pub ").trim_start_matches("pub(super) ");
+            let holds = ["mut ", "Mutex", "RwLock", "Atomic", "Once", "Lazy", "Cell"];
+            let changes = item.starts_with("static ") && holds.iter().any(|h| item.contains(h));
+            let kept = changes || item.starts_with("thread_local!");
+            assert!(!kept, "{relative}: what a layer needs is an argument: {line}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! No circles between the files of a folder: what a file builds on does not build on it.
 //!
-//! The rule, for each folder of [`FOLDERS`]:
+//! The rule, for each folder of `src` but those of [`STILL`]:
 //!
-//! * A node is a module of the folder: a file, or a folder within it with all that it holds.
-//!   `mod.rs` is a node of its own.
+//! * A node is a module of the folder: a file, or a folder within it with all that it holds. The
+//!   folder's root (`mod.rs`, or the file of its name beside it) is a node of its own.
 //! * A node builds on another when its code says `super::other`, `crate::folder::other` or the
 //!   like, in a `use` or anywhere else. A name that `mod.rs` re-exports counts as the module that
 //!   it comes from; any other name beneath the folder is an item of `mod.rs`.
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use crate::root;
 
-/// Folders without circles, beneath `src`.
-const FOLDERS: &[&str] = &["http", "http/error", "text"];
+/// Folders beneath `src` that have circles still. One that has none any more leaves the list.
+const STILL: &[&str] = &["backend/cuda", "backend/cuda/launch", "cli", "cli/bench", "cli/hub"];
 
 /// Node → nodes that it builds on.
 type Graph = BTreeMap<String, BTreeSet<String>>;
@@ -202,20 +202,39 @@ fn circle(graph: &Graph) -> Option<Vec<String>> {
     graph.keys().find_map(|node| visit(graph, node, &mut Vec::new(), &mut done))
 }
 
+fn folders(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            folders(&path, found);
+            found.push(path);
+        }
+    }
+}
+
 #[test]
 fn no_file_builds_on_one_that_builds_on_it() {
     let src = root().join("src");
-    for folder in FOLDERS {
+    let mut all = Vec::new();
+    folders(&src, &mut all);
+    let names = all.iter().map(|dir| dir.strip_prefix(&src).unwrap().to_str().unwrap());
+    let names: Vec<&str> = names.collect();
+    let gone: Vec<_> = STILL.iter().filter(|folder| !names.contains(folder)).collect();
+    assert!(gone.is_empty(), "no such folders: {gone:?}");
+    for (dir, folder) in all.iter().zip(names) {
         let mut found = Vec::new();
-        rust_files(&src.join(folder), &mut found);
+        rust_files(dir, &mut found);
+        found.extend(Some(dir.with_extension("rs")).filter(|path| path.exists()));
         let read = |path: PathBuf| {
             let text = fs::read_to_string(&path).unwrap();
             (path.strip_prefix(&src).unwrap().to_owned(), text)
         };
         let files: Vec<_> = found.into_iter().map(read).collect();
-        assert!(files.len() > 1, "{folder} has no files");
-        let circle = circle(&graph(folder, &files));
-        assert!(circle.is_none(), "src/{folder}: {}", circle.unwrap().join(" → "));
+        match (circle(&graph(folder, &files)), STILL.contains(&folder)) {
+            (Some(circle), false) => panic!("src/{folder}: {}", circle.join(" → ")),
+            (None, true) => panic!("src/{folder} has no circle any more: take it off STILL"),
+            (Some(_), true) | (None, false) => {}
+        }
     }
 }
 

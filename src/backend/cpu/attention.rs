@@ -7,9 +7,12 @@
 use std::ops::Range;
 
 use super::kv::Kv;
+use super::matrix::Matrix;
+use super::rows::norm_groups;
+use super::slots::Step;
+use super::threads::{Cpu, SERIAL_ELEMENTS_MAX};
 use super::weight::{Elements, with_slice};
-use super::{Cpu, Matrix};
-use crate::backend::{AttentionShape, Rows, Span};
+use crate::backend::{AttentionOps, AttentionShape, Norm, RopeTable, Span};
 
 /// Scores kept by one task: they and the pages they come from fit the second-level cache.
 const SCORE_BYTES_MAX: usize = 256 << 10;
@@ -25,48 +28,89 @@ struct Task<'a> {
     outs: Vec<&'a mut [f32]>,
 }
 
-pub(super) fn attention(
-    cpu: &Cpu,
-    q: &Matrix,
-    shape: &AttentionShape,
-    layer: usize,
-    kv: &Kv,
-    rows: &Rows,
-) -> Matrix {
-    let group_width = shape.heads / shape.kv_heads * shape.head_dim;
-    assert!(q.cols == shape.kv_heads * group_width, "This is a bug: q of another width.");
-    let mut out = Matrix::zeros(q.rows(), q.cols);
-    let mut rest = out.data.as_mut_slice();
-    let mut tasks = Vec::new();
-    let mut work = 0;
-    for span in &rows.spans {
-        let (mine, others) = rest.split_at_mut(span.len * q.cols);
-        rest = others;
-        let last = rows.positions[span.start + span.len - 1] as usize;
-        let token_bytes = (last + 1) * (shape.heads / shape.kv_heads) * size_of::<f32>();
-        let tokens = (SCORE_BYTES_MAX / token_bytes).clamp(1, QUERY_TOKENS_MAX);
-        work += span.len * (last + 1) * q.cols;
-        for (i, chunk) in mine.chunks_mut(tokens * q.cols).enumerate() {
-            let first_row = span.start + i * tokens;
-            let mut heads: Vec<Task<'_>> = (0..shape.kv_heads)
-                .map(|kv_head| Task { span, kv_head, first_row, outs: Vec::new() })
-                .collect();
-            for row in chunk.chunks_mut(q.cols) {
-                let parts = row.chunks_mut(group_width);
-                heads.iter_mut().zip(parts).for_each(|(task, part)| task.outs.push(part));
+impl AttentionOps for Cpu {
+    fn head_norm(&self, x: Matrix, norm: &Norm<Cpu>, step: &Step<'_>) -> Matrix {
+        norm_groups(self, &x, norm, step)
+    }
+
+    fn rope_and_store(
+        &self,
+        [mut q, mut k, v]: [Matrix; 3],
+        rope: &RopeTable,
+        layer: usize,
+        kv: &mut Kv,
+        step: &Step<'_>,
+    ) -> Matrix {
+        let head_dim = kv.shape().head_dim;
+        rotate(self, &mut q, head_dim, rope, &step.rows.positions);
+        rotate(self, &mut k, head_dim, rope, &step.rows.positions);
+        kv.store(self, layer, &k, &v, step.rows);
+        q
+    }
+
+    fn attention(
+        &self,
+        q: &Matrix,
+        shape: &AttentionShape,
+        layer: usize,
+        kv: &Kv,
+        step: &Step<'_>,
+    ) -> Matrix {
+        let rows = step.rows;
+        let group_width = shape.heads / shape.kv_heads * shape.head_dim;
+        assert!(q.cols == shape.kv_heads * group_width, "This is a bug: q of another width.");
+        let mut out = Matrix::zeros(q.rows(), q.cols);
+        let mut rest = out.data.as_mut_slice();
+        let mut tasks = Vec::new();
+        let mut work = 0;
+        for span in &rows.spans {
+            let (mine, others) = rest.split_at_mut(span.len * q.cols);
+            rest = others;
+            let last = rows.positions[span.start + span.len - 1] as usize;
+            let token_bytes = (last + 1) * (shape.heads / shape.kv_heads) * size_of::<f32>();
+            let tokens = (SCORE_BYTES_MAX / token_bytes).clamp(1, QUERY_TOKENS_MAX);
+            work += span.len * (last + 1) * q.cols;
+            for (i, chunk) in mine.chunks_mut(tokens * q.cols).enumerate() {
+                let first_row = span.start + i * tokens;
+                let mut heads: Vec<Task<'_>> = (0..shape.kv_heads)
+                    .map(|kv_head| Task { span, kv_head, first_row, outs: Vec::new() })
+                    .collect();
+                for row in chunk.chunks_mut(q.cols) {
+                    let parts = row.chunks_mut(group_width);
+                    heads.iter_mut().zip(parts).for_each(|(task, part)| task.outs.push(part));
+                }
+                tasks.extend(heads);
             }
-            tasks.extend(heads);
         }
+        let positions = &rows.positions;
+        let op = Op { cpu: self, q, shape, pages: kv.layer(layer), kv, positions };
+        if work <= SERIAL_ELEMENTS_MAX {
+            tasks.into_iter().for_each(|task| op.run(task));
+        } else {
+            // The last blocks see the most positions: handed out first, they do not end last.
+            tasks.reverse();
+            self.each(tasks, |task| op.run(task));
+        }
+        out
     }
-    let op = Op { cpu, q, shape, pages: kv.layer(layer), kv, positions: &rows.positions };
-    if work <= super::SERIAL_ELEMENTS_MAX {
-        tasks.into_iter().for_each(|task| op.run(task));
-    } else {
-        // The last blocks see the most positions: handed out first, they do not end last.
-        tasks.reverse();
-        cpu.each(tasks, |task| op.run(task));
-    }
-    out
+}
+
+/// Rotates every head of `x` to its row's position, pairing i with i + half (`rotate_half`).
+fn rotate(cpu: &Cpu, x: &mut Matrix, head_dim: usize, rope: &RopeTable, positions: &[u32]) {
+    let half = rope.half;
+    let cols = x.cols;
+    cpu.each_rows(&mut x.data, cols, |first, xs| {
+        for (row, x) in (first..).zip(xs.chunks_mut(cols)) {
+            let at = positions[row] as usize * half;
+            let (cos, sin) = (&rope.cos[at..at + half], &rope.sin[at..at + half]);
+            for head in x.chunks_mut(head_dim) {
+                let (low, high) = head[..2 * half].split_at_mut(half);
+                for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                }
+            }
+        }
+    });
 }
 
 struct Op<'a> {

@@ -2,8 +2,10 @@
 
 use half::{bf16, f16};
 
+use super::matrix::Matrix;
+use super::simd::Element;
+use super::threads::{Cpu, SERIAL_ELEMENTS_MAX};
 use super::weight::{Elements, narrow};
-use super::{Cpu, Matrix};
 use crate::backend::{KvShape, Rows, Span};
 use crate::dtype::{Dtype, Values};
 
@@ -79,7 +81,7 @@ struct Write<'a> {
 }
 
 impl Write<'_> {
-    fn heads<T: super::simd::Element>(&self, cpu: &Cpu, data: &mut [T]) {
+    fn heads<T: Element>(&self, cpu: &Cpu, data: &mut [T]) {
         let head_dim = self.shape.head_dim;
         let head_len = self.shape.blocks * self.shape.block_tokens * head_dim;
         let one = |(head, cells): (usize, &mut [T])| {
@@ -89,7 +91,7 @@ impl Write<'_> {
             }
         };
         let heads = data.chunks_mut(head_len).enumerate();
-        if self.x.data.len() <= super::SERIAL_ELEMENTS_MAX {
+        if self.x.data.len() <= SERIAL_ELEMENTS_MAX {
             heads.for_each(one);
         } else {
             cpu.each(heads.collect(), one);

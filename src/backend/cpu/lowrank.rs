@@ -1,25 +1,26 @@
-//! The low-rank half of an adapter: `h = A x` and `y += B h`, gathered from the pool as they stand.
+//! The low-rank half of an adapter: `h = middle ⊙ A x` and `y += end ⊙ B h`, gathered from the
+//! pools as they stand.
 
-use super::matmul::{self, Columns};
-use super::pool::Change;
+use super::columns::{Columns, columns};
 use super::simd::Level;
+use super::slots::PartChange;
 use super::weight::{Elements, with_slice};
-use crate::delta::Factor;
+use crate::delta::{Delta, Factor, LowRank};
 use crate::dtype::Values;
 
 /// Multiply-adds worth a task of its own.
 const SHRINK_TASK_MACS: usize = 1 << 17;
 
-/// One change's `h [rows, rank]`.
+/// One part's `h [rows, rank]`.
 pub(super) struct Hidden {
     data: Vec<f32>,
     rank: usize,
 }
 
 impl Hidden {
-    pub(super) fn new(change: &Change<'_>) -> Self {
-        let rank = change.site.down.as_ref().map_or(0, |down| down.rank);
-        Self { data: vec![0.0; change.rows.len() * rank], rank }
+    pub(super) fn new(part: &PartChange<'_>, rows: usize) -> Self {
+        let rank = part.site.low_rank.as_ref().map_or(0, |low_rank| low_rank.rank);
+        Self { data: vec![0.0; rows * rank], rank }
     }
 
     /// One a row; nothing where the rank is 0.
@@ -28,46 +29,57 @@ impl Hidden {
     }
 }
 
-/// A stretch of one change's ranks: `h[.., first..] = A[first..] x`.
+/// A stretch of one part's ranks: `h[.., first..] = middle ⊙ A[first..] x`.
 pub(super) struct Shrink<'a> {
-    down: &'a Factor,
+    low_rank: &'a LowRank,
     pool: &'a Values,
     rows: &'a [usize],
     out: Columns<'a>,
 }
 
-/// Cuts one change's shrink into tasks.
+/// Cuts one part's shrink into tasks.
 pub(super) fn shrinks<'a>(
-    change: &Change<'a>,
+    part: &PartChange<'a>,
+    rows: &'a [usize],
     hidden: &'a mut Hidden,
     level: Level,
 ) -> Vec<Shrink<'a>> {
-    let Some(down) = &change.site.down else { return Vec::new() };
+    let Some(low_rank) = &part.site.low_rank else { return Vec::new() };
     let tile = level.tile_rows();
-    let ranks = SHRINK_TASK_MACS / (change.rows.len() * down.width());
+    let ranks = SHRINK_TASK_MACS / (rows.len() * low_rank.down.width());
     let width = ranks.next_multiple_of(tile).clamp(tile, hidden.rank.next_multiple_of(tile));
-    let shrink = |out| Shrink { down, pool: change.pool, rows: change.rows, out };
-    matmul::columns(&mut hidden.data, hidden.rank, width).into_iter().map(shrink).collect()
+    let pool = part.delta.pool(&low_rank.down);
+    let shrink = |out| Shrink { low_rank, pool, rows, out };
+    columns(&mut hidden.data, hidden.rank, width).into_iter().map(shrink).collect()
 }
 
 impl Shrink<'_> {
     /// `xs`: every row of the step.
     pub(super) fn run(mut self, level: Level, xs: &[&[f32]]) {
-        let Self { down, pool, rows, .. } = self;
+        let Self { low_rank, pool, rows, .. } = self;
         let Columns { first, width, rows: ref mut hs } = self.out;
-        let (shards, len) = (down.shards_per_row(), down.shard_len);
+        let Factor { pool: _, shard_len: len, shards, offsets } = &low_rank.down;
+        let (len, shards) = (*len, *shards);
         with_slice!(Elements::of(pool), pool => {
-            for &offset in &down.offsets[first * shards..(first + width) * shards] {
+            for &offset in &offsets[first * shards..(first + width) * shards] {
                 level.prefetch(&pool[offset as usize..][..len]);
             }
             for shard in 0..shards {
                 let columns = shard * len..(shard + 1) * len;
                 let tokens: Vec<&[f32]> =
                     rows.iter().map(|&row| &xs[row][columns.clone()]).collect();
-                let start = |r: usize| down.offsets[(first + r) * shards + shard] as usize;
+                let start = |r: usize| offsets[(first + r) * shards + shard] as usize;
                 level.dots(pool, width, start, &tokens, |r, token, dot| hs[token][r] += dot);
             }
         });
+        hs.iter_mut().for_each(|h| scale_middle(low_rank, first, h));
+    }
+}
+
+/// `h ← middle ⊙ h` for ranks from `first`.
+pub(super) fn scale_middle(low_rank: &LowRank, first: usize, h: &mut [f32]) {
+    if let Some(middle) = &low_rank.middle {
+        h.iter_mut().zip(&middle[first..]).for_each(|(h, d)| *h *= d);
     }
 }
 
@@ -82,36 +94,56 @@ fn shards(factor: &Factor, first: usize, width: usize) -> impl Iterator<Item = [
 }
 
 /// Asks for what [`expand`] will read: short pieces of many rows, which no processor foresees.
-pub(super) fn prefetch(level: Level, up: &Factor, pool: &Values, first: usize, width: usize) {
-    let per_row = up.shards_per_row();
-    with_slice!(Elements::of(pool), pool => for [shard, within, len] in shards(up, first, width) {
-        for offsets in up.offsets.chunks(per_row) {
+pub(super) fn prefetch(level: Level, up: &Factor, delta: &Delta, first: usize, width: usize) {
+    let pool = Elements::of(delta.pool(up));
+    with_slice!(pool, pool => for [shard, within, len] in shards(up, first, width) {
+        for offsets in up.offsets.chunks(up.shards) {
             level.prefetch(&pool[offsets[shard] as usize + within..][..len]);
         }
     });
 }
 
-/// `y[t] += Σ_r h[t][r] · Bᵀ[r]` in columns `first..` of Bᵀ, as wide as the ys are.
+/// `y[t] += end ⊙ Σ_r h[t][r] · Bᵀ[r]` in columns `first..` of Bᵀ, as wide as the ys are.
 pub(super) fn expand(
     level: Level,
-    up: &Factor,
-    pool: &Values,
+    low_rank: &LowRank,
+    delta: &Delta,
     first: usize,
     ys: &mut [&mut [f32]],
     hs: &[&[f32]],
 ) {
+    let LowRank { rank: _, down: _, middle: _, up, end } = low_rank;
+    let Some(end) = end else { return sum_rows(level, up, delta, first, ys, hs) };
+    for (y, h) in ys.iter_mut().zip(hs) {
+        let mut bh = vec![0.0; y.len()];
+        sum_rows(level, up, delta, first, &mut [&mut bh], &[h]);
+        for ((y, bh), end) in y.iter_mut().zip(&bh).zip(&end[first..]) {
+            *y += end * bh;
+        }
+    }
+}
+
+/// `y[t] += Σ_r coefficients[t][r] · row r` of a factor, in its columns `first..`.
+pub(super) fn sum_rows(
+    level: Level,
+    factor: &Factor,
+    delta: &Delta,
+    first: usize,
+    ys: &mut [&mut [f32]],
+    coefficients: &[&[f32]],
+) {
     let Some(width) = ys.first().map(|y| y.len()) else { return };
-    let per_row = up.shards_per_row();
+    let pool = Elements::of(delta.pool(factor));
     let mut done = 0;
-    with_slice!(Elements::of(pool), pool => for [shard, within, len] in shards(up, first, width) {
-        let start = |r: usize| up.offsets[r * per_row + shard] as usize + within;
+    with_slice!(pool, pool => for [shard, within, len] in shards(factor, first, width) {
+        let start = |r: usize| factor.offsets[r * factor.shards + shard] as usize + within;
         let part = done..done + len;
         match &mut *ys {
-            ys if len == width => level.expand(ys, hs, pool, start),
-            [y] => level.expand(&mut [&mut y[part]], hs, pool, start),
+            ys if len == width => level.expand(ys, coefficients, pool, start),
+            [y] => level.expand(&mut [&mut y[part]], coefficients, pool, start),
             ys => {
                 let mut ys: Vec<_> = ys.iter_mut().map(|y| &mut y[part.clone()]).collect();
-                level.expand(&mut ys, hs, pool, start);
+                level.expand(&mut ys, coefficients, pool, start);
             }
         }
         done += len;

@@ -1,11 +1,15 @@
-//! `y = W x` for any number of rows, with each row's adapter in the epilogue.
+//! `y = W x` for any number of rows, with each row's adapters in the epilogue.
 
+use super::columns::{Columns, columns};
 use super::lowrank::{self, Hidden};
-use super::pool::{Change, Pool, Segment};
+use super::matrix::Matrix;
 use super::simd::Level;
+use super::slots::{self, Change, Group, PartChange, Step};
+use super::threads::Cpu;
 use super::weight::{Elements, with_slice};
-use super::{Cpu, Matrix};
-use crate::backend::{Linear, scale_shift};
+use crate::backend::folding::scale_shift;
+use crate::backend::{Linear, LinearOps};
+use crate::delta::SiteDelta;
 
 /// Weights of one task: they stay in the second-level cache while blocks of tokens pass.
 const CHUNK_BYTES_MAX: usize = 384 << 10;
@@ -14,29 +18,24 @@ const TOKEN_BLOCK_BYTES_MAX: usize = 512 << 10;
 /// Tasks a thread gets to balance with, when there is enough to do.
 const TASKS_PER_THREAD: usize = 16;
 
-/// A stretch of columns of every row, handed to one task.
-pub(super) struct Columns<'a> {
-    pub first: usize,
-    pub width: usize,
-    pub rows: Vec<&'a mut [f32]>,
-}
-
-/// Cuts a row-major matrix into stretches of `width` columns (the last may be narrower).
-pub(super) fn columns(data: &mut [f32], cols: usize, width: usize) -> Vec<Columns<'_>> {
-    let rows = data.len() / cols;
-    let stretch = |i: usize| {
-        let first = i * width;
-        Columns { first, width: width.min(cols - first), rows: Vec::with_capacity(rows) }
-    };
-    let mut all: Vec<Columns<'_>> = (0..cols.div_ceil(width)).map(stretch).collect();
-    for row in data.chunks_mut(cols) {
-        all.iter_mut().zip(row.chunks_mut(width)).for_each(|(c, part)| c.rows.push(part));
+impl LinearOps for Cpu {
+    fn linears<const N: usize>(
+        &self,
+        x: &Matrix,
+        linears: [&Linear<Cpu>; N],
+        step: &Step<'_>,
+    ) -> [Matrix; N] {
+        multiply(self, x, linears, &step.groups)
     }
-    all
+
+    fn head(&self, x: &Matrix, head: &Linear<Cpu>, step: &Step<'_>) -> Matrix {
+        let [logits] = multiply(self, x, [head], &step.logit_groups);
+        logits
+    }
 }
 
 /// One linear of a step.
-struct Job<'a> {
+struct LinearTask<'a> {
     weight: Elements<'a>,
     bias: Option<&'a [f32]>,
     in_features: usize,
@@ -45,20 +44,21 @@ struct Job<'a> {
     base_rows: Option<Vec<usize>>,
 }
 
+/// h of each part of each change.
+type Hiddens<'a> = Vec<Vec<Vec<&'a [f32]>>>;
+
 /// `x [n, in]` → one `[n, out]` a linear. Two parallel passes: the adapters' shrinks (skipped when
 /// there are none), then the base with everything else fused behind it while y is in cache.
-pub(super) fn linears<const N: usize>(
+fn multiply<const N: usize>(
     cpu: &Cpu,
     x: &Matrix,
     linears: [&Linear<Cpu>; N],
-    segments: &[Segment],
-    pool: &Pool,
+    groups: &[Group<'_>],
 ) -> [Matrix; N] {
-    let jobs: [Job<'_>; N] = std::array::from_fn(|i| {
-        let linear = linears[i];
+    let tasks: [LinearTask<'_>; N] = linears.map(|linear| {
         assert!(linear.in_features == x.cols, "This is a bug: a linear of another width.");
-        let changes = pool.changes(segments, linear.site);
-        Job {
+        let changes = slots::changes(groups, linear.site);
+        LinearTask {
             weight: linear.weight.elements(),
             bias: linear.bias.as_deref(),
             in_features: linear.in_features,
@@ -68,27 +68,37 @@ pub(super) fn linears<const N: usize>(
     });
     let mut outs = linears.map(|linear| Matrix::zeros(x.rows(), linear.out_features));
     let outs_mut = outs.each_mut();
-    cpu.scope(|| fill(cpu, x, &jobs, outs_mut));
+    cpu.scope(|| fill(cpu, x, &tasks, outs_mut));
     outs
 }
 
 fn base_rows(changes: &[Change<'_>], n: usize) -> Option<Vec<usize>> {
-    let replaced = || changes.iter().filter(|change| change.site.weight.is_some());
+    let replaced = || changes.iter().filter(|change| change.own_weight().is_some());
     replaced().next()?;
     let mut is_base = vec![true; n];
     replaced().flat_map(|change| change.rows).for_each(|&row| is_base[row] = false);
     Some((0..n).filter(|&row| is_base[row]).collect())
 }
 
-fn fill<const N: usize>(cpu: &Cpu, x: &Matrix, jobs: &[Job<'_>; N], outs: [&mut Matrix; N]) {
+fn fill<const N: usize>(
+    cpu: &Cpu,
+    x: &Matrix,
+    linears: &[LinearTask<'_>; N],
+    outs: [&mut Matrix; N],
+) {
     let xs = x.row_slices();
     let level = cpu.level;
-    let mut hidden: Vec<Vec<Hidden>> =
-        jobs.iter().map(|job| job.changes.iter().map(Hidden::new).collect()).collect();
+    let of_change = |change: &Change<'_>| -> Vec<Hidden> {
+        change.parts.iter().map(|part| Hidden::new(part, change.rows.len())).collect()
+    };
+    let mut hidden: Vec<Vec<Vec<Hidden>>> =
+        linears.iter().map(|linear| linear.changes.iter().map(of_change).collect()).collect();
     let mut tasks = Vec::new();
-    for (job, hidden) in jobs.iter().zip(&mut hidden) {
-        for (change, hidden) in job.changes.iter().zip(hidden) {
-            tasks.extend(lowrank::shrinks(change, hidden, level));
+    for (linear, hidden) in linears.iter().zip(&mut hidden) {
+        for (change, hidden) in linear.changes.iter().zip(hidden) {
+            for (part, hidden) in change.parts.iter().zip(hidden) {
+                tasks.extend(lowrank::shrinks(part, change.rows, hidden, level));
+            }
         }
     }
     cpu.each(tasks, |shrink| shrink.run(level, &xs));
@@ -96,19 +106,23 @@ fn fill<const N: usize>(cpu: &Cpu, x: &Matrix, jobs: &[Job<'_>; N], outs: [&mut 
     let total: usize = outs.iter().map(|out| out.cols).sum();
     let share = total / (cpu.threads * TASKS_PER_THREAD);
     let mut tasks = Vec::new();
-    let hidden: Vec<Vec<Vec<&[f32]>>> =
-        hidden.iter().map(|job| job.iter().map(Hidden::rows).collect()).collect();
-    for ((job, hidden), out) in jobs.iter().zip(&hidden).zip(outs) {
+    let hidden: Vec<Hiddens<'_>> = hidden.iter().map(|linear| rows_of(linear)).collect();
+    for ((linear, hidden), out) in linears.iter().zip(&hidden).zip(outs) {
         let tile = level.tile_rows();
         let mut width = share.next_multiple_of(tile).max(tile);
-        if xs.len() > token_block(job.in_features) {
-            let row_bytes = job.in_features * job.weight.dtype().bytes();
+        if xs.len() > token_block(linear.in_features) {
+            let row_bytes = linear.in_features * linear.weight.dtype().bytes();
             width = width.min(CHUNK_BYTES_MAX / row_bytes / tile * tile).max(tile);
         }
         let columns = columns(&mut out.data, out.cols, width);
-        tasks.extend(columns.into_iter().map(|columns| (job, hidden, columns)));
+        tasks.extend(columns.into_iter().map(|columns| (linear, hidden, columns)));
     }
-    cpu.each(tasks, |(job, hidden, columns)| job.run(level, &xs, hidden, columns));
+    cpu.each(tasks, |(linear, hidden, columns)| linear.run(level, &xs, hidden, columns));
+}
+
+/// The rows of every part of every change.
+fn rows_of(hidden: &[Vec<Hidden>]) -> Hiddens<'_> {
+    hidden.iter().map(|parts| parts.iter().map(Hidden::rows).collect()).collect()
 }
 
 /// Tokens that fit [`TOKEN_BLOCK_BYTES_MAX`], in whole tiles.
@@ -116,13 +130,13 @@ fn token_block(in_features: usize) -> usize {
     (TOKEN_BLOCK_BYTES_MAX / (4 * in_features)).next_multiple_of(4).max(4)
 }
 
-impl Job<'_> {
+impl LinearTask<'_> {
     /// One stretch of the linear's columns, from the base to the shift.
-    fn run(&self, level: Level, xs: &[&[f32]], hidden: &[Vec<&[f32]>], columns: Columns<'_>) {
+    fn run(&self, level: Level, xs: &[&[f32]], hidden: &Hiddens<'_>, columns: Columns<'_>) {
         let Columns { first, width, rows: mut ys } = columns;
-        for change in &self.changes {
-            if let Some(up) = &change.site.up {
-                lowrank::prefetch(level, up, change.pool, first, width);
+        for part in self.changes.iter().flat_map(|change| &change.parts) {
+            if let Some(low_rank) = &part.site.low_rank {
+                lowrank::prefetch(level, &low_rank.up, part.delta, first, width);
             }
         }
         match &self.base_rows {
@@ -134,33 +148,59 @@ impl Job<'_> {
             }
         }
         for (change, hs) in self.changes.iter().zip(hidden) {
-            pick(&mut ys, change.rows, |ys| self.change(level, change, xs, hs, first, ys));
+            let xs = || change.rows.iter().map(|&row| xs[row]).collect::<Vec<_>>();
+            pick(&mut ys, change.rows, |ys| match change.alone {
+                true => self.part(level, &change.parts[0], &xs, &hs[0], first, ys),
+                false => self.mix(level, change, &xs, hs, first, ys),
+            });
         }
     }
 
-    /// What one adapter does to its rows of the stretch.
-    fn change(
+    /// `y ← scale ⊙ (y + end ⊙ B h) + shift`, y from the adapter's own weight where it has one.
+    fn part<'x>(
         &self,
         level: Level,
-        change: &Change<'_>,
-        xs: &[&[f32]],
+        part: &PartChange<'_>,
+        xs: &dyn Fn() -> Vec<&'x [f32]>,
         hs: &[&[f32]],
         first: usize,
         ys: &mut [&mut [f32]],
     ) {
         let Some(width) = ys.first().map(|y| y.len()) else { return };
-        let site = change.site;
-        if let Some(weight) = &site.weight {
-            let xs: Vec<&[f32]> = change.rows.iter().map(|&row| xs[row]).collect();
-            self.base(level, Elements::of(weight), &xs, first, ys);
+        let SiteDelta { low_rank, scale, shift, weight } = part.site;
+        if let Some(weight) = weight {
+            self.base(level, Elements::of(weight), &xs(), first, ys);
         }
-        if let Some(up) = &site.up {
-            lowrank::expand(level, up, change.pool, first, ys, hs);
+        if let Some(low_rank) = low_rank {
+            lowrank::expand(level, low_rank, part.delta, first, ys, hs);
         }
-        let part = first..first + width;
-        let scale = site.scale.as_ref().map(|scale| &scale[part.clone()]);
-        let shift = site.shift.as_ref().map(|shift| &shift[part]);
+        let columns = first..first + width;
+        let scale = scale.as_ref().map(|scale| &scale[columns.clone()]);
+        let shift = shift.as_ref().map(|shift| &shift[columns]);
         ys.iter_mut().for_each(|y| scale_shift(y, scale, shift));
+    }
+
+    /// `y ← y + Σ w · (what each adapter alone makes of y − y)`.
+    fn mix<'x>(
+        &self,
+        level: Level,
+        change: &Change<'_>,
+        xs: &dyn Fn() -> Vec<&'x [f32]>,
+        hs: &[Vec<&[f32]>],
+        first: usize,
+        ys: &mut [&mut [f32]],
+    ) {
+        let base: Vec<Vec<f32>> = ys.iter().map(|y| y.to_vec()).collect();
+        for (part, hs) in change.parts.iter().zip(hs) {
+            let mut own = base.clone();
+            let mut rows: Vec<&mut [f32]> = own.iter_mut().map(Vec::as_mut_slice).collect();
+            self.part(level, part, xs, hs, first, &mut rows);
+            for ((y, own), base) in ys.iter_mut().zip(&own).zip(&base) {
+                for ((y, own), base) in y.iter_mut().zip(own).zip(base) {
+                    *y += part.weight * (own - base);
+                }
+            }
+        }
     }
 
     /// `y = W x + bias` in columns from `first`.

@@ -3,9 +3,10 @@
 
 use std::cmp::Ordering;
 
+use super::matrix::Matrix;
 use super::simd::Level;
-use super::{Cpu, Matrix};
-use crate::backend::{SampleRow, Sampled};
+use super::threads::Cpu;
+use crate::backend::{Draw, Fault, Sampled, Sampling, Want};
 use crate::ids::TokenId;
 use crate::request::SamplingParams;
 
@@ -13,21 +14,23 @@ use crate::request::SamplingParams;
 /// more of a vocabulary in order.
 const RANKED_FIRST: usize = 64;
 
-pub(super) fn sample(cpu: &Cpu, logits: &Matrix, rows: &[SampleRow]) -> Vec<Sampled> {
-    assert!(logits.rows() == rows.len(), "This is a bug: logits without parameters.");
-    let mut out =
-        vec![Sampled { token: None, logprob: f32::NEG_INFINITY, top: Vec::new() }; rows.len()];
-    let tasks = out.iter_mut().zip(rows).enumerate().collect();
-    cpu.each(tasks, |(i, (out, row)): (usize, (&mut Sampled, &SampleRow))| {
-        if let Some(sampled) = sample_row(cpu.level, logits.row(i), row) {
-            *out = sampled;
-        }
-    });
-    out
+impl Sampling for Cpu {
+    fn sample(&self, logits: &Matrix, wants: &[Want<'_>]) -> Result<Vec<Sampled>, Fault> {
+        assert!(logits.rows() == wants.len(), "This is a bug: logits that nobody wants.");
+        let nothing = Sampled { token: None, logprob: f32::NEG_INFINITY, rank: 0, top: Vec::new() };
+        let mut out = vec![nothing; wants.len()];
+        let tasks = out.iter_mut().zip(wants).enumerate().collect();
+        self.each(tasks, |(i, (out, want)): (usize, (&mut Sampled, &Want<'_>))| {
+            if let Some(sampled) = sample_row(self.level, logits.row(i), want) {
+                *out = sampled;
+            }
+        });
+        Ok(out)
+    }
 }
 
-/// `None` when no logit is finite.
-fn sample_row(level: Level, logits: &[f32], row: &SampleRow) -> Option<Sampled> {
+/// `None` when no logit is finite that may be drawn.
+fn sample_row(level: Level, logits: &[f32], want: &Want<'_>) -> Option<Sampled> {
     // What is not a finite number has no share. Adding 0 makes −0 equal to 0 in every order.
     let share = |&logit: &f32| if logit.is_finite() { logit + 0.0 } else { f32::NEG_INFINITY };
     let logits: Vec<f32> = logits.iter().map(share).collect();
@@ -38,32 +41,62 @@ fn sample_row(level: Level, logits: &[f32], row: &SampleRow) -> Option<Sampled> 
     let mut weights = logits.clone();
     let (_, sum) = level.exp_shifted(&mut weights);
     let log_sum = best + sum.ln();
-
-    let temperature = row.params.temperature;
-    let token = if temperature == 0.0 {
-        logits.iter().position(|&logit| logit == best)? as TokenId
-    } else {
-        if temperature != 1.0 {
-            weights.iter_mut().zip(&logits).for_each(|(w, l)| *w = (l - best) / temperature);
+    let token = match want {
+        Want::Score(score) => score.target,
+        Want::Draw(draw @ Draw { mask: None, .. }) => choose(level, &logits, weights, draw)?,
+        Want::Draw(draw @ Draw { mask: Some(mask), .. }) => {
+            let allowed = |(token, &logit)| match mask.allows(token) {
+                true => logit,
+                false => f32::NEG_INFINITY,
+            };
+            let allowed: Vec<f32> = (0..).zip(&logits).map(allowed).collect();
+            let mut weights = allowed.clone();
             level.exp_shifted(&mut weights);
+            choose(level, &allowed, weights, draw)?
         }
-        draw(&logits, &weights, &row.params, uniform(row.params.seed, row.step))
     };
     let logprob = |token: TokenId| logits[token as usize] - log_sum;
-    let alternatives = row.logprobs.unwrap_or(0) as usize;
-    let top = if alternatives == 0 {
-        Vec::new()
-    } else {
-        let mut ranking = Ranking::new(&logits, alternatives);
-        ranking.rank(alternatives);
-        let tokens = ranking.ranked().iter().copied().map(|token| (token, logprob(token)));
-        tokens.filter(|(_, logprob)| logprob.is_finite()).collect()
-    };
-    Some(Sampled { token: Some(token), logprob: logprob(token), top })
+    let (mut rank, mut top) = (0, Vec::new());
+    if let Some(alternatives) = want.logprobs() {
+        let likelier = (0..logits.len() as TokenId)
+            .filter(|&other| likelier(&logits, other, token) == Ordering::Less);
+        rank = 1 + likelier.count() as u32;
+        if alternatives > 0 {
+            let mut ranking = Ranking::new(&logits, alternatives as usize);
+            ranking.rank(alternatives as usize);
+            let tokens = ranking.ranked().iter().copied().map(|token| (token, logprob(token)));
+            top = tokens.filter(|(_, logprob)| logprob.is_finite()).collect();
+        }
+    }
+    Some(Sampled { token: Some(token), logprob: logprob(token), rank, top })
+}
+
+/// Draws a token. `weights` are those of the logits at temperature 1, the likeliest has 1.
+fn choose(level: Level, logits: &[f32], mut weights: Vec<f32>, draw: &Draw<'_>) -> Option<TokenId> {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if best == f32::NEG_INFINITY {
+        return None;
+    }
+    let Draw { params, history, mask: _, logprobs: _ } = *draw;
+    let temperature = params.temperature;
+    if temperature == 0.0 {
+        return Some(logits.iter().position(|&logit| logit == best)? as TokenId);
+    }
+    if temperature != 1.0 {
+        weights.iter_mut().zip(logits).for_each(|(w, l)| *w = (l - best) / temperature);
+        level.exp_shifted(&mut weights);
+    }
+    let drawn = history.generated.len() as u64;
+    Some(draw_weighted(logits, &weights, params, uniform(params.seed, drawn)))
 }
 
 /// Draws from `weights` (the likeliest has 1) among the tokens that the filters keep.
-fn draw(logits: &[f32], weights: &[f32], params: &SamplingParams, uniform: f64) -> TokenId {
+fn draw_weighted(
+    logits: &[f32],
+    weights: &[f32],
+    params: &SamplingParams,
+    uniform: f64,
+) -> TokenId {
     let weight = |token: TokenId| f64::from(weights[token as usize]);
     let vocabulary = 0..logits.len() as TokenId;
     let top_k = if params.top_k == 0 { logits.len() } else { params.top_k as usize };

@@ -83,13 +83,15 @@ impl Level {
 
     #[inline]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: a set other than Portable only comes from `available`, which has checked that
-        // the processor has it.
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: this set only comes from `available`, which has checked that the processor
+            // has it.
             Set::Avx512 => unsafe { x86::run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             Set::Avx2 => unsafe { x86::run_avx2(kernel) },
+            // SAFETY: every processor has what it takes.
             Set::Portable => unsafe { kernel.run::<Portable>() },
         }
     }

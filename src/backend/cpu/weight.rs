@@ -19,6 +19,7 @@ impl Weight {
         Self { values }
     }
 
+    /// The numbers.
     pub(super) fn elements(&self) -> Elements<'_> {
         Elements::of(&self.values)
     }

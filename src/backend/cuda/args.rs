@@ -26,8 +26,9 @@ macro_rules! arguments {
 
 arguments! {
     Change {
-        pool: Address, down: Address, up: Address, scale: Address, shift: Address,
-        weight: Address, rank: u32, down_shard: u32, down_shards: u32, up_shard: u32,
+        down_pool: Address, up_pool: Address, down: Address, up: Address, middle: Address,
+        end: Address, scale: Address, shift: Address, weight: Address, rank: u32,
+        down_shard: u32, down_shards: u32, up_shard: u32,
         up_shards: u32, reserved: u32,
     }
     RowParts { entry: u32, stride: u32, parts: u32, }
@@ -48,7 +49,8 @@ arguments! {
         out: u32, reserved: u32,
     }
     Replace {
-        x: Address, y: Address, deltas: Deltas, y_stride: u64, site: u32, in_features: u32,
+        x: Address, weight: Address, y: Address, deltas: Deltas, y_stride: u64, site: u32,
+        in_features: u32,
         out: u32, reserved: u32,
     }
     SiluMul {
@@ -60,7 +62,9 @@ arguments! {
         tokens: Address, table: Address, shift: Address, out: Address, deltas: Deltas, site: u32,
         hidden: u32,
     }
-    GatherRows { x: Address, out: Address, rows: Address, cols: u32, reserved: u32, }
+    GatherRows {
+        x: Address, out: Address, rows: Address, x_stride: u64, cols: u32, reserved: u32,
+    }
     RmsNorm {
         x: Address, out: Address, weight: Address, shift: Address, deltas: Deltas, site: u32,
         cols: u32, width: u32, eps: f32,
@@ -90,10 +94,10 @@ arguments! {
     }
     SampleParams {
         temperature: f32, top_p: f32, min_p: f32, top_k: u32, seed: u64, step: u64, top: u32,
-        reserved: u32,
+        ranked: u32, target: u32, mask: u32,
     }
     Sample {
-        logits: Address, params: Address, tokens: Address, logprobs: Address,
-        top_tokens: Address, top_logprobs: Address, vocabulary: u32, top_max: u32,
+        logits: Address, params: Address, tokens: Address, logprobs: Address, ranks: Address,
+        masks: Address, top_tokens: Address, top_logprobs: Address, vocabulary: u32, top_max: u32,
     }
 }

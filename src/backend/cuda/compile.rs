@@ -114,11 +114,11 @@ impl Kernels {
     }
 }
 
-/// One file's kernels for a card, as [`super::Cuda::open`] compiles them or finds them in `cache`:
+/// One file's kernels for a card, as [`super::Opened::open`] compiles them or finds them in `cache`:
 /// for those who load and launch them themselves.
 ///
 /// # Errors
-/// As [`super::Cuda::open`]; a file that does not compile comes with NVRTC's log.
+/// As [`super::Opened::open`]; a file that does not compile comes with NVRTC's log.
 pub fn compile(
     ordinal: usize,
     file: &str,

@@ -80,6 +80,8 @@ kernels! {
         DELTA_EXPAND_FLOAT: "delta_expand_float", 128, Some(TILE_H);
         DELTA_REPLACE: "delta_replace", 128, Some(0);
         DELTA_REPLACE_FLOAT: "delta_replace_float", 128, Some(0);
+        DELTA_MIX: "delta_mix", 128, Some(0);
+        DELTA_MIX_FLOAT: "delta_mix_float", 128, Some(0);
     }
     "fold.cu" {
         FOLD: "fold", 128, Some(ROW_H);

@@ -1,19 +1,17 @@
 //! Everything on the card that is taken at start, and how much of it a step needs.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::arena::{ALIGNMENT_BYTES, Arena};
+use super::arena::ALIGNMENT_BYTES;
 use super::args::Address;
-use super::launch::{Card, Memory, OpenError, Pinned, Region};
-use super::pool::{Pool, PoolMemory};
-use super::sample::SampleMemory;
-use super::step::Batch;
+use super::launch::{Card, Memory, Pinned, Region};
+use super::slots::SlotMemory;
 use super::tensor::Tensor;
 use super::{Cuda, lock};
-use crate::backend::{Fault, KvShape, Rows, Span};
+use crate::backend::{Fault, KvShape, Rows};
 use crate::dtype::{Dtype, Values};
 use crate::ids::{BlockId, Slot};
+use crate::recipe::{Part, Recipe, Weight};
 use crate::site::SiteMap;
 
 /// Vectors of a model are small: they share allocations of this size.
@@ -96,6 +94,8 @@ pub struct StepLimits {
     pub context_tokens_max: usize,
     /// Adapters of one step.
     pub adapter_slots: usize,
+    /// Adapters of one row.
+    pub recipe_parts_max: usize,
 }
 
 /// What to take beside the weights.
@@ -114,16 +114,16 @@ pub struct DeviceMemory<'a> {
 /// What was taken.
 #[derive(Debug)]
 pub(super) struct Taken {
-    kv: Region,
-    kv_shape: KvShape,
-    pub adapters: Arc<PoolMemory>,
+    pub kv: Region,
+    pub kv_shape: KvShape,
+    pub adapters: Arc<SlotMemory>,
 }
 
 /// The paged keys and values of every layer; one page more than asked for is no sequence's.
 #[derive(Debug)]
 pub struct Kv {
     pub(super) shape: KvShape,
-    address: Address,
+    pub(super) address: Address,
 }
 
 impl Kv {
@@ -145,95 +145,34 @@ pub fn kv_bytes(shape: &KvShape) -> u64 {
     2 * shape.layers as u64 * side_bytes(shape)
 }
 
-/// A step of `limits`: decoding sequences, each with an adapter of its own, then a prompt.
-fn widest(limits: &StepLimits, decoding: usize, prompt: usize, block_tokens: usize) -> Rows {
-    let context = limits.context_tokens_max;
+/// A step of sequences with so many rows each, all at the end of the longest context, each with
+/// adapters of its own; all that may have logits have some, and hidden states are wanted too.
+pub(super) fn widest(limits: &StepLimits, lens: &[usize], block_tokens: usize) -> Rows {
+    let StepLimits { sequences_max, context_tokens_max: context, adapter_slots, .. } = *limits;
     let pages = |tokens: usize| vec![BlockId(0); tokens.div_ceil(block_tokens).max(1)];
+    let parts = limits.recipe_parts_max.min(adapter_slots);
+    let recipe = |sequence: usize| {
+        let slot = |part| Slot(((sequence * parts + part) % adapter_slots.max(1)) as u32);
+        let part = |part| Part { adapter: slot(part), weight: Weight::ONE };
+        Recipe::new((0..parts).map(part).collect())
+    };
     let mut rows = Rows::default();
-    for _ in 0..decoding {
-        let start = rows.tokens.len();
-        rows.tokens.push(0);
-        rows.positions.push(context as u32 - 1);
-        rows.spans.push(Span { start, len: 1, block_table: pages(context) });
-        rows.logit_rows.push(start as u32);
+    let mut last = 0..0;
+    for (sequence, &len) in lens.iter().enumerate() {
+        let position = context.saturating_sub(len) as u32;
+        let pages = pages(context.max(len));
+        last = rows.push(&vec![0; len], position, &recipe(sequence), pages);
+        rows.logit_rows.extend(last.clone().last().map(|row| row as u32));
     }
-    if prompt > 0 {
-        let start = rows.tokens.len();
-        rows.tokens.extend(std::iter::repeat_n(0, prompt));
-        rows.positions.extend((0..prompt).map(|i| i.min(context - 1) as u32));
-        rows.spans.push(Span { start, len: prompt, block_table: pages(prompt.max(context)) });
-        let logits = prompt.min(limits.sequences_max - decoding.min(limits.sequences_max));
-        rows.logit_rows.extend((start..start + prompt).rev().take(logits).map(|r| r as u32));
-        rows.logit_rows.sort_unstable();
-    }
-    let slots = limits.adapter_slots;
-    let slot = |row: usize| if slots == 0 { Slot::BASE } else { Slot((row % slots) as u32) };
-    rows.slots = (0..rows.tokens.len()).map(slot).collect();
+    // Logits of prompts may be wanted, as many at once as sequences draw.
+    let more = last.rev().skip(1).take(sequences_max.saturating_sub(lens.len()));
+    rows.logit_rows.extend(more.map(|row| row as u32));
+    rows.logit_rows.sort_unstable();
+    rows.hidden_rows = (0..rows.len() as u32).collect();
     rows
 }
 
 impl Cuda {
-    /// Bytes that the largest step takes; `forward` computes one up to its logits. Nothing runs.
-    pub fn measure(
-        &self,
-        limits: &StepLimits,
-        kv: KvShape,
-        forward: &dyn Fn(&Batch, &mut Kv, &Pool) -> Tensor,
-    ) -> u64 {
-        let arena = Arena::measuring();
-        *lock(&self.arena) = arena.clone();
-        self.dry.store(true, Ordering::Relaxed);
-        let pool = Pool::measuring(limits.adapter_slots);
-        let mut kv = Kv { shape: kv, address: 0 };
-        let decoding = limits.sequences_max.min(limits.rows_max);
-        let prompt = limits.rows_max - decoding;
-        for (decoding, prompt) in [(decoding, 0), (decoding, prompt), (0, limits.rows_max)] {
-            let rows = widest(limits, decoding, prompt, kv.shape.block_tokens);
-            forward(&Batch::new(rows), &mut kv, &pool);
-        }
-        self.dry.store(false, Ordering::Relaxed);
-        // Other mixes of rows leave other gaps between tensors.
-        arena.peak() * 5 / 4
-    }
-
-    /// Takes the memory of a step; `step_bytes` is from [`Cuda::measure`].
-    ///
-    /// # Errors
-    /// [`OpenError::Memory`]: says of which buffer.
-    pub fn take_step(&self, limits: &StepLimits, step_bytes: u64) -> Result<(), OpenError> {
-        let mend = "lower --max-num-batched-tokens or --max-num-seqs";
-        let step = self.card.allocate(step_bytes, "the tensors of a step", mend)?;
-        *lock(&self.arena) = Arena::at(step.address(), step.bytes());
-        let mut tables = lock(&self.tables);
-        let table_bytes = tables.bytes_max * 5 / 4 + 4096;
-        let device = self.card.allocate(table_bytes, "the tables of a step", mend)?;
-        let device = device.region(0, table_bytes);
-        let pinned = self.card.pinned(table_bytes as usize)?;
-        tables.memory = Some(TableMemory { device, pinned, in_use: false });
-        // Tests ask for the logits of whole prompts.
-        let drawn = limits.rows_max.max(limits.sequences_max).next_power_of_two();
-        *lock(&self.sampling) = Some(SampleMemory::new(&self.card, drawn)?);
-        assert!(self.step_memory.set(step).is_ok(), "This is a bug: memory is taken once.");
-        Ok(())
-    }
-
-    /// Takes the memory of adapters and of the KV cache.
-    ///
-    /// # Errors
-    /// [`OpenError::Memory`]: says of which buffer.
-    pub fn take(&self, wanted: &DeviceMemory<'_>) -> Result<(), OpenError> {
-        let DeviceMemory { kv, adapter_bytes, adapter_slots, sites } = *wanted;
-        let adapters =
-            PoolMemory::new(&self.card, adapter_bytes, adapter_slots, sites, self.dtype)?;
-        let bytes = kv_bytes(&kv);
-        let mend = "lower --gpu-memory-utilization, --kv-cache-bytes or --max-model-len";
-        let memory = self.card.allocate(bytes, "the KV cache", mend)?;
-        let kv_memory = memory.region(0, bytes);
-        let taken = Taken { kv: kv_memory, kv_shape: kv, adapters: Arc::new(adapters) };
-        assert!(self.taken.set(taken).is_ok(), "This is a bug: memory is taken once.");
-        Ok(())
-    }
-
     /// Free bytes of the card, and all.
     ///
     /// # Errors
@@ -271,13 +210,12 @@ impl Cuda {
 
     /// A tensor's numbers, widened.
     pub(super) fn read(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
-        self.settle(x);
-        assert_eq!(x.stride, x.cols, "This is a bug: what is read is not dense.");
+        self.dense(x);
         let dtype = if x.float { Dtype::F32 } else { self.dtype };
         let mut bytes = vec![0; x.rows * x.cols * dtype.bytes()];
         self.attempt(|| {
             let step = self.step_memory.get().expect("This is a bug: a step ran.");
-            let start = x.place.address - step.address();
+            let start = x.at() - step.address();
             self.stream.download_now(&step.region(start, bytes.len() as u64), &mut bytes)
         });
         self.settled()?;

@@ -8,17 +8,19 @@
 mod arena;
 pub mod args;
 mod attention;
+mod bring_up;
 mod compile;
 mod fold;
 pub mod kernels;
 mod launch;
+mod layout;
 mod measure;
 mod memory;
 mod ops;
-mod pool;
 mod profile;
 mod recordings;
 mod sample;
+mod slots;
 mod step;
 mod tables;
 mod tensor;
@@ -27,10 +29,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bytemuck::Pod;
-
 use self::arena::Arena;
 use self::args::Address;
+pub use self::bring_up::{Loaded, Opened};
 use self::compile::Kernels;
 pub use self::compile::{Widths, compile};
 pub use self::launch::OpenError;
@@ -38,19 +39,16 @@ use self::launch::{Card, Memory, Products, Side, Stream};
 pub use self::measure::Ceilings;
 use self::memory::{Bump, Taken, Vectors};
 pub use self::memory::{DeviceMemory, Kv, StepLimits, kv_bytes};
-pub use self::pool::{Pool, room};
 pub use self::profile::Timed;
 pub use self::recordings::RECORDED_ROWS_MAX;
 use self::recordings::Recordings;
 use self::sample::SampleMemory;
-pub use self::step::Batch;
+pub use self::slots::{Slots, room};
+pub use self::step::Step;
 pub use self::tensor::Tensor;
-use super::{
-    Adapters, AttentionShape, Backend, Embedding, Fault, HostMatrix, KvShape, Linear, Norm,
-    RopeTable, Rows, SampleRow, Sampled, SlotError,
-};
-use crate::delta::{Delta, SiteDelta};
-use crate::dtype::{Dtype, Values};
+use super::{Device, Fault, HostMatrix, KvShape, Outputs, RopeTable, Rows, SlotError};
+use crate::delta::Delta;
+use crate::dtype::Dtype;
 use crate::ids::Slot;
 
 /// For products whose sums are split: what cuBLASLt recommends for recent cards.
@@ -73,10 +71,10 @@ pub struct CudaSettings<'a> {
     pub head_dim: usize,
     /// Widest x of a linear.
     pub width_max: usize,
+    /// Tokens that there are.
+    pub vocabulary: usize,
     /// Tokens of one KV page.
     pub block_tokens: usize,
-    /// Tokens that the model draws from.
-    pub vocabulary: usize,
     /// Folder of compiled kernels; `None` compiles at every start.
     pub kernel_cache: Option<&'a Path>,
     /// Told what takes time.
@@ -89,6 +87,7 @@ struct ModelShape {
     group: usize,
     head_dim: usize,
     width_max: usize,
+    vocabulary: usize,
     block_tokens: usize,
 }
 
@@ -152,7 +151,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(settings: &CudaSettings<'_>) -> Result<Self, OpenError> {
+    fn open(settings: &CudaSettings<'_>) -> Result<Self, OpenError> {
         sample::check_vocabulary(settings.vocabulary)?;
         let card = Card::open(settings.ordinal)?;
         let kernels = Kernels::load(&card, settings.dtype, settings.kernel_cache, settings.heard)?;
@@ -165,6 +164,7 @@ impl Cuda {
             group: settings.group,
             head_dim: settings.head_dim,
             width_max: settings.width_max,
+            vocabulary: settings.vocabulary,
             block_tokens: settings.block_tokens,
         };
         Ok(Self {
@@ -246,33 +246,6 @@ impl Cuda {
         self.attempt(|| Err(Fault { message: message.to_owned(), lost: false }));
     }
 
-    fn launch<A: Pod>(
-        &self,
-        name: &str,
-        grid: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
-        args: &A,
-    ) {
-        self.launch_on(&self.stream, name, grid, threads, shared_bytes, args);
-    }
-
-    fn launch_on<A: Pod>(
-        &self,
-        stream: &Stream,
-        name: &str,
-        grid: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
-        args: &A,
-    ) {
-        self.attempt(|| {
-            let kernel = self.kernels.get(name)?;
-            let start = || stream.launch(kernel, grid, threads, shared_bytes, args);
-            self.timed(|| name.to_owned(), start)
-        });
-    }
-
     fn vector(&self, values: &[f32]) -> Vector {
         self.changed();
         let mut address = 0;
@@ -310,23 +283,23 @@ impl Cuda {
     }
 }
 
-impl Backend for Cuda {
+impl Device for Cuda {
     type Tensor = Tensor;
     type Weight = Weight;
     type Vector = Vector;
     type Kv = Kv;
-    type Pool = Pool;
-    type Batch = Batch;
+    type Slots = Slots;
+    type Step<'a> = Step;
     type Rope = Rope;
 
     fn upload(&self, matrix: HostMatrix) -> Weight {
         let values = matrix.values.cast(self.dtype);
         let bytes = values.bytes() as u64;
         let mut weights = lock(&self.weights);
-        let place = weights.take(bytes);
-        let address = place.as_ref().map_or(0, launch::Region::address);
-        self.attempt(|| match &place {
-            Some(place) => self.stream.upload_now(values.as_bytes(), place),
+        let region = weights.take(bytes);
+        let address = region.as_ref().map_or(0, launch::Region::address);
+        self.attempt(|| match &region {
+            Some(region) => self.stream.upload_now(values.as_bytes(), region),
             None => Err(Fault {
                 message: "the model has more weights than its configuration says".into(),
                 lost: false,
@@ -348,132 +321,46 @@ impl Backend for Cuda {
         self.taken_kv(shape)
     }
 
-    fn pool(&self, slots: usize) -> Pool {
-        Pool::new(slots, self.taken.get().map(|taken| taken.adapters.clone()))
+    fn slots(&self, count: usize) -> Slots {
+        Slots::new(count, self.taken.get().map(|taken| taken.adapters.clone()))
     }
 
-    fn write_slot(&self, pool: &mut Pool, slot: Slot, delta: Arc<Delta>) -> Result<(), SlotError> {
-        pool.write(slot, delta)
+    fn write_slot(
+        &self,
+        slots: &mut Slots,
+        slot: Slot,
+        delta: Arc<Delta>,
+    ) -> Result<(), SlotError> {
+        slots.write(slot, delta)
     }
 
-    fn slot_ready(&self, pool: &Pool, slot: Slot) -> Result<bool, SlotError> {
-        pool.ready(slot)
+    fn slot_ready(&self, slots: &Slots, slot: Slot) -> Result<bool, SlotError> {
+        slots.ready(slot)
     }
 
-    fn clear_slot(&self, pool: &mut Pool, slot: Slot) {
-        pool.clear(slot);
-    }
-
-    fn batch(&self, rows: Rows) -> Batch {
-        Batch::new(rows)
+    fn clear_slot(&self, slots: &mut Slots, slot: Slot) {
+        slots.clear(slot);
     }
 
     fn run(
         &self,
-        batch: &Batch,
-        adapters: Adapters<'_, Self>,
-        ops: impl FnMut() -> Tensor,
-    ) -> Tensor {
-        self.run_batch(batch, adapters.pool, ops)
+        rows: &Rows,
+        slots: &Slots,
+        ops: impl FnMut(&Step) -> Outputs<Tensor>,
+    ) -> Outputs<Tensor> {
+        self.run_rows(rows, slots, ops)
     }
 
-    fn embed(&self, table: &Embedding<Self>, batch: &Batch, _: Adapters<'_, Self>) -> Tensor {
-        self.embed_rows(table, batch.step())
-    }
-
-    fn linears<const N: usize>(
-        &self,
-        x: &Tensor,
-        linears: [&Linear<Self>; N],
-        batch: &Batch,
-        _: Adapters<'_, Self>,
-    ) -> [Tensor; N] {
-        self.linear_rows(x, linears, batch.step().rows(), false)
-    }
-
-    fn rms_norm(
-        &self,
-        x: &Tensor,
-        norm: &Norm<Self>,
-        batch: &Batch,
-        _: Adapters<'_, Self>,
-    ) -> Tensor {
-        self.norm_rows(x, norm, batch.step().rows())
-    }
-
-    fn rope_and_store(
-        &self,
-        q: &mut Tensor,
-        k: &mut Tensor,
-        v: &Tensor,
-        rope: &Rope,
-        layer: usize,
-        kv: &mut Kv,
-        batch: &Batch,
-    ) {
-        self.rope_rows([q, k, v], rope, layer, kv, batch.step());
-    }
-
-    fn attention(
-        &self,
-        q: &Tensor,
-        shape: &AttentionShape,
-        layer: usize,
-        kv: &Kv,
-        batch: &Batch,
-    ) -> Tensor {
-        self.attention_rows(q, shape, layer, kv, batch.step())
-    }
-
-    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Tensor {
-        self.silu_mul_rows(gate, up)
-    }
-
-    fn add(&self, x: &mut Tensor, y: &Tensor) {
-        self.add_rows(x, y);
-    }
-
-    fn last_rows(&self, x: &Tensor, batch: &Batch) -> Tensor {
-        self.gather(x, batch.step())
-    }
-
-    fn head(
-        &self,
-        x: &Tensor,
-        head: &Linear<Self>,
-        batch: &Batch,
-        _: Adapters<'_, Self>,
-    ) -> Tensor {
-        let [logits] = self.linear_rows(x, [head], batch.step().logit_rows(), true);
-        logits
-    }
-
-    fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>, Fault> {
-        let sampled = self.sample_rows(logits, rows)?;
-        // Not after a failure: what the step started before it still reads the step's tables.
+    fn finish(&self) -> Result<(), Fault> {
+        self.attempt(|| self.stream.synchronize());
+        self.settled()?;
         self.step_is_over();
-        Ok(sampled)
+        Ok(())
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>, Fault> {
         let values = self.read(x)?;
         self.step_is_over();
         Ok(values)
-    }
-
-    fn restore(&self, weight: &mut Arc<Weight>, matrix: HostMatrix) {
-        self.restore_weight(weight, matrix);
-    }
-
-    fn fold_linear(&self, linear: &mut Linear<Self>, change: &SiteDelta, pool: &Values) {
-        self.merge_linear(linear, change, pool);
-    }
-
-    fn fold_norm(&self, norm: &mut Norm<Self>, change: &SiteDelta) {
-        self.merge_norm(norm, change);
-    }
-
-    fn fold_embedding(&self, table: &mut Embedding<Self>, change: &SiteDelta, pool: &Values) {
-        self.merge_embedding(table, change, pool);
     }
 }

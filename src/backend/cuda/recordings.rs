@@ -11,7 +11,7 @@ use super::args::Address;
 use super::launch::{Event, Graph};
 use super::step::Carried;
 use super::tables;
-use super::tensor::{Place, Tensor};
+use super::tensor::{Buffer, Tensor};
 use super::{Cuda, lock};
 use crate::backend::{Fault, Rows};
 
@@ -28,7 +28,8 @@ const TIMED_REPLAYS: usize = 8;
 pub(super) struct Class {
     pub rows: usize,
     pub pages: usize,
-    adapters: bool,
+    /// Adapters of one row.
+    pub parts: usize,
     pub ranks: usize,
 }
 
@@ -44,7 +45,7 @@ enum Recording {
 
 #[derive(Debug)]
 struct Recorded {
-    form: Form,
+    form: CapturedStep,
     /// Until it is known which form is faster.
     trial: Option<Trial>,
     /// When it was replayed last, as [`Recordings`] counts.
@@ -53,16 +54,16 @@ struct Recorded {
 
 /// A CUDA graph, and the logits it leaves: address, rows and columns.
 #[derive(Debug)]
-struct Form {
+struct CapturedStep {
     graph: Graph,
     logits: (Address, usize, usize),
 }
 
-impl Form {
+impl CapturedStep {
     fn logits(&self) -> Tensor {
         let (address, rows, cols) = self.logits;
-        let place = Place { address, block: None };
-        Tensor { float: true, ..Tensor::new(place, rows, cols) }
+        let buffer = Buffer { address, block: None };
+        Tensor::new(buffer, rows, cols, true)
     }
 }
 
@@ -70,7 +71,7 @@ impl Form {
 #[derive(Debug)]
 struct Trial {
     /// With shrinks that overlap products.
-    beside: Form,
+    beside: CapturedStep,
     /// Before and after a replay.
     moments: [Event; 2],
     /// The form whose replay the moments enclose.
@@ -128,7 +129,7 @@ impl Recordings {
         self.by_class.clear();
     }
 
-    fn keep(&mut self, class: Class, form: Form, trial: Option<Trial>) {
+    fn keep(&mut self, class: Class, form: CapturedStep, trial: Option<Trial>) {
         if self.ready() >= RECORDINGS_MAX {
             let used = |recording: &Recording| match recording {
                 Recording::Ready(recorded) => Some(recorded.used),
@@ -159,7 +160,8 @@ impl Cuda {
     pub(super) fn class(&self, rows: &Rows, carried: &Carried) -> Option<Class> {
         let n = rows.tokens.len();
         let decodes = rows.spans.iter().all(|span| span.len == 1) && rows.logit_rows.len() == n;
-        if !decodes || n == 0 || n > RECORDED_ROWS_MAX || carried.own_weights || !self.records() {
+        let own = carried.own_weights || carried.mixed_weights || !rows.hidden_rows.is_empty();
+        if !decodes || n == 0 || n > RECORDED_ROWS_MAX || own || !self.records() {
             return None;
         }
         let pages = rows.spans.iter().map(|span| span.block_table.len()).max().unwrap_or(1);
@@ -168,7 +170,7 @@ impl Cuda {
         Some(Class {
             rows: n.next_power_of_two(),
             pages: pages.next_power_of_two().max(pages_min),
-            adapters: carried.adapters,
+            parts: carried.parts.next_power_of_two() * usize::from(carried.parts > 0),
             ranks: rank_class(carried.ranks),
         })
     }
@@ -243,7 +245,7 @@ impl Cuda {
         &self,
         class: Class,
         ops: &mut dyn FnMut() -> Tensor,
-    ) -> Result<(Form, Option<Trial>), Fault> {
+    ) -> Result<(CapturedStep, Option<Trial>), Fault> {
         let form = self.record(ops)?;
         if class.ranks == 0 {
             return Ok((form, None));
@@ -262,7 +264,7 @@ impl Cuda {
 
     /// Captures ops into a CUDA graph; nothing runs. What fails is told here, unless the card is
     /// lost.
-    fn record(&self, ops: &mut dyn FnMut() -> Tensor) -> Result<Form, Fault> {
+    fn record(&self, ops: &mut dyn FnMut() -> Tensor) -> Result<CapturedStep, Fault> {
         self.settled()?;
         self.card.bind()?;
         self.stream.begin_capture()?;
@@ -270,8 +272,8 @@ impl Cuda {
         // Ends the recording whatever happened during it.
         let graph = self.stream.end_capture();
         self.settled()?;
-        let logits = (logits.place.address, logits.rows, logits.cols);
-        Ok(Form { graph: graph?, logits })
+        let logits = (logits.at(), logits.rows, logits.cols);
+        Ok(CapturedStep { graph: graph?, logits })
     }
 }
 

@@ -5,7 +5,8 @@ use super::kernels;
 use super::launch::{Card, Memory, OpenError, Pinned};
 use super::tensor::Tensor;
 use super::{Cuda, lock};
-use crate::backend::{Fault, SampleRow, Sampled};
+use crate::backend::{Draw, Fault, Sampled, Sampling, Score, Want};
+use crate::request::TokenMask;
 
 /// Alternatives of one row at most, as OpenAI's chat API allows.
 const TOP_MAX: usize = 20;
@@ -31,81 +32,142 @@ pub(super) struct SampleMemory {
     device: Memory,
     host: Pinned,
     rows_max: usize,
+    masks_max: usize,
+    /// Of one mask.
+    mask_words: usize,
 }
 
 const PARAMS_BYTES: usize = size_of::<SampleParams>();
-/// Token, logprob, and both of each alternative.
-const RESULT_BYTES: usize = 8 + TOP_MAX * 8;
+/// Token, logprob and rank, and the first two of each alternative.
+const RESULT_BYTES: usize = 12 + TOP_MAX * 8;
 
 impl SampleMemory {
-    pub fn new(card: &Card, rows_max: usize) -> Result<Self, OpenError> {
-        let bytes = rows_max * (PARAMS_BYTES + RESULT_BYTES);
+    /// For `rows_max` rows of a step, `masks_max` of them with a mask over `vocabulary` tokens.
+    ///
+    /// # Errors
+    /// [`OpenError::Memory`].
+    pub fn new(
+        card: &Card,
+        rows_max: usize,
+        masks_max: usize,
+        vocabulary: usize,
+    ) -> Result<Self, OpenError> {
+        let mask_words = vocabulary.div_ceil(32);
+        let bytes = rows_max * (PARAMS_BYTES + RESULT_BYTES) + masks_max * mask_words * 4;
         let device = card.allocate(bytes as u64, "drawing tokens", "lower --max-num-seqs")?;
-        Ok(Self { device, host: card.pinned(bytes)?, rows_max })
+        Ok(Self { device, host: card.pinned(bytes)?, rows_max, masks_max, mask_words })
+    }
+
+    /// Where masks and results start, behind the parameters.
+    fn starts(&self) -> (usize, usize) {
+        let masks = self.rows_max * PARAMS_BYTES;
+        (masks, masks + self.masks_max * self.mask_words * 4)
+    }
+}
+
+impl Sampling for Cuda {
+    fn sample(&self, logits: &Tensor, wants: &[Want<'_>]) -> Result<Vec<Sampled>, Fault> {
+        assert!(logits.float && logits.rows == wants.len(), "This is a bug: not logits.");
+        let m = wants.len();
+        let mut memory = lock(&self.sampling);
+        let Some(memory) = &mut *memory else { return Ok(Vec::new()) };
+        let mut results = vec![0u32; m * RESULT_BYTES / 4];
+        self.attempt(|| self.sample_on_card(logits, wants, memory, &mut results));
+        self.settled()?;
+        // Not after a failure: what the step started before it still reads the step's tables.
+        self.step_is_over();
+        let top = |want: &Want<'_>| want.logprobs().unwrap_or(0);
+        Ok(wants.iter().enumerate().map(|(i, want)| sampled(&results, m, i, top(want))).collect())
     }
 }
 
 impl Cuda {
-    pub(super) fn sample_rows(
+    fn sample_on_card(
         &self,
         logits: &Tensor,
-        rows: &[SampleRow],
-    ) -> Result<Vec<Sampled>, Fault> {
-        assert!(logits.float && logits.rows == rows.len(), "This is a bug: not logits.");
-        let m = rows.len();
-        let mut memory = lock(&self.sampling);
-        let Some(memory) = &mut *memory else { return Ok(Vec::new()) };
-        let mut results = vec![0u32; m * RESULT_BYTES / 4];
-        self.attempt(|| {
-            if m > memory.rows_max {
-                return Err(Fault {
-                    message: "a step draws more tokens than the one measured at start".into(),
-                    lost: false,
-                });
-            }
-            let params: Vec<SampleParams> = rows.iter().map(kernel_params).collect();
-            let params_bytes = m * PARAMS_BYTES;
-            memory.host.bytes_mut()[..params_bytes].copy_from_slice(bytemuck::cast_slice(&params));
-            let params_at = memory.device.region(0, params_bytes as u64);
-            self.stream.upload(&memory.host, 0..params_bytes, &params_at)?;
-            let result_bytes = (m * RESULT_BYTES) as u64;
-            let results_at =
-                memory.device.region((memory.rows_max * PARAMS_BYTES) as u64, result_bytes);
-            let part = |numbers_before: usize| results_at.address() + (4 * numbers_before) as u64;
-            let args = Sample {
-                logits: logits.place.address,
-                params: params_at.address(),
-                tokens: part(0),
-                logprobs: part(m),
-                top_tokens: part(2 * m),
-                top_logprobs: part((2 + TOP_MAX) * m),
-                vocabulary: logits.cols as u32,
-                top_max: TOP_MAX as u32,
-            };
-            let kernel = kernels::SAMPLE.with_threads(kernels::sample_threads(logits.cols));
-            self.start_kernel(&self.stream, kernel, [m as u32, 1, 1], &args)?;
-            let host = &mut memory.host.bytes_mut()[..m * RESULT_BYTES];
-            // The one wait of a step.
-            self.stream.download_now(&results_at, host)?;
-            results.copy_from_slice(bytemuck::cast_slice(host));
-            Ok(())
-        });
-        self.settled()?;
-        Ok((0..m).map(|i| sampled(&results, m, i, rows[i].logprobs.unwrap_or(0))).collect())
+        wants: &[Want<'_>],
+        memory: &mut SampleMemory,
+        results: &mut [u32],
+    ) -> Result<(), Fault> {
+        let m = wants.len();
+        let masks: Vec<&TokenMask> = wants.iter().filter_map(mask).collect();
+        if m > memory.rows_max || masks.len() > memory.masks_max {
+            return Err(Fault {
+                message: "a step draws more tokens than the one measured at start".into(),
+                lost: false,
+            });
+        }
+        let mut used = 0;
+        let params: Vec<SampleParams> = wants.iter().map(|want| params(want, &mut used)).collect();
+        let (masks_start, results_start) = memory.starts();
+        let params_bytes = m * PARAMS_BYTES;
+        memory.host.bytes_mut()[..params_bytes].copy_from_slice(bytemuck::cast_slice(&params));
+        let params_at = memory.device.region(0, params_bytes as u64);
+        self.stream.upload(&memory.host, 0..params_bytes, &params_at)?;
+        let mask_bytes = memory.mask_words * 4;
+        for (i, mask) in masks.iter().enumerate() {
+            assert_eq!(mask.words().len(), memory.mask_words, "This is a bug: of another model.");
+            let range = masks_start + i * mask_bytes..masks_start + (i + 1) * mask_bytes;
+            let words: &[u8] = bytemuck::cast_slice(mask.words());
+            memory.host.bytes_mut()[range.clone()].copy_from_slice(words);
+            let to = memory.device.region(range.start as u64, mask_bytes as u64);
+            self.stream.upload(&memory.host, range, &to)?;
+        }
+        let results_at = memory.device.region(results_start as u64, (m * RESULT_BYTES) as u64);
+        let part = |numbers_before: usize| results_at.address() + (4 * numbers_before) as u64;
+        let args = Sample {
+            logits: logits.at(),
+            params: params_at.address(),
+            tokens: part(0),
+            logprobs: part(m),
+            ranks: part(2 * m),
+            masks: memory.device.address() + masks_start as u64,
+            top_tokens: part(3 * m),
+            top_logprobs: part((3 + TOP_MAX) * m),
+            vocabulary: logits.cols as u32,
+            top_max: TOP_MAX as u32,
+        };
+        let kernel = kernels::SAMPLE.with_threads(kernels::sample_threads(logits.cols));
+        self.start_kernel(&self.stream, kernel, [m as u32, 1, 1], &args)?;
+        let host = &mut memory.host.bytes_mut()[..m * RESULT_BYTES];
+        // The one wait of a step.
+        self.stream.download_now(&results_at, host)?;
+        results.copy_from_slice(bytemuck::cast_slice(host));
+        Ok(())
     }
 }
 
-fn kernel_params(row: &SampleRow) -> SampleParams {
-    let p = &row.params;
-    SampleParams {
-        temperature: p.temperature,
-        top_p: p.top_p,
-        min_p: p.min_p,
-        top_k: p.top_k,
-        seed: p.seed,
-        step: row.step,
-        top: row.logprobs.unwrap_or(0).min(TOP_MAX as u32),
-        reserved: 0,
+fn mask<'a>(want: &Want<'a>) -> Option<&'a TokenMask> {
+    match want {
+        Want::Draw(draw) => draw.mask,
+        Want::Score(_) => None,
+    }
+}
+
+/// `masks`: those before this row's.
+fn params(want: &Want<'_>, masks: &mut u32) -> SampleParams {
+    let common = SampleParams {
+        top: want.logprobs().unwrap_or(0).min(TOP_MAX as u32),
+        ranked: want.logprobs().is_some().into(),
+        target: NONE,
+        mask: NONE,
+        ..SampleParams::default()
+    };
+    match want {
+        Want::Score(Score { target, logprobs: _ }) => SampleParams { target: *target, ..common },
+        Want::Draw(Draw { params, history, mask, logprobs: _ }) => SampleParams {
+            temperature: params.temperature,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            top_k: params.top_k,
+            seed: params.seed,
+            step: history.generated.len() as u64,
+            mask: mask.map_or(NONE, |_| {
+                *masks += 1;
+                *masks - 1
+            }),
+            ..common
+        },
     }
 }
 
@@ -114,12 +176,13 @@ fn sampled(results: &[u32], m: usize, i: usize, alternatives: u32) -> Sampled {
     let token = |t: u32| (t != NONE).then_some(t);
     let top = (0..TOP_MAX.min(alternatives as usize)).filter_map(|k| {
         let at = i * TOP_MAX + k;
-        let logprob = f32::from_bits(results[(2 + TOP_MAX) * m + at]);
-        Some((token(results[2 * m + at])?, logprob))
+        let logprob = f32::from_bits(results[(3 + TOP_MAX) * m + at]);
+        Some((token(results[3 * m + at])?, logprob))
     });
     Sampled {
         token: token(results[i]),
         logprob: f32::from_bits(results[m + i]),
+        rank: results[2 * m + i],
         top: top.collect(),
     }
 }

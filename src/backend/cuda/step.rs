@@ -1,43 +1,24 @@
 //! One step on the card: its tables in one upload.
 
-use std::cell::OnceCell;
-
 use super::args::{Address, Deltas};
+use super::slots::Slots;
 use super::tables::{self, DeltaTables, Fixed, Shape, Tables};
 use super::tensor::Tensor;
-use super::{Cuda, Pool, lock};
-use crate::backend::{Fault, Rows};
-use crate::ids::{BlockId, Slot};
+use super::{Cuda, lock};
+use crate::backend::{Fault, Outputs, Rows};
+use crate::ids::BlockId;
+use crate::recipe::Weight;
 
 /// Columns of x from which a shrink is split once more.
 const SPLIT_COLUMNS: usize = 512;
 const SPLITS_MAX: usize = 8;
 
-/// One step's rows; what they become on the card is known when they run.
-#[derive(Debug)]
-pub struct Batch {
-    pub(super) rows: Rows,
-    pub(super) step: OnceCell<Step>,
-    /// Runs as if a row had an adapter of so many ranks.
-    rehearsed: Option<usize>,
-}
-
-impl Batch {
-    pub(super) fn new(rows: Rows) -> Self {
-        Self { rows, step: OnceCell::new(), rehearsed: None }
-    }
-
-    pub(super) fn step(&self) -> &Step {
-        self.step.get().expect("This is a bug: ops are called outside of a run.")
-    }
-}
-
 /// A step's tables on the card.
 #[derive(Clone, Debug)]
-pub(super) struct Step {
-    pub tables: Tables,
+pub struct Step {
+    pub(super) tables: Tables,
     /// The longest context of a short span, or of its class.
-    pub context: usize,
+    pub(super) context: usize,
     rows: RowTables,
     logit_rows: RowTables,
     base: Address,
@@ -54,8 +35,10 @@ pub(super) struct RowTables {
     /// The count of tiles with adapters alone.
     pub adapted_count: Address,
     pub tiles_max: usize,
-    /// An adapter has a linear's whole weight.
+    /// A row carries one adapter as it is, and that has a linear's whole weight.
     pub own_weights: bool,
+    /// A row carries such an adapter otherwise: with others, or with another weight than 1.
+    pub mixed_weights: bool,
     /// `None`: no adapter has a low-rank part.
     pub factors: Option<Factors>,
 }
@@ -67,6 +50,7 @@ pub(super) struct Factors {
     pub work_count: Address,
     pub works: usize,
     pub rank_stride: usize,
+    /// Stretches of x that are summed apart (split-K).
     pub splits: usize,
 }
 
@@ -85,67 +69,82 @@ impl Step {
 }
 
 /// What a step's rows carry, all together.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Carried {
     /// The most of one adapter.
     pub ranks: usize,
-    pub adapters: bool,
+    /// The most adapters of one row.
+    pub parts: usize,
     pub own_weights: bool,
+    pub mixed_weights: bool,
 }
 
 impl Carried {
-    fn of(slots: &[Slot], pool: &Pool) -> Self {
-        let mut distinct: Vec<Slot> =
-            slots.iter().copied().filter(|&slot| slot != Slot::BASE).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        Self {
-            ranks: distinct.iter().map(|&slot| pool.rank(slot)).max().unwrap_or(0),
-            adapters: !distinct.is_empty(),
-            own_weights: distinct.iter().any(|&slot| pool.own_weight(slot)),
+    fn of(rows: &Rows, slots: &Slots) -> Self {
+        let mut carried = Self::default();
+        for recipe in rows.recipes() {
+            let parts = recipe.parts();
+            let alone = matches!(parts, [part] if part.weight == Weight::ONE);
+            let own = parts.iter().any(|part| slots.own_weight(part.adapter));
+            let ranks = parts.iter().map(|part| slots.rank(part.adapter)).max();
+            carried.parts = carried.parts.max(parts.len());
+            carried.ranks = carried.ranks.max(ranks.unwrap_or(0));
+            carried.own_weights |= own && alone;
+            carried.mixed_weights |= own && !alone;
         }
+        carried
     }
 }
 
 impl Cuda {
-    /// A decode step of `rows` rows that nobody asked for: run twice, it is recorded, and steps
-    /// like it are replayed from the first request on. `ranks`: as if a row had an adapter of so
-    /// many.
-    pub fn rehearsal(&self, rows: usize, ranks: Option<usize>) -> Batch {
-        let spare = BlockId(self.spare_page());
-        let rows = tables::padded(&Rows::default(), rows, spare);
-        Batch { rehearsed: ranks, ..Batch::new(rows) }
+    /// Runs the ops of rows, or replays what was captured of equal ones.
+    pub(super) fn run_rows(
+        &self,
+        rows: &Rows,
+        slots: &Slots,
+        ops: impl FnMut(&Step) -> Outputs<Tensor>,
+    ) -> Outputs<Tensor> {
+        self.run_carrying(rows, slots, Carried::of(rows, slots), ops)
     }
 
-    /// Runs a batch's ops, or what was recorded of equal ones.
-    pub(super) fn run_batch(
+    /// A decode step of `count` rows that nobody asked for (warm-up): run twice, it is captured,
+    /// and steps like it are replayed from the first request on. `ranks`: as if a row had an
+    /// adapter of so many.
+    pub fn warm_up(
         &self,
-        batch: &Batch,
-        pool: &Pool,
-        mut ops: impl FnMut() -> Tensor,
-    ) -> Tensor {
-        let carried = match batch.rehearsed {
-            Some(ranks) => Carried { ranks, adapters: true, own_weights: false },
-            None => Carried::of(&batch.rows.slots, pool),
+        count: usize,
+        ranks: Option<usize>,
+        slots: &Slots,
+        mut ops: impl FnMut(&Rows, &Step) -> Outputs<Tensor>,
+    ) -> Outputs<Tensor> {
+        let rows = tables::padded(&Rows::default(), count, BlockId(self.spare_page()));
+        let carried = match ranks {
+            Some(ranks) => Carried { ranks, parts: 1, ..Carried::default() },
+            None => Carried::default(),
         };
-        let class = self.class(&batch.rows, &carried);
-        let (rows, fixed) = match &class {
-            None => (None, None),
-            Some(class) => {
-                let spare = BlockId(self.spare_page());
-                let padded = tables::padded(&batch.rows, class.rows, spare);
-                (Some(padded), Some(Fixed { pages: class.pages, ranks: class.ranks }))
-            }
+        self.run_carrying(&rows, slots, carried, |step| ops(&rows, step))
+    }
+
+    fn run_carrying(
+        &self,
+        rows: &Rows,
+        slots: &Slots,
+        carried: Carried,
+        mut ops: impl FnMut(&Step) -> Outputs<Tensor>,
+    ) -> Outputs<Tensor> {
+        let Some(class) = self.class(rows, &carried) else {
+            return ops(&self.upload_step(rows, None, &carried, slots));
         };
-        let rows = rows.as_ref().unwrap_or(&batch.rows);
-        let step = self.upload_step(rows, fixed, &carried, pool);
-        let wanted = batch.rows.logit_rows.len();
-        assert!(batch.step.set(step).is_ok(), "This is a bug: a batch runs once.");
-        let mut logits = match class {
-            Some(class) if !self.is_dry() => self.run_class(class, ops),
-            _ => ops(),
+        let padded = tables::padded(rows, class.rows, BlockId(self.spare_page()));
+        let fixed = Fixed { pages: class.pages, ranks: class.ranks, parts: class.parts };
+        let step = self.upload_step(&padded, Some(fixed), &carried, slots);
+        let mut logits = || {
+            let logits = ops(&step).logits;
+            logits.expect("This is a bug: a step of decode rows has logits.")
         };
-        logits.rows = wanted;
-        logits
+        let mut logits = if self.is_dry() { logits() } else { self.run_class(class, logits) };
+        logits.rows = rows.logit_rows.len();
+        Outputs { logits: Some(logits), hidden: None }
     }
 
     fn upload_step(
@@ -153,17 +152,17 @@ impl Cuda {
         rows: &Rows,
         fixed: Option<Fixed>,
         carried: &Carried,
-        pool: &Pool,
+        slots: &Slots,
     ) -> Step {
         let shape =
             Shape { group: self.model_group(), prefill_kernel: self.has_prefill_kernel(), fixed };
-        let (words, tables) = tables::build(rows, &shape, &|slot| pool.rank(slot));
+        let (words, tables) = tables::build(rows, &shape, &|slot| slots.rank(slot));
         let base = self.upload_words(&words.words);
         let context = match fixed {
             Some(fixed) => fixed.pages * self.block_tokens(),
             None => tables.context,
         };
-        let at = |t: &DeltaTables| self.row_tables(t, base, fixed, carried, pool);
+        let at = |t: &DeltaTables| self.row_tables(t, base, fixed, carried, slots);
         let (of_rows, logit_rows) = (at(&tables.deltas), at(&tables.logit_deltas));
         Step { tables, context, rows: of_rows, logit_rows, base }
     }
@@ -174,15 +173,15 @@ impl Cuda {
         base: Address,
         fixed: Option<Fixed>,
         carried: &Carried,
-        pool: &Pool,
+        slots: &Slots,
     ) -> RowTables {
         let at = |word: usize| base + 4 * word as u64;
-        let (changes, sites) = pool.changes();
+        let (changes, sites) = slots.changes();
         let deltas = Deltas {
             changes,
             entry_slot: at(t.entry_slot),
             entry_weight: at(t.entry_weight),
-            rows: if carried.adapters { at(t.rows) } else { 0 },
+            rows: if carried.parts > 0 { at(t.rows) } else { 0 },
             order: at(t.order),
             tiles: at(t.tiles),
             tile_count: at(t.tile_count),
@@ -204,6 +203,7 @@ impl Cuda {
             adapted_count: at(t.adapted_count),
             tiles_max: t.tiles_max,
             own_weights: carried.own_weights,
+            mixed_weights: carried.mixed_weights,
             factors: (rank_stride > 0).then_some(factors),
         }
     }

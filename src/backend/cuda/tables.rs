@@ -2,7 +2,8 @@
 
 use super::args::{ROW_TILE, RowParts, RowTile, SHRINK_RANKS, SHRINK_ROWS, Tile, Work};
 use crate::backend::{Rows, Span};
-use crate::ids::Slot;
+use crate::ids::{BlockId, Slot};
+use crate::recipe::Recipe;
 
 /// Packed queries of one attention tile: decode, and prefill.
 const DECODE_QUERIES: usize = 16;
@@ -41,13 +42,15 @@ pub(super) struct Shape {
     pub fixed: Option<Fixed>,
 }
 
-/// Room of a recorded step's tables.
+/// Room of a captured step's tables.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fixed {
     /// Pages of one sequence.
     pub pages: usize,
     /// Ranks of one adapter.
     pub ranks: usize,
+    /// Adapters of one row.
+    pub parts: usize,
 }
 
 /// Words, and where each table starts among them.
@@ -109,9 +112,11 @@ pub(super) struct Tables {
     pub row_table: usize,
     pub block_tables: usize,
     pub logit_rows: usize,
-    /// Rows, and rows with logits.
+    pub hidden_rows: usize,
+    /// Rows, rows with logits, and rows whose hidden state is wanted.
     pub n: usize,
     pub m: usize,
+    pub k: usize,
     /// Of all rows, and of the rows with logits.
     pub deltas: DeltaTables,
     pub logit_deltas: DeltaTables,
@@ -133,15 +138,16 @@ pub(super) fn build(rows: &Rows, shape: &Shape, rank: &dyn Fn(Slot) -> usize) ->
         pages.extend(span.block_table.iter().map(|page| page.0));
     }
     let pages_room = shape.fixed.map_or(0, |fixed| n * fixed.pages);
-    let logit_slots: Vec<Slot> =
-        rows.logit_rows.iter().map(|&row| rows.slots[row as usize]).collect();
+    let all: Vec<usize> = (0..n).map(|row| rows.carried(row)).collect();
+    let of_logits: Vec<usize> =
+        rows.logit_rows.iter().map(|&row| rows.carried(row as usize)).collect();
     let tokens = block.put(&rows.tokens, n);
     let positions = block.put(&rows.positions, n);
     let row_table = block.put(&row_table, n);
     let logit_rows = block.put(&rows.logit_rows, m);
-    let ranks = shape.fixed.map(|fixed| fixed.ranks);
-    let deltas = deltas(&mut block, &rows.slots, ranks, rank);
-    let logit_deltas = self::deltas(&mut block, &logit_slots, ranks, rank);
+    let hidden_rows = block.put(&rows.hidden_rows, 0);
+    let deltas = deltas(&mut block, &all, rows.recipes(), shape.fixed, rank);
+    let logit_deltas = self::deltas(&mut block, &of_logits, rows.recipes(), shape.fixed, rank);
     let long = |len: usize| shape.prefill_kernel && len * shape.group > DECODE_QUERIES;
     let split = |context| split_tokens(context) as u32;
     let short = tiles(&mut block, rows, shape.group, DECODE_QUERIES, &|len| !long(len), &split);
@@ -156,8 +162,10 @@ pub(super) fn build(rows: &Rows, shape: &Shape, rank: &dyn Fn(Slot) -> usize) ->
         row_table,
         block_tables,
         logit_rows,
+        hidden_rows,
         n,
         m,
+        k: rows.hidden_rows.len(),
         deltas,
         logit_deltas,
         decode: short,
@@ -202,82 +210,113 @@ fn tiles(
     Some(Tiles { tiles, count, max: all.len(), packed: before })
 }
 
-/// Rows of one adapter together, bare rows last.
+/// Rows that carry the same together, bare rows last. `carried`: by row, its index in `recipes`.
 fn deltas(
     block: &mut Block,
-    slots: &[Slot],
-    ranks: Option<usize>,
+    carried: &[usize],
+    recipes: &[Recipe<Slot>],
+    fixed: Option<Fixed>,
     rank: &dyn Fn(Slot) -> usize,
 ) -> DeltaTables {
-    let n = slots.len();
-    // `BASE` sorts behind every slot.
+    let n = carried.len();
     let mut order: Vec<u32> = (0..n as u32).collect();
-    order.sort_by_key(|&row| (slots[row as usize], row));
-    let (mut tiles, mut adapted, mut first) = (Vec::new(), 0, 0);
-    let mut row_parts = vec![RowParts::default(); n];
-    let mut work = Vec::new();
-    let (mut entry_slot, mut entries) = (Vec::new(), 0);
-    for members in order.chunk_by(|&a, &b| slots[a as usize] == slots[b as usize]) {
-        let slot = slots[members[0] as usize];
-        let (len, parts) = (members.len() as u32, u32::from(slot != Slot::BASE));
-        tiles.extend((0..len).step_by(ROW_TILE).map(|from| RowTile {
-            first: first + from,
-            rows: (len - from).min(ROW_TILE as u32),
-            entry: entries + from,
-            stride: len,
-            parts,
-        }));
-        first += len;
-        if slot == Slot::BASE {
-            continue;
-        }
-        adapted = tiles.len();
-        for (i, &row) in members.iter().enumerate() {
-            row_parts[row as usize] = RowParts { entry: entries + i as u32, stride: len, parts };
-        }
-        for rank_first in (0..rank(slot)).step_by(SHRINK_RANKS) {
-            for from in (0..members.len()).step_by(SHRINK_ROWS) {
-                let rows = (members.len() - from).min(SHRINK_ROWS) as u32;
-                let entry = entries + from as u32;
-                work.push(Work { entry, rows, rank_first: rank_first as u32 });
-            }
-        }
-        entry_slot.extend(std::iter::repeat_n(slot.0, members.len()));
-        entries += len;
+    let recipe = |row: u32| carried[row as usize];
+    order.sort_by_key(|&row| (recipes[recipe(row)].is_base(), recipe(row), row));
+    let mut lists = Lists { row_parts: vec![RowParts::default(); n], ..Lists::default() };
+    let mut first = 0;
+    for members in order.chunk_by(|&a, &b| recipe(a) == recipe(b)) {
+        lists.add(first, members, &recipes[recipe(members[0])], rank);
+        first += members.len() as u32;
     }
-    let room = |words: usize, used: usize| if ranks.is_some() { words } else { used };
+    let Lists { row_parts, tiles, adapted, work, entry_row, entry_slot, entry_weight } = &lists;
+    let room = |words: usize, used: usize| if fixed.is_some() { words } else { used };
+    let parts_max = fixed.map_or(0, |fixed| fixed.parts);
     let tiles_max = room(n, tiles.len());
-    let works = ranks.map_or(work.len(), |ranks| n * ranks.div_ceil(SHRINK_RANKS));
-    let one = 1.0_f32.to_bits();
-    // An entry's row is its place among the sorted rows: bare rows stand behind all entries.
-    let entry_row = block.put(&order[..entries as usize], n);
+    let works =
+        fixed.map_or(work.len(), |fixed| n * fixed.parts * fixed.ranks.div_ceil(SHRINK_RANKS));
+    let entries = room(n * parts_max, entry_row.len());
     DeltaTables {
-        entry_row,
-        entry_slot: block.put(&entry_slot, n),
-        entry_weight: block.put(&vec![one; n], n),
-        rows: block.put(bytemuck::cast_slice(&row_parts), 3 * n),
+        entry_row: block.put(entry_row, entries),
+        entry_slot: block.put(entry_slot, entries),
+        entry_weight: block.put(entry_weight, entries),
+        rows: block.put(bytemuck::cast_slice(row_parts), 3 * n),
         order: block.put(&order, n),
-        tiles: block.put(bytemuck::cast_slice(&tiles), 5 * tiles_max),
+        tiles: block.put(bytemuck::cast_slice(tiles), 5 * tiles_max),
         tile_count: block.put(&[tiles.len() as u32], 1),
-        adapted_count: block.put(&[adapted as u32], 1),
-        work: block.put(bytemuck::cast_slice(&work), 3 * works),
+        adapted_count: block.put(&[*adapted as u32], 1),
+        work: block.put(bytemuck::cast_slice(work), 3 * works),
         work_count: block.put(&[work.len() as u32], 1),
-        entries: room(n, entries as usize),
+        entries,
         works,
         tiles_max,
     }
 }
 
+/// The tables of [`deltas`] while they are filled.
+#[derive(Default)]
+struct Lists {
+    row_parts: Vec<RowParts>,
+    tiles: Vec<RowTile>,
+    /// Tiles with adapters.
+    adapted: usize,
+    work: Vec<Work>,
+    entry_row: Vec<u32>,
+    entry_slot: Vec<u32>,
+    /// Bits of the weights.
+    entry_weight: Vec<u32>,
+}
+
+impl Lists {
+    /// The rows `members`, which stand from `first` on in the order and carry `recipe`: part j of
+    /// the i-th of n rows is entry j · n + i after those there are.
+    fn add(
+        &mut self,
+        first: u32,
+        members: &[u32],
+        recipe: &Recipe<Slot>,
+        rank: &dyn Fn(Slot) -> usize,
+    ) {
+        let (len, parts) = (members.len() as u32, recipe.parts().len() as u32);
+        let entry = self.entry_row.len() as u32;
+        // A row of several adapters has a tile of its own.
+        let tile_rows = if parts > 1 { 1 } else { ROW_TILE };
+        self.tiles.extend((0..len).step_by(tile_rows).map(|from| RowTile {
+            first: first + from,
+            rows: (len - from).min(tile_rows as u32),
+            entry: entry + from,
+            stride: len,
+            parts,
+        }));
+        if recipe.is_base() {
+            return;
+        }
+        self.adapted = self.tiles.len();
+        for (i, &row) in (entry..).zip(members) {
+            self.row_parts[row as usize] = RowParts { entry: i, stride: len, parts };
+        }
+        for part in recipe.parts() {
+            let entry = self.entry_row.len() as u32;
+            for rank_first in (0..rank(part.adapter)).step_by(SHRINK_RANKS) {
+                self.work.extend((0..len).step_by(SHRINK_ROWS).map(|from| Work {
+                    entry: entry + from,
+                    rows: (len - from).min(SHRINK_ROWS as u32),
+                    rank_first: rank_first as u32,
+                }));
+            }
+            self.entry_row.extend_from_slice(members);
+            self.entry_slot.extend(std::iter::repeat_n(part.adapter.0, members.len()));
+            let weight = part.weight.get().to_bits();
+            self.entry_weight.extend(std::iter::repeat_n(weight, members.len()));
+        }
+    }
+}
+
 /// The rows of a decode step, filled up to `bucket` with rows that read and write `spare`, a page
 /// of no sequence.
-pub(super) fn padded(rows: &Rows, bucket: usize, spare: crate::ids::BlockId) -> Rows {
+pub(super) fn padded(rows: &Rows, bucket: usize, spare: BlockId) -> Rows {
     let mut rows = rows.clone();
-    for row in rows.tokens.len()..bucket {
-        rows.tokens.push(0);
-        rows.positions.push(0);
-        rows.slots.push(Slot::BASE);
-        let block_table = vec![spare];
-        rows.spans.push(Span { start: row, len: 1, block_table });
+    for row in rows.len()..bucket {
+        rows.push(&[0], 0, &Recipe::base(), vec![spare]);
         rows.logit_rows.push(row as u32);
     }
     rows
@@ -286,37 +325,68 @@ pub(super) fn padded(rows: &Rows, bucket: usize, spare: crate::ids::BlockId) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::BlockId;
+    use crate::recipe::{Part, Weight};
 
-    fn step(slots: &[u32]) -> Rows {
-        let n = slots.len();
-        let span = |start| Span { start, len: 1, block_table: vec![BlockId(start as u32)] };
-        Rows {
-            tokens: vec![7; n],
-            positions: (0..n as u32).collect(),
-            slots: slots.iter().map(|&slot| Slot(slot)).collect(),
-            spans: (0..n).map(span).collect(),
-            logit_rows: (0..n as u32).collect(),
-        }
+    fn recipe(parts: &[(u32, f32)]) -> Recipe<Slot> {
+        let part = |&(slot, weight): &(u32, f32)| Part {
+            adapter: Slot(slot),
+            weight: Weight::new(weight).unwrap(),
+        };
+        Recipe::new(parts.iter().map(part).collect())
     }
 
-    const BARE: u32 = Slot::BASE.0;
+    fn carrying(recipes: &[Recipe<Slot>]) -> Rows {
+        let mut rows = Rows::default();
+        for (row, recipe) in (0..).zip(recipes) {
+            rows.push(&[7], row, recipe, vec![BlockId(row)]);
+            rows.logit_rows.push(row);
+        }
+        rows
+    }
+
+    const BARE: u32 = u32::MAX;
+
+    fn step(slots: &[u32]) -> Rows {
+        let one = |&slot: &u32| if slot == BARE { recipe(&[]) } else { recipe(&[(slot, 1.0)]) };
+        carrying(&slots.iter().map(one).collect::<Vec<_>>())
+    }
+
     const SHAPE: Shape = Shape { group: 4, prefill_kernel: true, fixed: None };
 
     #[test]
     fn rows_of_one_adapter_share_tiles_and_bare_rows_come_last() {
         let (block, t) = build(&step(&[3, BARE, 1, 3]), &SHAPE, &|_| 20);
         let words = |at: usize, len: usize| &block.words[at..at + len];
-        assert_eq!(words(t.deltas.order, 4), [2, 0, 3, 1]);
-        let tiles = [[0, 1, 0, 1, 1], [1, 2, 1, 2, 1], [3, 1, 3, 1, 0]];
+        assert_eq!(words(t.deltas.order, 4), [0, 3, 2, 1]);
+        let tiles = [[0, 2, 0, 2, 1], [2, 1, 2, 1, 1], [3, 1, 3, 1, 0]];
         assert_eq!(words(t.deltas.tiles, 15), tiles.as_flattened());
         assert_eq!(words(t.deltas.tile_count, 1), [3]);
         assert_eq!(words(t.deltas.adapted_count, 1), [2]);
-        assert_eq!(words(t.deltas.entry_slot, 3), [1, 3, 3]);
-        assert_eq!(words(t.deltas.rows, 12), [1, 2, 1, 0, 0, 0, 0, 1, 1, 2, 2, 1]);
+        assert_eq!(words(t.deltas.entry_slot, 3), [3, 3, 1]);
+        assert_eq!(words(t.deltas.rows, 12), [0, 2, 1, 0, 0, 0, 2, 1, 1, 1, 2, 1]);
         // Two tiles of ranks each.
-        assert_eq!(words(t.deltas.work, 12), [0, 1, 0, 0, 1, 16, 1, 2, 0, 1, 2, 16]);
+        assert_eq!(words(t.deltas.work, 12), [0, 2, 0, 0, 2, 16, 2, 1, 0, 2, 1, 16]);
         assert_eq!(words(t.deltas.work_count, 1), [4]);
+    }
+
+    #[test]
+    fn a_row_of_several_adapters_has_an_entry_of_each_and_a_tile_of_its_own() {
+        let both = recipe(&[(5, 0.5), (2, -1.0)]);
+        let rows = carrying(&[both.clone(), recipe(&[(5, 1.0)]), both]);
+        let (block, t) = build(&rows, &SHAPE, &|slot| if slot == Slot(2) { 3 } else { 0 });
+        let words = |at: usize, len: usize| &block.words[at..at + len];
+        assert_eq!(words(t.deltas.order, 3), [0, 2, 1]);
+        assert_eq!(words(t.deltas.entry_row, 5), [0, 2, 0, 2, 1]);
+        assert_eq!(words(t.deltas.entry_slot, 5), [5, 5, 2, 2, 5]);
+        let weights = [0.5, 0.5, -1.0, -1.0, 1.0].map(f32::to_bits);
+        assert_eq!(words(t.deltas.entry_weight, 5), weights);
+        let tiles = [[0, 1, 0, 2, 2], [1, 1, 1, 2, 2], [2, 1, 4, 1, 1]];
+        assert_eq!(words(t.deltas.tiles, 15), tiles.as_flattened());
+        assert_eq!(words(t.deltas.rows, 9), [0, 2, 2, 4, 1, 1, 1, 2, 2]);
+        assert_eq!(
+            (words(t.deltas.work_count, 1), words(t.deltas.work, 3)),
+            (&[1][..], &[2, 2, 0][..])
+        );
     }
 
     #[test]
@@ -329,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_fixed_layout_does_not_depend_on_who_is_in_the_step() {
-        let shape = Shape { fixed: Some(Fixed { pages: 9, ranks: 64 }), ..SHAPE };
+        let shape = Shape { fixed: Some(Fixed { pages: 9, ranks: 64, parts: 1 }), ..SHAPE };
         let (a, places) = build(&step(&[0, 1, 2, 3]), &shape, &|_| 64);
         let (b, others) = build(&step(&[5, 5, BARE, BARE]), &shape, &|_| 3);
         assert_eq!((places, a.words.len()), (Tables { context: 4, ..others }, b.words.len()));
@@ -340,7 +410,7 @@ mod tests {
         let rows = padded(&step(&[0, 1]), 4, BlockId(99));
         assert_eq!((rows.tokens.len(), rows.logit_rows.len()), (4, 4));
         assert!(rows.spans[2..].iter().all(|span| span.block_table == [BlockId(99)]));
-        assert!(rows.slots[2..].iter().all(|&slot| slot == Slot::BASE));
+        assert!((2..4).all(|row| rows.recipes()[rows.carried(row)].is_base()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::adapter::{Adapter, FileLimits, Load, Loader};
+use crate::adapter::{Adapter, FileLimits, LoadAdapter, Loader};
 use crate::cli::CliError;
 use crate::cli::synth::{AdapterKind, AdapterShape, synth_adapter};
 use crate::dtype::Dtype;
@@ -83,8 +83,8 @@ pub fn random_adapter(
     scratch: &Path,
 ) -> Result<Arc<Adapter>, CliError> {
     let base = CheckpointBase::new(checkpoint.clone());
-    let loader =
-        Loader { base, limits: FileLimits::new(1 << 32), allow_unknown_config_keys: false };
+    let limits = FileLimits::new(1 << 32);
+    let loader = Loader { base, fits: None, limits, allow_unknown_config_keys: false };
     let dir = scratch.join(format!("adapter-{seed}"));
     let shape = AdapterShape { kind, rank, targets: None, shards: 4, dtype: Dtype::F32, seed };
     synth_adapter(&dir, &shape, &loader.base)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::steps::{self, BLOCK_TOKENS};
 use crate::adapter::Adapter;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Adapters, Backend, Fault, Rows, Span};
+use crate::backend::{Backend, Device, Fault, Rows};
 use crate::cli::CliError;
 use crate::ids::Slot;
 use crate::model::{Checkpoint, Model};
@@ -15,14 +15,8 @@ pub fn prompts(adapters: usize, context: usize) -> Rows {
     let mut all = Rows::default();
     let tokens = context.clamp(1, 4);
     for i in 0..=adapters {
-        let slot = if i == 0 { Slot::BASE } else { Slot(i as u32 - 1) };
-        let one = steps::prompt(i, 0, tokens, tokens, slot);
-        let start = all.tokens.len();
-        all.tokens.extend(one.tokens);
-        all.positions.extend(one.positions);
-        all.slots.extend(one.slots);
-        all.logit_rows.extend(one.logit_rows.iter().map(|row| start as u32 + row));
-        all.spans.extend(one.spans.into_iter().map(|span| Span { start, ..span }));
+        let slot = i.checked_sub(1).map(|slot| Slot(slot as u32));
+        steps::add_prompt(&mut all, i, 0, tokens, tokens, slot);
     }
     all
 }
@@ -35,12 +29,11 @@ pub fn logits<B: Backend>(
     backend: &B,
     model: &Model<B>,
     kv: &mut B::Kv,
-    pool: &B::Pool,
+    slots: &B::Slots,
     rows: &Rows,
 ) -> Result<Vec<f32>, Fault> {
-    let batch = backend.batch(rows.clone());
-    let logits = model.forward(backend, &batch, kv, Adapters { pool });
-    backend.download(&logits)
+    let logits = model.forward(backend, rows, slots, kv).logits;
+    backend.download(&logits.expect("This is a bug: a checked step has logits."))
 }
 
 /// The root of the mean square difference between `on_card` and the CPU's logits of `rows`, as a
@@ -59,13 +52,13 @@ pub fn distance_from_cpu(
     let model = Model::load(checkpoint, &cpu, positions, &|_| {});
     let blocks = rows.spans.iter().map(|span| span.block_table.len()).sum();
     let mut kv = cpu.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS));
-    let mut pool = cpu.pool(adapters.len());
+    let mut slots = cpu.slots(adapters.len());
     let failed = |e: &dyn std::fmt::Display| CliError::General(e.to_string());
     for (slot, adapter) in adapters.iter().enumerate() {
-        cpu.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone())
+        cpu.write_slot(&mut slots, Slot(slot as u32), adapter.delta.clone())
             .map_err(|e| failed(&e))?;
     }
-    let expected = logits(&cpu, &model, &mut kv, &pool, rows).map_err(|e| failed(&e))?;
+    let expected = logits(&cpu, &model, &mut kv, &slots, rows).map_err(|e| failed(&e))?;
     let squares = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>();
     let difference = squares(&mut on_card.iter().zip(&expected).map(|(a, b)| a - b));
     Ok((difference / squares(&mut expected.iter().copied())).sqrt())

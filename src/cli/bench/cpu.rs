@@ -14,7 +14,7 @@ use super::report::{Line, write_json};
 use super::steps::{self, BLOCK_TOKENS, median};
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
-use crate::backend::{Backend, Rows};
+use crate::backend::{Device, Rows};
 use crate::cli::{CliError, print};
 use crate::ids::Slot;
 use crate::model::{Checkpoint, Model};
@@ -56,8 +56,8 @@ pub fn run(
 }
 
 /// Of a case whose adapters start at slot `first`.
-fn slot(case: &Case, first: usize, row: usize, rows: usize) -> Slot {
-    case.adapter_of(row, rows).map_or(Slot::BASE, |adapter| Slot((first + adapter) as u32))
+fn slot(case: &Case, first: usize, row: usize, rows: usize) -> Option<Slot> {
+    case.adapter_of(row, rows).map(|adapter| Slot((first + adapter) as u32))
 }
 
 struct Bench<'a> {
@@ -66,7 +66,7 @@ struct Bench<'a> {
     backend: Cpu,
     model: Model<Cpu>,
     merged: Option<Model<Cpu>>,
-    pool: <Cpu as Backend>::Pool,
+    slots: <Cpu as Device>::Slots,
     /// With the first slot of each.
     cases: Vec<(&'a Case, usize)>,
     /// What a pure read passes over, [`BANDWIDTH_BYTES`] in all.
@@ -113,9 +113,9 @@ impl<'a> Bench<'a> {
                 adapters.push(random_adapter(kind, case.rank, seed, &checkpoint, scratch)?);
             }
         }
-        let mut pool = backend.pool(adapters.len());
+        let mut slots = backend.slots(adapters.len());
         for (slot, adapter) in adapters.iter().enumerate() {
-            let written = backend.write_slot(&mut pool, Slot(slot as u32), adapter.delta.clone());
+            let written = backend.write_slot(&mut slots, Slot(slot as u32), adapter.delta.clone());
             written.map_err(|e| CliError::General(e.to_string()))?;
         }
         let merged = placed.iter().find(|(case, _)| case.merged).map(|(_, first)| {
@@ -124,7 +124,7 @@ impl<'a> Bench<'a> {
             model
         });
         let buffer = vec![1u64; BANDWIDTH_BYTES / 8];
-        Ok(Self { args, checkpoint, backend, model, merged, pool, cases: placed, buffer })
+        Ok(Self { args, checkpoint, backend, model, merged, slots, cases: placed, buffer })
     }
 
     fn header(&self) -> String {
@@ -160,7 +160,7 @@ impl<'a> Bench<'a> {
                 let merged = if case.merged { self.merged.as_ref() } else { None };
                 let model = merged.unwrap_or(&self.model);
                 let start = Instant::now();
-                steps::run(&self.backend, model, &self.pool, &mut kv, rows)
+                steps::run(&self.backend, model, &self.slots, &mut kv, &rows)
                     .expect("This is a bug: the CPU has no faults.");
                 keep(start.elapsed().as_secs_f64(), times);
             }

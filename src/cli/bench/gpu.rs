@@ -16,12 +16,12 @@ use super::kernels::{self, KernelLine, Shape};
 use super::report::{Line, write_json};
 use super::steps::{self, BLOCK_TOKENS, median};
 use crate::adapter::Adapter;
-use crate::backend::cuda::{Ceilings, Cuda, Kv, OpenError, Pool, StepLimits, kv_bytes};
-use crate::backend::{Backend, Fault, Rows, SlotError};
+use crate::backend::cuda::{Ceilings, Cuda, Kv, OpenError, Slots, StepLimits, kv_bytes};
+use crate::backend::{Device, Fault, Rows, SlotError};
 use crate::cli::device::kernel_cache;
 use crate::cli::synth::AdapterKind;
 use crate::cli::{CliError, print};
-use crate::engine::{Gpu, GpuSettings, wait_until_ready};
+use crate::engine::{Gpu, GpuSettings, LoadedGpu, wait_until_ready};
 use crate::ids::Slot;
 use crate::model::{Checkpoint, Model};
 
@@ -49,13 +49,14 @@ pub fn open(
     args: &BenchArgs,
     checkpoint: &Arc<Checkpoint>,
     ordinal: usize,
-) -> Result<Gpu, OpenError> {
+) -> Result<LoadedGpu, OpenError> {
     let rows_max = args.rows.iter().copied().max().unwrap_or(1);
     let limits = StepLimits {
         rows_max: rows_max.max(args.prefill).max(args.context.min(2048)),
         sequences_max: rows_max,
         context_tokens_max: args.context.max(args.prefill) + 1,
         adapter_slots: rows_max,
+        recipe_parts_max: 1,
     };
     let (heard, cache) = (|text: &str| tracing::info!("{text}"), kernel_cache());
     let settings = GpuSettings {
@@ -66,7 +67,7 @@ pub fn open(
         heard: &heard,
         loaded: &|_| {},
     };
-    Gpu::open(checkpoint, &settings)
+    LoadedGpu::open(checkpoint, &settings)
 }
 
 /// Everything that is written as JSON.
@@ -93,10 +94,11 @@ pub fn run(
     args: &BenchArgs,
     cases: &[Case],
     checkpoint: Arc<Checkpoint>,
-    gpu: Gpu,
+    mut gpu: LoadedGpu,
     scratch: &Path,
 ) -> Result<(), CliError> {
-    let ceilings = gpu.backend.ceilings().map_err(failed)?;
+    let ceilings = gpu.prepare(|cuda, _| cuda.ceilings()).and_then(|measured| measured);
+    let ceilings = ceilings.map_err(failed)?;
     let mut bench = Bench::new(args, checkpoint, gpu, ceilings, scratch)?;
     print(&bench.header()?)?;
     let distance = bench.check(cases)?;
@@ -149,11 +151,11 @@ impl<'a> Bench<'a> {
     fn new(
         args: &'a BenchArgs,
         checkpoint: Arc<Checkpoint>,
-        gpu: Gpu,
+        gpu: LoadedGpu,
         ceilings: Ceilings,
         scratch: &'a Path,
     ) -> Result<Self, CliError> {
-        let (free, total) = gpu.backend.memory().map_err(failed)?;
+        let (free, total) = gpu.memory().map_err(failed)?;
         let share = (total as f64 * MEMORY_SHARE) as u64;
         let left = share.saturating_sub(total - free);
         let blocks = |rows: usize| {
@@ -166,8 +168,8 @@ impl<'a> Bench<'a> {
             CliError::Usage(format!("the KV cache of {:?} rows does not fit the GPU", args.rows))
         })?;
         let adapter_bytes = left - kv_bytes(&shape(rows_max));
-        let taken = gpu.take(&checkpoint, blocks(rows_max), BLOCK_TOKENS, adapter_bytes);
-        taken.map_err(|e| CliError::Model(e.to_string()))?;
+        let ready = gpu.ready(&checkpoint, blocks(rows_max), BLOCK_TOKENS, adapter_bytes);
+        let gpu = ready.map_err(|e| CliError::Model(e.to_string()))?;
         let kv = gpu.backend.kv(shape(rows_max));
         let (lines, kernels) = (Vec::new(), Vec::new());
         Ok(Self { args, scratch, checkpoint, gpu, kv, rows_max, ceilings, lines, kernels })
@@ -205,7 +207,7 @@ impl<'a> Bench<'a> {
     /// whatever is in it.
     fn place(
         &self,
-        pool: &mut Pool,
+        slots: &mut Slots,
         adapters: &[Arc<Adapter>],
         placed: &mut usize,
         count: usize,
@@ -214,10 +216,10 @@ impl<'a> Bench<'a> {
         let first = *placed;
         while *placed < count {
             let delta = adapters[*placed % adapters.len()].delta.clone();
-            backend.write_slot(pool, Slot(*placed as u32), delta)?;
+            backend.write_slot(slots, Slot(*placed as u32), delta)?;
             *placed += 1;
         }
-        (first..count).try_for_each(|slot| wait_until_ready(backend, pool, Slot(slot as u32)))
+        (first..count).try_for_each(|slot| wait_until_ready(backend, slots, Slot(slot as u32)))
     }
 
     /// Some of the cases' adapters and the base in one step, compared with the CPU's.
@@ -230,12 +232,12 @@ impl<'a> Bench<'a> {
             }
         }
         adapters.truncate(most);
-        let mut pool = self.gpu.backend.pool(adapters.len());
-        let placed = self.place(&mut pool, &adapters, &mut 0, adapters.len());
+        let mut slots = self.gpu.backend.slots(adapters.len());
+        let placed = self.place(&mut slots, &adapters, &mut 0, adapters.len());
         placed.map_err(|e| CliError::General(e.to_string()))?;
         let rows = check::prompts(adapters.len(), self.args.context);
         let Gpu { backend, model, .. } = &self.gpu;
-        let logits = check::logits(backend, model, &mut self.kv, &pool, &rows).map_err(failed)?;
+        let logits = check::logits(backend, model, &mut self.kv, &slots, &rows).map_err(failed)?;
         let distance = check::distance_from_cpu(&self.checkpoint, &adapters, &rows, &logits)?;
         if distance.is_nan() || distance > DISTANCE_MAX {
             return Err(CliError::General(format!(
@@ -248,33 +250,32 @@ impl<'a> Bench<'a> {
 
     /// Gives every row a context.
     fn fill(&mut self) -> Result<(), CliError> {
-        let pool = self.gpu.backend.pool(0);
+        let slots = self.gpu.backend.slots(0);
         let context = self.args.context;
         for row in 0..self.rows_max {
             for start in (0..context).step_by(2048) {
                 let tokens = (context - start).min(2048);
-                let rows = steps::prompt(row, start, tokens, context + 1, Slot::BASE);
-                self.step(&pool, rows)?;
+                let rows = steps::prompt(row, start, tokens, context + 1, None);
+                self.step(&slots, &rows)?;
             }
         }
         Ok(())
     }
 
-    fn step(&mut self, pool: &Pool, rows: Rows) -> Result<(), CliError> {
+    fn step(&mut self, slots: &Slots, rows: &Rows) -> Result<(), CliError> {
         let Gpu { backend, model, .. } = &self.gpu;
-        steps::run(backend, model, pool, &mut self.kv, rows).map_err(failed)
+        steps::run(backend, model, slots, &mut self.kv, rows).map_err(failed)
     }
 
     /// Median seconds of a warm step.
-    fn time(&mut self, pool: &Pool, warm: usize, rows: &Rows) -> Result<f64, CliError> {
+    fn time(&mut self, slots: &Slots, warm: usize, rows: &Rows) -> Result<f64, CliError> {
         for _ in 0..warm {
-            self.step(pool, rows.clone())?;
+            self.step(slots, rows)?;
         }
         let mut times = Vec::new();
         for _ in 0..self.args.rounds {
-            let rows = rows.clone();
             let start = Instant::now();
-            self.step(pool, rows)?;
+            self.step(slots, rows)?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok(median(times))
@@ -307,7 +308,7 @@ impl<'a> Bench<'a> {
     /// All widths of a case that fit.
     fn case(&mut self, case: &Case) -> Result<(), CliError> {
         let adapters = self.random(case, 0)?;
-        let (mut pool, mut placed) = (self.gpu.backend.pool(self.rows_max), 0);
+        let (mut slots, mut placed) = (self.gpu.backend.slots(self.rows_max), 0);
         let mut widths = self.args.rows.clone();
         widths.sort_unstable();
         for rows in widths {
@@ -316,21 +317,21 @@ impl<'a> Bench<'a> {
                 continue;
             }
             let count = if adapters.is_empty() { 0 } else { case.count(rows).min(self.rows_max) };
-            if let Err(error) = self.place(&mut pool, &adapters, &mut placed, count) {
+            if let Err(error) = self.place(&mut slots, &adapters, &mut placed, count) {
                 self.keep("decode", &case.name, rows, Err(error.to_string()));
                 continue;
             }
-            self.decode(case, &case.name, &pool, rows)?;
+            self.decode(case, &case.name, &slots, rows)?;
         }
-        self.prefill(case, &pool, placed)?;
+        self.prefill(case, &slots, placed)?;
         if PROFILED.contains(&case.name.as_str()) {
-            self.profile(case, &pool, placed)?;
+            self.profile(case, &slots, placed)?;
         }
         Ok(())
     }
 
     /// The kernels of a decode step of many rows that have their adapters, and of a prompt.
-    fn profile(&mut self, case: &Case, pool: &Pool, placed: usize) -> Result<(), CliError> {
+    fn profile(&mut self, case: &Case, slots: &Slots, placed: usize) -> Result<(), CliError> {
         let (context, prefill) = (self.args.context, self.args.prefill);
         let (most, has_rank) = (PROFILED_ROWS_MAX.min(self.rows_max), has_rank(case));
         let fits = |rows: &usize| *rows <= most && case.count(*rows).min(self.rows_max) <= placed;
@@ -338,17 +339,17 @@ impl<'a> Bench<'a> {
         let element_bytes = self.checkpoint.dtype.bytes();
         let rank = if has_rank { case.rank } else { 0 };
         let shape = Shape { rows: 0, context, logits: 1, adapters: 1, rank, element_bytes };
-        let slot = |row, rows| case.adapter_of(row, rows).map_or(Slot::BASE, |a| Slot(a as u32));
+        let slot = |row, rows| case.adapter_of(row, rows).map(|a| Slot(a as u32));
         if let Some(rows) = rows {
             let adapters = case.count(rows).min(rows);
             let shape = Shape { rows, context: context + 1, logits: rows, adapters, ..shape };
             let step = steps::decode(rows, context, |row| slot(row, rows));
-            self.profile_step("decode", case, pool, step, &shape)?;
+            self.profile_step("decode", case, slots, &step, &shape)?;
         }
         if prefill > 0 && case.count(1) <= placed {
             let shape = Shape { rows: prefill, context: prefill.div_ceil(2), ..shape };
             let step = steps::prompt(0, 0, prefill, prefill, slot(0, 1));
-            self.profile_step("prefill", case, pool, step, &shape)?;
+            self.profile_step("prefill", case, slots, &step, &shape)?;
         }
         Ok(())
     }
@@ -357,13 +358,13 @@ impl<'a> Bench<'a> {
         &mut self,
         phase: &'static str,
         case: &Case,
-        pool: &Pool,
-        rows: Rows,
+        slots: &Slots,
+        rows: &Rows,
         shape: &Shape,
     ) -> Result<(), CliError> {
-        self.step(pool, rows.clone())?;
+        self.step(slots, rows)?;
         let Self { gpu: Gpu { backend, model, .. }, kv, .. } = self;
-        let timed = backend.profile(|| steps::run(backend, model, pool, kv, rows));
+        let timed = backend.profile(|| steps::run(backend, model, slots, kv, rows));
         let timed = timed.map_err(failed)?;
         let config = &self.checkpoint.config;
         let lines = kernels::lines(phase, &case.name, &timed, config, shape, &self.ceilings);
@@ -376,23 +377,23 @@ impl<'a> Bench<'a> {
         &mut self,
         case: &Case,
         name: &str,
-        pool: &Pool,
+        slots: &Slots,
         rows: usize,
     ) -> Result<(), CliError> {
-        let slot = |row| case.adapter_of(row, rows).map_or(Slot::BASE, |a| Slot(a as u32));
+        let slot = |row| case.adapter_of(row, rows).map(|a| Slot(a as u32));
         let step = steps::decode(rows, self.args.context, slot);
-        let seconds = self.time(pool, WARM_STEPS, &step)?;
+        let seconds = self.time(slots, WARM_STEPS, &step)?;
         self.keep("decode", name, rows, Ok(seconds));
         Ok(())
     }
 
-    fn prefill(&mut self, case: &Case, pool: &Pool, placed: usize) -> Result<(), CliError> {
+    fn prefill(&mut self, case: &Case, slots: &Slots, placed: usize) -> Result<(), CliError> {
         let tokens = self.args.prefill;
         if tokens == 0 {
             return Ok(());
         }
-        let slot = if case.adapter_of(0, 1).is_some() && placed > 0 { Slot(0) } else { Slot::BASE };
-        let seconds = self.time(pool, 2, &steps::prompt(0, 0, tokens, tokens, slot))?;
+        let slot = case.adapter_of(0, 1).filter(|_| placed > 0).map(|_| Slot(0));
+        let seconds = self.time(slots, 2, &steps::prompt(0, 0, tokens, tokens, slot))?;
         self.keep("prefill", &case.name, tokens, Ok(seconds));
         Ok(())
     }
@@ -402,8 +403,8 @@ impl<'a> Bench<'a> {
     fn merged(&mut self, case: &Case) -> Result<(), CliError> {
         let adapter = self.random(case, 0)?.remove(0);
         let rows = check::prompts(0, self.args.context);
-        let pool = self.gpu.backend.pool(0);
-        let before = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
+        let slots = self.gpu.backend.slots(0);
+        let before = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &slots, &rows);
         self.gpu.model.fold(&self.gpu.backend, &adapter.delta);
         self.gpu.backend.settled().map_err(failed)?;
         for rows in self.args.rows.clone() {
@@ -411,12 +412,12 @@ impl<'a> Bench<'a> {
                 self.keep("decode", &case.name, rows, Err(KV_TOO_LARGE.into()));
                 continue;
             }
-            self.decode(case, &case.name, &pool, rows)?;
+            self.decode(case, &case.name, &slots, rows)?;
         }
-        self.prefill(case, &pool, 0)?;
+        self.prefill(case, &slots, 0)?;
         self.gpu.model.restore(&self.gpu.backend, &self.checkpoint, &adapter.delta);
         self.gpu.backend.settled().map_err(failed)?;
-        let after = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &pool, &rows);
+        let after = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &slots, &rows);
         if before.map_err(failed)? != after.map_err(failed)? {
             let text = "the base's logits changed when a merged adapter was taken back";
             return Err(CliError::General(text.into()));
@@ -426,8 +427,8 @@ impl<'a> Bench<'a> {
 
     /// The base's widest step once more: has the card slowed down meanwhile?
     fn again(&mut self, base: &Case) -> Result<(), CliError> {
-        let pool = self.gpu.backend.pool(0);
-        self.decode(base, "base, again", &pool, self.rows_max)
+        let slots = self.gpu.backend.slots(0);
+        self.decode(base, "base, again", &slots, self.rows_max)
     }
 
     fn tables(&self) -> String {

@@ -2,11 +2,12 @@
 
 use std::hint::black_box;
 
-use crate::backend::{Adapters, Backend, Fault, Rows, SampleRow, Span};
+use crate::backend::{Backend, Draw, Fault, Rows, Want};
 pub use crate::cli::device::BLOCK_TOKENS;
 use crate::ids::{BlockId, Slot};
 use crate::model::Model;
-use crate::request::SamplingParams;
+use crate::recipe::Recipe;
+use crate::request::{History, SamplingParams};
 
 /// Pages of `tokens` positions.
 pub fn pages(tokens: usize) -> usize {
@@ -18,15 +19,17 @@ fn block_table(row: usize, tokens: usize) -> Vec<BlockId> {
     (first..first + pages(tokens) as u32).map(BlockId).collect()
 }
 
+/// What a row of one adapter, or none, carries.
+fn recipe(slot: Option<Slot>) -> Recipe<Slot> {
+    slot.map_or_else(Recipe::base, Recipe::one)
+}
+
 /// One new token for each of `rows` sequences of `context` tokens.
-pub fn decode(rows: usize, context: usize, slot: impl Fn(usize) -> Slot) -> Rows {
+pub fn decode(rows: usize, context: usize, slot: impl Fn(usize) -> Option<Slot>) -> Rows {
     let mut step = Rows::default();
     for row in 0..rows {
-        step.tokens.push(row as u32 + 1);
-        step.positions.push(context as u32);
-        step.slots.push(slot(row));
         let block_table = block_table(row, context + 1);
-        step.spans.push(Span { start: row, len: 1, block_table });
+        step.push(&[row as u32 + 1], context as u32, &recipe(slot(row)), block_table);
         step.logit_rows.push(row as u32);
     }
     step
@@ -34,15 +37,24 @@ pub fn decode(rows: usize, context: usize, slot: impl Fn(usize) -> Slot) -> Rows
 
 /// `tokens` of the prompt of sequence `row`, from position `start`; each sequence has pages for
 /// `room` tokens.
-pub fn prompt(row: usize, start: usize, tokens: usize, room: usize, slot: Slot) -> Rows {
-    let block_table = block_table(row, room);
-    Rows {
-        tokens: (start..start + tokens).map(|i| ((i + row) % 250) as u32).collect(),
-        positions: (start as u32..(start + tokens) as u32).collect(),
-        slots: vec![slot; tokens],
-        spans: vec![Span { start: 0, len: tokens, block_table }],
-        logit_rows: vec![tokens as u32 - 1],
-    }
+pub fn prompt(row: usize, start: usize, tokens: usize, room: usize, slot: Option<Slot>) -> Rows {
+    let mut step = Rows::default();
+    add_prompt(&mut step, row, start, tokens, room, slot);
+    step
+}
+
+/// As [`prompt`], to a step that has other rows.
+pub fn add_prompt(
+    step: &mut Rows,
+    row: usize,
+    start: usize,
+    tokens: usize,
+    room: usize,
+    slot: Option<Slot>,
+) {
+    let text: Vec<u32> = (start..start + tokens).map(|i| ((i + row) % 250) as u32).collect();
+    let rows = step.push(&text, start as u32, &recipe(slot), block_table(row, room));
+    step.logit_rows.extend(rows.last().map(|row| row as u32));
 }
 
 /// Computes `rows` and draws from them.
@@ -52,16 +64,17 @@ pub fn prompt(row: usize, start: usize, tokens: usize, room: usize, slot: Slot) 
 pub fn run<B: Backend>(
     backend: &B,
     model: &Model<B>,
-    pool: &B::Pool,
+    slots: &B::Slots,
     kv: &mut B::Kv,
-    rows: Rows,
+    rows: &Rows,
 ) -> Result<(), Fault> {
     let params = SamplingParams::greedy();
-    let sample = SampleRow { params, step: 0, logprobs: None };
-    let samples = vec![sample; rows.logit_rows.len()];
-    let batch = backend.batch(rows);
-    let logits = model.forward(backend, &batch, kv, Adapters { pool });
-    black_box(backend.sample(&logits, &samples)?);
+    let history = History { prompt: &[], generated: &[] };
+    let draw = Want::Draw(Draw { params: &params, history, mask: None, logprobs: None });
+    let wants = vec![draw; rows.logit_rows.len()];
+    let logits = model.forward(backend, rows, slots, kv).logits;
+    let logits = logits.expect("This is a bug: a timed step has logits.");
+    black_box(backend.sample(&logits, &wants)?);
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hyper_util::client::proxy::matcher::Matcher;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -221,17 +223,31 @@ impl Client {
         let Some(found) = self.proxies.intercept(uri) else { return Ok(None) };
         let protocol = match found.uri().scheme_str() {
             Some("https") => ProxyProtocol::Https,
+            Some("socks4") => ProxyProtocol::Socks4,
+            Some("socks4a") => ProxyProtocol::Socks4A,
+            Some("socks5") => ProxyProtocol::Socks5,
+            Some("socks5h") => ProxyProtocol::Socks5h,
             _ => ProxyProtocol::Http,
         };
         let mut proxy = Proxy::builder(protocol).host(found.uri().host().unwrap_or_default());
         if let Some(port) = found.uri().port_u16() {
             proxy = proxy.port(port);
         }
-        if let Some((user, password)) = found.raw_auth() {
-            proxy = proxy.username(user).password(password);
+        let basic = found.basic_auth().and_then(|value| user_and_password(value.as_bytes()));
+        let raw = || found.raw_auth().map(|(user, password)| (user.into(), password.into()));
+        if let Some((user, password)) = basic.or_else(raw) {
+            proxy = proxy.username(&user).password(&password);
         }
         proxy.build().map(Some).map_err(cause)
     }
+}
+
+/// What `Basic …` holds, where the matcher has packed a proxy's user and password so.
+fn user_and_password(value: &[u8]) -> Option<(String, String)> {
+    let packed = STANDARD.decode(value.strip_prefix(b"Basic ")?).ok()?;
+    let text = String::from_utf8(packed).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
 }
 
 /// A URL that can be asked.
@@ -241,14 +257,37 @@ fn parse(url: &str) -> Option<Uri> {
     (known && uri.host().is_some_and(|host| !host.is_empty())).then_some(uri)
 }
 
-/// Where a link or redirect from `base` leads.
+/// Where a link or redirect from `base` leads (RFC 3986, 5.2).
 fn join(base: &Uri, location: &str) -> Option<Uri> {
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
     match location {
         _ if location.starts_with("//") => parse(&format!("{scheme}:{location}")),
         _ if location.starts_with('/') => parse(&format!("{scheme}://{authority}{location}")),
-        _ => parse(location),
+        "" => None,
+        _ if has_scheme(location) => parse(location),
+        _ if location.starts_with('?') => {
+            parse(&format!("{scheme}://{authority}{}{location}", base.path()))
+        }
+        _ => {
+            let (path, query) = location.split_at(location.find('?').unwrap_or(location.len()));
+            let mut parts: Vec<&str> = base.path().split('/').skip(1).collect();
+            parts.pop();
+            for part in path.split('/') {
+                match part {
+                    "." => {}
+                    ".." => drop(parts.pop()),
+                    part => parts.push(part),
+                }
+            }
+            parse(&format!("{scheme}://{authority}/{}{query}", parts.join("/")))
+        }
     }
+}
+
+/// Whether a reference says how it is to be reached, and so stands for itself.
+fn has_scheme(reference: &str) -> bool {
+    let first = reference.split(['/', '?', '#']).next().unwrap_or_default();
+    first.contains(':')
 }
 
 /// Whether two URLs lead to the same server, by the same protocol: it may see the same token.
@@ -312,9 +351,19 @@ mod tests {
         assert_eq!(join("/c?d=e").as_deref(), Some("https://hub.co/c?d=e"));
         assert_eq!(join("//cdn.co/c").as_deref(), Some("https://cdn.co/c"));
         assert_eq!(join("http://cdn.co/c").as_deref(), Some("http://cdn.co/c"));
-        for nowhere in ["file:///etc/passwd", "c", "", "https://", "ftp://hub.co/x"] {
+        assert_eq!(join("c").as_deref(), Some("https://hub.co/a/c"));
+        assert_eq!(join("../../cdn/./c?d=../e").as_deref(), Some("https://hub.co/cdn/c?d=../e"));
+        assert_eq!(join("?d=e").as_deref(), Some("https://hub.co/a/b?d=e"));
+        for nowhere in ["file:///etc/passwd", "data:c", "", "https://", "ftp://hub.co/x"] {
             assert_eq!(join(nowhere), None, "{nowhere}");
         }
+    }
+
+    #[test]
+    fn a_proxys_user_and_password_are_unpacked() {
+        let pair = user_and_password(b"Basic dXNlcjpzQGM6cmV0").unwrap();
+        assert_eq!(pair, ("user".to_owned(), "s@c:ret".to_owned()));
+        assert_eq!(user_and_password(b"Bearer x"), None);
     }
 
     #[test]

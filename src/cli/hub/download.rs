@@ -24,7 +24,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// A repository whose files are known.
 pub struct Download<'a> {
-    /// Which.
+    /// What is fetched.
     pub repository: &'a Repository<'a>,
     /// Its client.
     pub client: Client,
@@ -137,8 +137,8 @@ impl Download<'_> {
             std::thread::sleep(Duration::from_millis(200) * attempt);
         }
         Err(Failure::Final(format!(
-            "{name} of {} broke off {ATTEMPTS_MAX} times ({reason}); run again, the files that are \
-             whole are kept",
+            "{name} of {} did not come whole in {ATTEMPTS_MAX} tries ({reason}); run again, the \
+             files that are whole are kept",
             self.repository.id
         )))
     }

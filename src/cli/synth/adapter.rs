@@ -12,8 +12,8 @@ use super::writer::{self, Fill, Tensor};
 use super::{new_dir, write_json};
 use crate::adapter::Base;
 use crate::dtype::Dtype;
-use crate::ids::SiteId;
-use crate::site::{Site, SiteKind};
+use crate::ids::ModuleId;
+use crate::site::{Module, SiteKind};
 
 /// Method of a synthetic adapter.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -80,12 +80,12 @@ pub fn synth_adapter(dir: &Path, shape: &AdapterShape, base: &dyn Base) -> Resul
         names.concat().into_iter().map(str::to_owned).collect()
     });
     let synth = Synth { shape, base };
-    let sites = synth.sites(&names)?;
+    let modules = synth.modules(&names)?;
     let (own, tensors) = match shape.kind {
-        AdapterKind::Lora | AdapterKind::RsLora | AdapterKind::Dora => synth.lora(&sites)?,
-        AdapterKind::Mos => synth.mos(&sites)?,
-        AdapterKind::Ssf => (json!({ "peft_type": "SSF" }), synth.ssf(&sites)),
-        AdapterKind::Ia3 => synth.ia3(&sites, &names)?,
+        AdapterKind::Lora | AdapterKind::RsLora | AdapterKind::Dora => synth.lora(&modules)?,
+        AdapterKind::Mos => synth.mos(&modules)?,
+        AdapterKind::Ssf => (json!({ "peft_type": "SSF" }), synth.ssf(&modules)),
+        AdapterKind::Ia3 => synth.ia3(&modules, &names)?,
     };
     let mut config = json!({
         "base_model_name_or_path": null,
@@ -107,25 +107,25 @@ struct Synth<'a> {
     base: &'a dyn Base,
 }
 
-type Sites<'a> = Vec<(SiteId, &'a Site)>;
+type Modules<'a> = Vec<(ModuleId, &'a Module)>;
 
-fn only(site: &Site, kinds: &[SiteKind], method: &str) -> Result<(), CliError> {
-    match kinds.contains(&site.kind) {
+fn only(module: &Module, kinds: &[SiteKind], method: &str) -> Result<(), CliError> {
+    match kinds.contains(&module.kind) {
         true => Ok(()),
-        false => Err(CliError::Usage(format!("{method} cannot change {}", site.name))),
+        false => Err(CliError::Usage(format!("{method} cannot change {}", module.name))),
     }
 }
 
-fn random(site: &Site, suffix: &str, shape: &[usize], mean: f32, std: f32) -> Tensor {
-    let name = format!("base_model.model.{}.{suffix}", site.name);
+fn random(module: &Module, suffix: &str, shape: &[usize], mean: f32, std: f32) -> Tensor {
+    let name = format!("base_model.model.{}.{suffix}", module.name);
     Tensor::random(name, shape.to_vec(), mean, std)
 }
 
 impl<'a> Synth<'a> {
-    /// The sites that `names` mean; each name must mean one.
-    fn sites(&self, names: &[String]) -> Result<Sites<'a>, CliError> {
-        let means = |site: &Site, name: &str| site.leaf() == name || site.name == name;
-        let all = self.base.sites();
+    /// The modules that `names` mean; each name must mean one.
+    fn modules(&self, names: &[String]) -> Result<Modules<'a>, CliError> {
+        let means = |module: &Module, name: &str| module.leaf() == name || module.name == name;
+        let all = self.base.modules();
         if let Some(name) = names.iter().find(|name| !all.iter().any(|(_, s)| means(s, name))) {
             let known: std::collections::BTreeSet<_> = all.iter().map(|(_, s)| s.leaf()).collect();
             let known = known.into_iter().collect::<Vec<_>>().join(", ");
@@ -136,7 +136,7 @@ impl<'a> Synth<'a> {
         Ok(all.iter().filter(|(_, s)| names.iter().any(|name| means(s, name))).collect())
     }
 
-    fn lora(&self, sites: &Sites<'_>) -> Result<(Value, Vec<Tensor>), CliError> {
+    fn lora(&self, sites: &Modules<'_>) -> Result<(Value, Vec<Tensor>), CliError> {
         let rank = self.shape.rank;
         let root = self.shape.kind == AdapterKind::RsLora;
         let dora = self.shape.kind == AdapterKind::Dora;
@@ -171,7 +171,7 @@ impl<'a> Synth<'a> {
     }
 
     /// The norm of each output's weights, alternately 3 % more and less.
-    fn norms(&self, id: SiteId, site: &Site) -> Vec<f32> {
+    fn norms(&self, id: ModuleId, site: &Module) -> Vec<f32> {
         let weight = self.base.weight(id);
         let (wide, out) = (site.in_features, site.out_features);
         // An embedding's table is [vocabulary, hidden].
@@ -184,9 +184,9 @@ impl<'a> Synth<'a> {
         (0..out).map(|o| norm(o) * if o % 2 == 0 { 1.03 } else { 0.97 }).collect()
     }
 
-    fn mos(&self, sites: &Sites<'_>) -> Result<(Value, Vec<Tensor>), CliError> {
+    fn mos(&self, sites: &Modules<'_>) -> Result<(Value, Vec<Tensor>), CliError> {
         let (rank, l) = (self.shape.rank, self.shape.shards);
-        let mut types: BTreeMap<&str, Sites<'_>> = BTreeMap::new();
+        let mut types: BTreeMap<&str, Modules<'_>> = BTreeMap::new();
         for &(id, site) in sites {
             only(site, &[SiteKind::Linear], "MoS")?;
             types.entry(site.leaf()).or_default().push((id, site));
@@ -225,8 +225,8 @@ impl<'a> Synth<'a> {
         Ok((config, tensors))
     }
 
-    fn ssf(&self, sites: &Sites<'_>) -> Vec<Tensor> {
-        let both = |&(_, site): &(SiteId, &Site)| {
+    fn ssf(&self, sites: &Modules<'_>) -> Vec<Tensor> {
+        let both = |&(_, site): &(ModuleId, &Module)| {
             let shape = [site.out_features];
             [
                 random(site, "ssf_scale", &shape, 1.0, STRENGTH),
@@ -236,7 +236,7 @@ impl<'a> Synth<'a> {
         sites.iter().flat_map(both).collect()
     }
 
-    fn ia3(&self, sites: &Sites<'_>, names: &[String]) -> Result<(Value, Vec<Tensor>), CliError> {
+    fn ia3(&self, sites: &Modules<'_>, names: &[String]) -> Result<(Value, Vec<Tensor>), CliError> {
         let feed_forward = |name: &str| name.ends_with("down_proj");
         let mut tensors = Vec::new();
         for (_, site) in sites {

@@ -1,7 +1,7 @@
 //! Loading and unloading adapters; statuses and texts are vLLM's, which control planes compare.
 
 use super::row::{NOT_FOUND, REQUEST, Row, row, shown};
-use crate::adapter::{AdapterError, StoreError};
+use crate::adapter::{AdapterError, Full, NameError};
 
 /// Why an adapter was not loaded or unloaded.
 #[derive(Debug)]
@@ -24,8 +24,10 @@ pub(in crate::http) enum LoadError {
     Unknown(String),
     /// The adapter was refused.
     Adapter { name: String, error: AdapterError },
-    /// The store refused it.
-    Store(StoreError),
+    /// The name will not do.
+    Name(NameError),
+    /// There is no room.
+    Full(Full),
 }
 
 impl LoadError {
@@ -77,24 +79,24 @@ impl LoadError {
                 let message = format!("Loading lora {name} failed: {error}");
                 row(400, REQUEST, "invalid_adapter", message).at("lora_path")
             }
-            Self::Store(error) => store(error),
+            Self::Name(error) => name_row(error),
+            // A 4xx that openai-python does not retry by itself.
+            Self::Full(error) => row(400, REQUEST, "adapter_store_full", error.to_string()),
         }
     }
 }
 
-fn store(error: &StoreError) -> Row {
+fn name_row(error: &NameError) -> Row {
     match error {
-        StoreError::Taken(name) => {
+        NameError::Taken(name) => {
             let message = format!(
                 "The lora adapter '{name}' has already been loaded. If you want to load the \
                  adapter in place, set 'load_inplace' to True."
             );
             row(400, REQUEST, "adapter_already_loaded", message).at("lora_name")
         }
-        StoreError::Name(_) => {
+        NameError::Illegal(_) => {
             row(400, REQUEST, "invalid_adapter_name", error.to_string()).at("lora_name")
         }
-        // A 4xx that openai-python does not retry by itself.
-        StoreError::Full { .. } => row(400, REQUEST, "adapter_store_full", error.to_string()),
     }
 }

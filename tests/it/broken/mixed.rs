@@ -135,6 +135,7 @@ fn mos_pools() -> Vec<Case> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn mos_official() -> Vec<Case> {
     vec![
         edit(
@@ -230,6 +231,7 @@ fn mos_official() -> Vec<Case> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn ssf_ia3() -> Vec<Case> {
     let layer = "base_model.model.model.layers.1";
     let (k, down) =

@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
     [values(), shapes(), names(), too_many(), extras()].into_iter().flatten().collect()
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn values() -> Vec<Case> {
     let lora = |name, expect, value: f32| {
         edit(name, "lora_qv", expect, move |d| d.tensor(V_B).set(77, value))
@@ -244,6 +245,7 @@ fn names() -> Vec<Case> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn too_many() -> Vec<Case> {
     let other = |name, golden, expect, from: &'static str, to: &'static str| {
         edit(name, golden, expect, move |d| {

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tempfile::TempDir;
 use tessera::backend::cuda::{Cuda, OpenError, StepLimits};
-use tessera::engine::{Engine, EngineHandle, Gpu, GpuSettings};
+use tessera::engine::{Engine, EngineHandle, Gpu, GpuSettings, LoadedGpu};
 use tessera::model::Model;
 use tessera::scheduler::SchedulerConfig;
 
-use crate::harness::{BLOCK_TOKENS, Golden, POSITIONS_MAX};
+use crate::harness::{BLOCK_TOKENS, Golden, POSITIONS_MAX, RECIPE_PARTS_MAX};
 
 /// Whether tests run on the machine's own GPU: what only an emulated card does is left out then.
 pub fn is_real() -> bool {
@@ -146,8 +146,7 @@ impl Card {
     pub fn open(self, golden: &Golden, limits: StepLimits, blocks: usize) -> Gpu {
         let opened = self.try_open(golden, limits, &|_| {});
         let gpu = opened.unwrap_or_else(|e| panic!("{e}"));
-        gpu.take(&golden.checkpoint, blocks, BLOCK_TOKENS, 64 << 20).unwrap();
-        gpu
+        gpu.ready(&golden.checkpoint, blocks, BLOCK_TOKENS, 64 << 20).unwrap()
     }
 
     pub fn try_open(
@@ -155,9 +154,9 @@ impl Card {
         golden: &Golden,
         limits: StepLimits,
         heard: &dyn Fn(&str),
-    ) -> Result<Gpu, OpenError> {
+    ) -> Result<LoadedGpu, OpenError> {
         let cache = kernel_cache();
-        Gpu::open(
+        LoadedGpu::open(
             &golden.checkpoint,
             &GpuSettings {
                 ordinal: self.ordinal,
@@ -176,10 +175,13 @@ impl Card {
             sequences_max: scheduler.sequences_max,
             context_tokens_max: POSITIONS_MAX,
             adapter_slots: slots,
+            recipe_parts_max: RECIPE_PARTS_MAX,
         };
         let Gpu { backend, model, .. } = self.open(golden, limits, scheduler.blocks);
         let kv_shape = Model::<Cuda>::kv_shape(&golden.checkpoint, scheduler.blocks, BLOCK_TOKENS);
-        let engine = Engine { backend, model, kv_shape, scheduler, adapter_slots_max: slots };
+        let (adapter_slots_max, recipe_parts_max) = (slots, RECIPE_PARTS_MAX);
+        let engine =
+            Engine { backend, model, kv_shape, scheduler, adapter_slots_max, recipe_parts_max };
         engine.start(10_000).unwrap()
     }
 }
@@ -191,5 +193,6 @@ pub fn limits(rows: usize, slots: usize) -> StepLimits {
         sequences_max: rows,
         context_tokens_max: POSITIONS_MAX,
         adapter_slots: slots,
+        recipe_parts_max: RECIPE_PARTS_MAX,
     }
 }

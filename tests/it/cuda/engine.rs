@@ -7,11 +7,12 @@ use tessera::adapter::Adapter;
 use tessera::backend::cuda::{Cuda, room};
 use tessera::engine::{Engine, EngineHandle, Event, Gpu};
 use tessera::model::{Checkpoint, Model};
-use tessera::request::{Limits, Request, RequestFields, SamplingParams};
+use tessera::recipe::Recipe;
+use tessera::request::{Limits, Request, RequestFields};
 use tokio::sync::mpsc::Receiver;
 
 use super::card::{Card, is_real, limits};
-use crate::harness::{BLOCK_TOKENS, Golden, roomy};
+use crate::harness::{BLOCK_TOKENS, Golden, RECIPE_PARTS_MAX, roomy};
 
 fn golden() -> Golden {
     Golden::open(&crate::golden::models()[0], None)
@@ -25,15 +26,10 @@ fn submit(
     let vocabulary = golden.checkpoint.config.vocabulary as u32;
     let limits =
         Limits { context_tokens_max: 512, vocabulary_tokens: vocabulary, logprobs_max: 20 };
-    let fields = RequestFields {
-        prompt: vec![3, 1, 4],
-        tokens_max: Some(4),
-        sampling: SamplingParams::greedy(),
-        stop_tokens: Vec::new(),
-        logprobs: None,
-    };
+    let fields = RequestFields { tokens_max: Some(4), ..RequestFields::default() };
+    let request = Request::new(vec![3, 1, 4], fields, &limits).unwrap();
     let ticket = engine.reserve(1).unwrap().remove(0);
-    engine.generate(ticket, Request::new(fields, &limits).unwrap(), adapter.cloned())
+    engine.generate(ticket, request, adapter.cloned().map_or(Recipe::base(), Recipe::one))
 }
 
 /// Tokens, or why there are none.
@@ -42,6 +38,7 @@ fn read(mut events: Receiver<Event>) -> Result<Vec<u32>, String> {
     while let Some(event) = events.blocking_recv() {
         match event {
             Event::Started { .. } => {}
+            Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
             Event::Token { token, finish, .. } => {
                 tokens.push(token);
                 if finish.is_some() {
@@ -64,7 +61,7 @@ fn adapters_that_do_not_fit_together_take_turns() {
     // The largest fits, and nothing beside it but the smallest.
     let most = adapters.iter().map(bytes).max().unwrap();
     let least = adapters.iter().map(bytes).min().unwrap();
-    gpu.take(&golden.checkpoint, 64, BLOCK_TOKENS, most + least).unwrap();
+    let gpu = gpu.ready(&golden.checkpoint, 64, BLOCK_TOKENS, most + least).unwrap();
     let scheduler = tessera::scheduler::SchedulerConfig {
         sequences_max: 8,
         batch_tokens_max: 32,
@@ -73,7 +70,9 @@ fn adapters_that_do_not_fit_together_take_turns() {
     };
     let kv_shape = Model::<Cuda>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
     let Gpu { backend, model, .. } = gpu;
-    let engine = Engine { backend, model, kv_shape, scheduler, adapter_slots_max: 8 };
+    let (adapter_slots_max, recipe_parts_max) = (8, RECIPE_PARTS_MAX);
+    let engine =
+        Engine { backend, model, kv_shape, scheduler, adapter_slots_max, recipe_parts_max };
     let engine = engine.start(1000).unwrap();
     let plain = golden.engine(roomy(), 8);
     let start = |engine: &EngineHandle| -> Vec<_> {

@@ -5,7 +5,7 @@ use super::serve::{refusal_of, serve};
 use crate::harness::{Golden, logits};
 use crate::process::Server;
 use tessera::engine::Gpu;
-use tessera::ids::Slot;
+use tessera::recipe::Recipe;
 
 #[test]
 fn beside_a_driver_of_cuda_12_its_libraries_are_taken_and_not_those_of_13() {
@@ -38,7 +38,7 @@ fn products_are_split_over_k_only_where_parts_are_summed_in_f32() {
     let card = Card::new();
     let golden = Golden::open(&crate::golden::models()[0], None);
     let Gpu { backend, model, .. } = card.open(&golden, limits(4, 1), 4);
-    logits(&golden, &backend, &model, &[], &[(Slot::BASE, vec![1, 2, 3])]);
+    logits(&golden, &backend, &model, &[], &[(Recipe::base(), vec![1, 2, 3])]);
     // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; INPLACE (1) and OUTPUT_TYPE (4) sum in y's width.
     assert_eq!(card.get("reduction_schemes"), 2);
 }

@@ -1,18 +1,20 @@
 //! What steps compute.
 
-use tessera::backend::cpu::Cpu;
+use tessera::backend::cpu::{Cpu, Matrix};
 use tessera::backend::cuda::Cuda;
-use tessera::backend::{Adapters, Backend, Rows, SampleRow, Span};
+use tessera::backend::{Backend, Device, Draw, Rows, Sampled, Sampling, Score, Want};
 use tessera::dtype::Dtype;
 use tessera::engine::Gpu;
 use tessera::ids::{BlockId, Slot};
 use tessera::model::Model;
-use tessera::request::SamplingParams;
+use tessera::recipe::{Part, Recipe, Weight};
+use tessera::request::{History, SamplingParams, TokenMask};
 
 use super::card::{Card, is_real, limits};
 use crate::Rng;
 use crate::golden::{check_logits, check_tokens};
 use crate::harness::{BLOCK_TOKENS, Golden, logits, prompts_as_rows, roomy};
+use crate::merged::{check_folding, with_every_part};
 
 #[test]
 fn logits_of_every_adapter_in_one_batch_equal_pefts_on_a_card() {
@@ -30,6 +32,29 @@ fn greedy_tokens_through_the_engine_equal_transformers_on_a_card() {
     if !is_real() {
         assert!(card.get("replays") > 20, "{} steps were replayed", card.get("replays"));
     }
+}
+
+fn one(slot: u32) -> Recipe<Slot> {
+    Recipe::one(Slot(slot))
+}
+
+fn recipe(parts: &[(u32, f32)]) -> Recipe<Slot> {
+    let part = |&(slot, weight): &(u32, f32)| Part {
+        adapter: Slot(slot),
+        weight: Weight::new(weight).unwrap(),
+    };
+    Recipe::new(parts.iter().map(part).collect())
+}
+
+/// A prompt under several adapters, under a share of one, and under adapters from some token on.
+fn composed(prompt: &[u32]) -> [(Recipe<Slot>, Vec<u32>); 4] {
+    let recipes = [
+        recipe(&[(0, 0.5), (1, 0.75), (2, -0.25)]),
+        recipe(&[(1, 0.5)]),
+        one(0).active_from(4),
+        recipe(&[(2, 0.5), (0, 0.5)]).active_from(1),
+    ];
+    recipes.map(|recipe| (recipe, prompt.to_vec()))
 }
 
 /// Root of the mean square of differences, as a share of that of `b`.
@@ -58,8 +83,9 @@ fn narrow_widths_agree_with_the_cpu() {
             .map(|i| {
                 let len = if i == 2 { 70 } else { 1 + i % 5 };
                 let prompt = (0..len).map(|_| rng.below(vocabulary) as u32).collect::<Vec<_>>();
-                (if i == 0 { Slot::BASE } else { Slot(i as u32 - 1) }, prompt)
+                (if i == 0 { Recipe::base() } else { one(i as u32 - 1) }, prompt)
             })
+            .chain(composed(&[4, 1, 3, 1, 5, 9]))
             .collect();
         let rows: usize = prompts.iter().map(|(_, prompt)| prompt.len()).sum();
         let Gpu { backend, model, .. } = card.open(&golden, limits(rows, adapters.len()), rows);
@@ -74,30 +100,27 @@ fn narrow_widths_agree_with_the_cpu() {
 }
 
 /// A card with six adapters in its first slots.
-fn resident(card: Card, rows: usize) -> (Gpu, <Cuda as Backend>::Kv, <Cuda as Backend>::Pool) {
+fn resident(card: Card, rows: usize) -> (Gpu, <Cuda as Device>::Kv, <Cuda as Device>::Slots) {
     let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
     let gpu = card.open(&golden, limits(rows, 6), 64);
     let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
-    let (kv, mut pool) = (gpu.backend.kv(kv_shape), gpu.backend.pool(6));
+    let (kv, mut slots) = (gpu.backend.kv(kv_shape), gpu.backend.slots(6));
     for (slot, name) in golden.adapter_names().iter().take(6).enumerate() {
         let slot = Slot(slot as u32);
-        gpu.backend.write_slot(&mut pool, slot, golden.adapter(name).delta.clone()).unwrap();
-        tessera::engine::wait_until_ready(&gpu.backend, &pool, slot).unwrap();
+        gpu.backend.write_slot(&mut slots, slot, golden.adapter(name).delta.clone()).unwrap();
+        tessera::engine::wait_until_ready(&gpu.backend, &slots, slot).unwrap();
     }
-    (gpu, kv, pool)
+    (gpu, kv, slots)
 }
 
-/// One token for each of `slots`, after `context` others.
-fn decode(slots: &[Slot], context: usize, token: u32) -> Rows {
+/// One token for each of `recipes`, after `context` others.
+fn decode(recipes: &[Recipe<Slot>], context: usize, token: u32) -> Rows {
     let mut rows = Rows::default();
-    let pages = (context + 1).div_ceil(BLOCK_TOKENS) + 1;
-    for (row, &slot) in slots.iter().enumerate() {
-        rows.tokens.push(token + row as u32);
-        rows.positions.push(context as u32);
-        rows.slots.push(slot);
-        let block_table = (row * pages..(row + 1) * pages).map(|b| BlockId(b as u32)).collect();
-        rows.spans.push(Span { start: row, len: 1, block_table });
-        rows.logit_rows.push(row as u32);
+    let pages = ((context + 1).div_ceil(BLOCK_TOKENS) + 1) as u32;
+    for (row, recipe) in (0..).zip(recipes) {
+        let block_table = (row * pages..(row + 1) * pages).map(BlockId).collect();
+        rows.push(&[token + row], context as u32, recipe, block_table);
+        rows.logit_rows.push(row);
     }
     rows
 }
@@ -109,17 +132,14 @@ fn a_row_gives_the_same_bits_beside_a_context_of_more_splits() {
     let vocabulary = golden.checkpoint.config.vocabulary;
     let rng = &mut Rng(7);
     let mut prompt = |len: usize| (0..len).map(|_| rng.below(vocabulary) as u32).collect();
-    let prompts: [(Slot, Vec<u32>); 2] = [(Slot::BASE, prompt(40)), (Slot::BASE, prompt(300))];
+    let prompts = [(Recipe::base(), prompt(40)), (Recipe::base(), prompt(300))];
     let prompt = prompts_as_rows(&prompts);
     // The next token of the first sequences.
     let next = |sequences: usize| {
         let mut rows = Rows::default();
-        for (row, span) in prompt.spans[..sequences].iter().enumerate() {
-            rows.tokens.push(9);
-            rows.positions.push(span.len as u32);
-            rows.slots.push(Slot::BASE);
-            rows.spans.push(Span { start: row, len: 1, block_table: span.block_table.clone() });
-            rows.logit_rows.push(row as u32);
+        for (row, span) in (0..).zip(&prompt.spans[..sequences]) {
+            rows.push(&[9], span.len as u32, &Recipe::base(), span.block_table.clone());
+            rows.logit_rows.push(row);
         }
         rows
     };
@@ -144,41 +164,43 @@ fn after_prompt<B: Backend>(
     next: &dyn Fn(usize) -> Rows,
     steps: &[usize],
 ) -> Vec<Vec<f32>> {
-    let (mut kv, pool) =
-        (backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, 32, BLOCK_TOKENS)), backend.pool(1));
-    let mut run = |rows: Rows| {
-        let batch = backend.batch(rows);
-        let logits = model.forward(backend, &batch, &mut kv, Adapters { pool: &pool });
-        backend.download(&logits).unwrap()
+    let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, 32, BLOCK_TOKENS));
+    let slots = backend.slots(1);
+    let mut run = |rows: &Rows| {
+        let outputs = model.forward(backend, rows, &slots, &mut kv);
+        backend.download(&outputs.logits.unwrap()).unwrap()
     };
-    run(prompt.clone());
-    steps.iter().map(|&sequences| run(next(sequences))).collect()
+    run(prompt);
+    steps.iter().map(|&sequences| run(&next(sequences))).collect()
 }
 
 #[test]
 fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
     let card = Card::new();
-    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card, 64);
+    let (Gpu { backend, model, .. }, mut kv, slots) = resident(card, 64);
     let params = SamplingParams { temperature: 1.0, seed: 3, ..SamplingParams::greedy() };
-    let sample = SampleRow { params, step: 0, logprobs: Some(4) };
-    let mut step = |slots: &[Slot], token: u32| {
-        let batch = backend.batch(decode(slots, 0, token));
-        let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
-        let drawn = backend.sample(&logits, &vec![sample.clone(); slots.len()]).unwrap();
+    let history = History { prompt: &[0], generated: &[] };
+    let draw = Want::Draw(Draw { params: &params, history, mask: None, logprobs: Some(4) });
+    let mut step = |recipes: &[Recipe<Slot>], token: u32| {
+        let outputs = model.forward(&backend, &decode(recipes, 0, token), &slots, &mut kv);
+        let logits = outputs.logits.unwrap();
+        let drawn = backend.sample(&logits, &vec![draw; recipes.len()]).unwrap();
         (drawn, backend.download(&logits).unwrap())
     };
-    let mixes: Vec<Vec<Slot>> = vec![
-        vec![Slot(0), Slot(1), Slot::BASE],
-        vec![Slot(2), Slot(0), Slot(2)],
-        vec![Slot::BASE, Slot(5), Slot(4)],
+    let mixes = [
+        [one(0), one(1), Recipe::base()],
+        [one(2), one(0), one(2)],
+        [Recipe::base(), one(5), one(4)],
+        [recipe(&[(0, 0.5), (3, 0.5)]), Recipe::base(), one(1)],
+        [recipe(&[(4, 1.5)]), recipe(&[(2, -0.5), (1, 0.75)]), one(0)],
     ];
-    let first: Vec<_> = mixes.iter().map(|slots| step(slots, 5)).collect();
+    let first: Vec<_> = mixes.iter().map(|recipes| step(recipes, 5)).collect();
     // Every class is warm, then recorded; later steps of other rows replay it.
     for _ in 0..3 {
-        for (slots, first) in mixes.iter().zip(&first) {
-            step(slots, 40);
-            let again = step(slots, 5);
-            assert!(again == *first, "{slots:?}");
+        for (recipes, first) in mixes.iter().zip(&first) {
+            step(recipes, 40);
+            let again = step(recipes, 5);
+            assert!(again == *first, "{recipes:?}");
         }
     }
     assert!(backend.recorded() > 0);
@@ -188,30 +210,75 @@ fn a_replayed_step_gives_what_the_same_step_gave_unrecorded() {
 }
 
 #[test]
-fn a_rehearsed_step_is_replayed_from_the_first_and_gives_the_same_bits() {
+fn a_card_draws_under_masks_and_scores_as_the_cpu_does() {
+    let card = Card::new();
+    let (Gpu { backend, model, .. }, mut kv, slots) = resident(card, 64);
+    let recipes = [one(0), Recipe::base(), one(2), recipe(&[(1, 0.5), (0, 0.5)]), one(3), one(4)];
+    let outputs = model.forward(&backend, &decode(&recipes, 0, 5), &slots, &mut kv);
+    let logits = outputs.logits.unwrap();
+    let on_host = backend.download(&logits).unwrap();
+    let vocabulary = on_host.len() / recipes.len();
+    let mask = |step: usize| {
+        let mut mask = TokenMask::none(vocabulary);
+        (1..vocabulary as u32).step_by(step).for_each(|token| mask.allow(token));
+        mask
+    };
+    let (some, few, none) = (mask(3), mask(vocabulary / 2), TokenMask::none(vocabulary));
+    let params = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::greedy() };
+    let params = SamplingParams { top_p: 0.9, ..params };
+    let history = History { prompt: &[0], generated: &[7, 7] };
+    let draw = Draw { params: &params, history, mask: None, logprobs: Some(3) };
+    let wants = [
+        Want::Draw(Draw { mask: Some(&some), ..draw }),
+        Want::Score(Score { target: 4, logprobs: 2 }),
+        Want::Draw(draw),
+        Want::Draw(Draw { mask: Some(&few), logprobs: None, ..draw }),
+        Want::Draw(Draw { mask: Some(&none), ..draw }),
+        Want::Score(Score { target: vocabulary as u32 - 1, logprobs: 0 }),
+    ];
+    let on_card = backend.sample(&logits, &wants).unwrap();
+    let on_cpu = Cpu::new(1).sample(&Matrix::new(on_host, vocabulary), &wants).unwrap();
+    let ids = |s: &Sampled| (s.token, s.rank, s.top.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    let logprobs = |s: &Sampled| {
+        let top = s.top.iter().map(|(_, logprob)| *logprob);
+        std::iter::once(s.logprob).chain(top).collect::<Vec<_>>()
+    };
+    for (row, (on_card, on_cpu)) in on_card.iter().zip(&on_cpu).enumerate() {
+        assert_eq!(ids(on_card), ids(on_cpu), "row {row}");
+        for (a, b) in logprobs(on_card).into_iter().zip(logprobs(on_cpu)) {
+            assert!(a == b || (a - b).abs() < 1e-4, "row {row}: {a}, the CPU {b}");
+        }
+    }
+    assert!(on_card[0].token.is_some_and(|token| some.allows(token)));
+    assert_eq!((on_card[4].token, on_card[5].rank > 0), (None, true));
+}
+
+#[test]
+fn a_step_that_warm_up_captured_is_replayed_from_the_first_and_gives_the_same_bits() {
     let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
     let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
-    let mixes = [&[Slot::BASE, Slot::BASE][..], &[Slot(0), Slot(1), Slot::BASE], &[Slot(2)]];
+    let bare = Recipe::base;
+    let mixes = [&[bare(), bare()][..], &[one(0), one(1), bare()], &[one(2)]];
     let card = Card::new();
     if is_real() {
         return;
     }
     let run = |ranks: Option<&[usize]>| {
-        let (gpu, mut kv, pool) = resident(card, 4);
-        ranks.into_iter().for_each(|ranks| gpu.rehearse(kv_shape, ranks).unwrap());
+        let (gpu, mut kv, slots) = resident(card, 4);
+        ranks.into_iter().for_each(|ranks| gpu.warm_up(kv_shape, ranks).unwrap());
         let before = card.get("replays");
-        let logits = mixes.map(|slots| {
-            let batch = gpu.backend.batch(decode(slots, 0, 5));
-            let logits = gpu.model.forward(&gpu.backend, &batch, &mut kv, Adapters { pool: &pool });
-            gpu.backend.download(&logits).unwrap()
+        let logits = mixes.map(|recipes| {
+            let rows = decode(recipes, 0, 5);
+            let outputs = gpu.model.forward(&gpu.backend, &rows, &slots, &mut kv);
+            gpu.backend.download(&outputs.logits.unwrap()).unwrap()
         });
         (logits, card.get("replays") - before)
     };
     let (expected, replays) = run(None);
     assert_eq!(replays, 0);
     // One of each class of ranks.
-    let (rehearsed, replays) = run(Some(&[0, 1, 17, 65]));
-    assert!(rehearsed == expected);
+    let (warmed_up, replays) = run(Some(&[0, 1, 17, 65]));
+    assert!(warmed_up == expected);
     assert_eq!(replays, mixes.len() as i64);
 }
 
@@ -223,12 +290,12 @@ fn steps_recorded_while_an_adapter_was_merged_are_not_replayed_once_it_is_taken_
     // One that changes norms and biases too.
     let adapter = golden.adapter("ssf");
     let Gpu { backend, mut model, .. } = card.open(&golden, limits(2, 1), 8);
-    let (mut kv, pool) = (backend.kv(kv_shape), backend.pool(1));
+    let (mut kv, slots) = (backend.kv(kv_shape), backend.slots(1));
+    let rows = decode(&[Recipe::base(), Recipe::base()], 0, 5);
     let mut steps = |model: &Model<Cuda>| {
         let mut step = || {
-            let batch = backend.batch(decode(&[Slot::BASE; 2], 0, 5));
-            let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
-            backend.download(&logits).unwrap()
+            let outputs = model.forward(&backend, &rows, &slots, &mut kv);
+            backend.download(&outputs.logits.unwrap()).unwrap()
         };
         // Unrecorded, recorded, replayed.
         let [first, second, third] = [(); 3].map(|()| step());
@@ -243,20 +310,32 @@ fn steps_recorded_while_an_adapter_was_merged_are_not_replayed_once_it_is_taken_
 }
 
 #[test]
+fn adapters_folded_on_the_card_give_their_unmerged_logits() {
+    for name in ["llama-bias", "qwen2", "qwen3"] {
+        let golden = Golden::open(name, None);
+        let names = golden.adapter_names();
+        let made = (with_every_part(&golden), "every part".to_owned());
+        let adapters = names.into_iter().map(|name| (golden.adapter(&name), name));
+        let Gpu { backend, mut model, .. } = Card::new().open(&golden, limits(64, 1), 16);
+        check_folding(&golden, &backend, &mut model, adapters.chain([made]));
+    }
+}
+
+#[test]
 fn the_faster_form_of_a_recorded_step_is_kept_and_both_give_the_same_bits() {
     if is_real() {
         return;
     }
     let card = Card::new();
-    let (Gpu { backend, model, .. }, mut kv, pool) = resident(card, 64);
+    let (Gpu { backend, model, .. }, mut kv, slots) = resident(card, 64);
     // Two classes, each with a trial of its own.
-    for (beside_us, slots) in [(40, &[Slot(0), Slot(1)][..]), (60, &[Slot(2), Slot(1), Slot(2)])] {
+    for (beside_us, recipes) in [(40, &[one(0), one(1)][..]), (60, &[one(2), one(1), one(2)])] {
         card.set("inline_us", 50);
         card.set("beside_us", beside_us);
         let mut step = |token: u32| {
-            let batch = backend.batch(decode(slots, 0, token));
-            let logits = model.forward(&backend, &batch, &mut kv, Adapters { pool: &pool });
-            backend.download(&logits).unwrap()
+            let rows = decode(recipes, 0, token);
+            let outputs = model.forward(&backend, &rows, &slots, &mut kv);
+            backend.download(&outputs.logits.unwrap()).unwrap()
         };
         let unrecorded = [5, 40].map(&mut step);
         for _ in 0..10 {

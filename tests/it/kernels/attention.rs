@@ -103,16 +103,17 @@ fn tiles(shape: &Shape, queries: usize) -> Vec<Tile> {
     all
 }
 
-fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
-    let Shape { heads, kv_heads, head_dim, window, .. } = shape;
-    let (queries, shared) = kernel(name, &shape);
-    let cache = cache(rng, kernels.kv, &shape);
+/// Elements from one row of q to the next: more than needed, as in a matrix that holds k and v too.
+fn q_stride(shape: &Shape) -> usize {
+    shape.heads * shape.head_dim + 8
+}
+
+/// What a kernel gives.
+fn attend(kernels: &Kernels, name: &str, shape: &Shape, cache: &Cache, q: &[f32]) -> Vec<f32> {
+    let Shape { heads, kv_heads, head_dim, .. } = *shape;
+    let (queries, shared) = kernel(name, shape);
     let n = cache.positions.len();
-    // Wider rows than needed, as in a matrix that holds k and v too.
-    let stride = heads * head_dim + 8;
-    let q = values(rng, kernels.x, n * stride);
-    let q: Vec<f32> = q.into_iter().map(|x| kernels.x.round(3.0 * x)).collect();
-    let tiles = tiles(&shape, queries);
+    let tiles = tiles(shape, queries);
     let longest = cache.positions.iter().max().map_or(1, |p| *p as usize + 1);
     let splits_max = longest.div_ceil(64) + 1;
     let block = kv_heads * shape.block_tokens * head_dim;
@@ -124,15 +125,14 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
         Buffer::raw(&cache.tables),
         Buffer::raw(&tiles),
         Buffer::raw(&[tiles.len() as u32]),
-        Buffer::of(kernels.x, &q),
+        Buffer::of(kernels.x, q),
     ];
     let out = Buffer::poison(kernels.x, n * heads * head_dim);
     let partial = Buffer::poison(Width::F32, n * heads * splits_max * head_dim);
     let sums = Buffer::poison(Width::F32, n * heads * splits_max * 2);
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let args = Attention {
         q: keep[5].at(),
-        q_stride: stride as u64,
+        q_stride: q_stride(shape) as u64,
         out: out.at(),
         keys: keys.as_if_from(pages_from),
         values: values.as_if_from(pages_from),
@@ -147,47 +147,65 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
         kv_heads: kv_heads as u32,
         head_dim: head_dim as u32,
         block_tokens: shape.block_tokens as u32,
-        window: window as u32,
+        window: shape.window as u32,
         splits_max: splits_max as u32,
-        scale,
+        scale: scale(shape),
         reserved: 0,
     };
     // Fewer blocks than splits and tiles: both are taken in turn.
     kernels.launch(name, [2, kv_heads as u32, 3], 128, shared, &args);
     kernels.launch("attention_combine", [64, kv_heads as u32, 2], 128, 0, &args);
     let (out, _, _) = (out.floats(), partial.floats(), sums.floats());
+    out
+}
+
+fn scale(shape: &Shape) -> f32 {
+    1.0 / (shape.head_dim as f32).sqrt()
+}
+
+/// softmax(q kᵀ · scale) v of one head in one row; each number with the size of its terms.
+fn exact(shape: &Shape, cache: &Cache, row: usize, head: usize, q: &[f64]) -> Vec<(f64, f64)> {
+    let last = cache.positions[row] as usize;
+    let first = if shape.window == 0 { 0 } else { (last + 1).saturating_sub(shape.window) };
+    let table = &cache.tables[cache.row_table[row] as usize..];
+    let cell = |position| at(table, shape, head * shape.kv_heads / shape.heads, position);
+    let score = |position: usize| {
+        let key = &cache.keys[cell(position)..][..shape.head_dim];
+        let dot = q.iter().zip(key).map(|(q, k)| q * f64::from(*k)).sum::<f64>();
+        dot * f64::from(scale(shape))
+    };
+    let scores: Vec<f64> = (first..=last).map(score).collect();
+    let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let at = |d: usize| {
+        let of = |(position, weight): (usize, &f64)| {
+            weight / sum * f64::from(cache.values[cell(position) + d])
+        };
+        let terms = (first..=last).zip(&weights).map(of);
+        terms.fold((0.0, 0.0), |(value, size), term| (value + term, size + term.abs()))
+    };
+    (0..shape.head_dim).map(at).collect()
+}
+
+fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
+    let Shape { heads, head_dim, .. } = shape;
+    let cache = cache(rng, kernels.kv, &shape);
+    let (n, stride) = (cache.positions.len(), q_stride(&shape));
+    let q = values(rng, kernels.x, n * stride);
+    let q: Vec<f32> = q.into_iter().map(|x| kernels.x.round(3.0 * x)).collect();
+    let out = attend(kernels, name, &shape, &cache, &q);
     let tensor_cores = name != "attention_any";
+    // Tensor cores take q in the width of the keys, and the weights in that of the values.
+    let taken = |&x: &f32| f64::from(if tensor_cores { kernels.kv.round(x) } else { x });
+    let blur = if tensor_cores { 2.0 * kernels.kv.half_step() } else { 0.0 };
     for row in 0..n {
-        let last = cache.positions[row] as usize;
-        let first = if window == 0 { 0 } else { (last + 1).saturating_sub(window) };
-        let table = &cache.tables[cache.row_table[row] as usize..];
         for head in 0..heads {
-            let q = &q[row * stride + head * head_dim..][..head_dim];
-            // Tensor cores take q in the width of the keys.
-            let q: Vec<f64> = q
-                .iter()
-                .map(|&x| f64::from(if tensor_cores { kernels.kv.round(x) } else { x }))
-                .collect();
-            let cell = |position| at(table, &shape, head * kv_heads / heads, position);
-            let score = |position: usize| {
-                let key = &cache.keys[cell(position)..][..head_dim];
-                q.iter().zip(key).map(|(q, k)| q * f64::from(*k)).sum::<f64>() * f64::from(scale)
-            };
-            let scores: Vec<f64> = (first..=last).map(score).collect();
-            let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
-            let sum: f64 = weights.iter().sum();
-            for d in 0..head_dim {
-                let (mut value, mut size) = (0.0, 0.0);
-                for (position, weight) in (first..=last).zip(&weights) {
-                    let term = weight / sum * f64::from(cache.values[cell(position) + d]);
-                    value += term;
-                    size += term.abs();
-                }
+            let q: Vec<f64> =
+                q[row * stride + head * head_dim..][..head_dim].iter().map(taken).collect();
+            for (d, (value, size)) in exact(&shape, &cache, row, head, &q).into_iter().enumerate() {
                 let what = format!("{name} row {row} head {head} d {d}");
                 let actual = out[(row * heads + head) * head_dim + d];
-                // The weights pass through the width of the values.
-                let blur = if tensor_cores { 2.0 * kernels.kv.half_step() } else { 0.0 };
                 let error = (f64::from(actual) - value).abs() - blur * size;
                 if error > 0.0 {
                     // Scores of some tens, in f32.
@@ -198,6 +216,7 @@ fn check(kernels: &Kernels, rng: &mut Rng, name: &str, shape: Shape) {
         }
     }
 }
+
 /// Split lengths side by side in one launch.
 const MIXED: &[u32] = &[128, 64, 192, 1 << 30];
 /// Ragged steps: single tokens, prompts, chunks of prompts.

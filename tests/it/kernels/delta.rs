@@ -1,9 +1,8 @@
 //! Shrink, expand and own weights against the canonical form.
 
 use super::device::{Buffer, Kernels, Width, all_kernels, kernels};
-use super::step::{
-    MIXED_TILES, Parts, Plan, Planes, Spec, World, assert_close, fresh, rows, values,
-};
+use super::step::{MIXED_TILES, Parts, Plan, Planes, assert_close, fresh, rows, values};
+use super::world::{Spec, World};
 use crate::Rng;
 use tessera::backend::cuda::args::{Deltas, Expand, RANK_TILE_BYTES, ROW_TILE, Replace, Shrink};
 
@@ -18,6 +17,8 @@ fn specs(rank: usize, input: usize, out: usize, sites: usize) -> Vec<Vec<Option<
         out,
         down_shards: shards(input, 1 << slot),
         up_shards: shards(out, 1 << slot),
+        middle: slot != 1,
+        end: slot != 2,
         scale: slot != 0,
         shift: slot == 2,
         weight: None,
@@ -295,6 +296,7 @@ fn an_own_weight_stands_in_for_the_bases() {
         let (x_at, y_at) = (Buffer::of(kernels.x, &x), Buffer::of(kernels.x, &y));
         let args = Replace {
             x: x_at.as_if_from(u64::from(first_row) * input as u64),
+            weight: 0,
             y: y_at.as_if_from(u64::from(first_row) * out as u64),
             deltas: plan.deltas(&world),
             y_stride: out as u64,
@@ -322,5 +324,150 @@ fn an_own_weight_stands_in_for_the_bases() {
                 assert_close(actual[at], (value, size), kernels.x, 1.0, "own weight");
             }
         }
+    }
+}
+
+/// Adapters at site 1: own weights, both scales of a low-rank pair, one without a weight, and one
+/// that does nothing there.
+fn mixed_specs(p: Width, input: usize, out: usize) -> Vec<Vec<Option<Spec>>> {
+    let spec = |slot: usize| Spec {
+        rank: [5, 66, 0][slot],
+        input,
+        out,
+        down_shards: usize::from(slot != 2),
+        up_shards: usize::from(slot != 2),
+        middle: slot == 1,
+        end: slot == 0,
+        scale: slot != 1,
+        shift: slot != 0,
+        weight: (slot != 1).then_some((p, input * out)),
+    };
+    let mut all: Vec<_> = (0..3).map(|slot| vec![None, Some(spec(slot))]).collect();
+    all.push(vec![None, None]);
+    all
+}
+
+/// Bare rows, as those before a recipe's first position are; adapters as they are; others.
+fn mixed_rows(rng: &mut Rng, n: usize) -> Vec<Parts> {
+    let kinds = [
+        vec![],
+        vec![(0, 1.0)],
+        vec![(1, 1.0)],
+        vec![(0, 0.5)],
+        vec![(2, -1.25)],
+        vec![(1, 0.25)],
+        vec![(0, 1.0), (2, 1.0)],
+        vec![(2, 0.75), (1, -0.5)],
+        vec![(0, 0.5), (0, 0.5)],
+        vec![(1, 1.5), (0, -0.75), (2, 0.5)],
+        vec![(3, 2.0), (0, 0.25)],
+    ];
+    (0..n).map(|_| kinds[rng.below(kinds.len())].clone()).collect()
+}
+
+/// Rows of a matrix times x, with the sum of the terms' sizes.
+fn product(weight: &[f32], x: &[f32], column: usize) -> (f64, f64) {
+    let terms = weight[column * x.len()..].iter().zip(x);
+    let term = |(w, x): (&f32, &f32)| f64::from(*w) * f64::from(*x);
+    terms.map(term).fold((0.0, 0.0), |(value, size), t| (value + t, size + t.abs()))
+}
+
+struct Mixed {
+    n: usize,
+    input: usize,
+    out: usize,
+    first_row: u32,
+    /// Logits.
+    float: bool,
+    bias: bool,
+}
+
+/// A linear's whole epilogue, in the host's order: own weights of adapters alone, bias and
+/// adapters, own weights in mixes.
+fn check_mix(kernels: &Kernels, rng: &mut Rng, shape: &Mixed) {
+    let Mixed { n, input, out, first_row, float, bias } = *shape;
+    let width = if float { Width::F32 } else { kernels.x };
+    let world = World::new(rng, kernels.p, &mixed_specs(kernels.p, input, out), 0);
+    let plan = Plan::new(mixed_rows(rng, n), first_row);
+    let planes = Planes::random(rng, &world, &plan, &[0, 1]);
+    let (x, weight) = (values(rng, kernels.x, n * input), values(rng, kernels.x, out * input));
+    let bias = bias.then(|| rng.vec(out));
+    let base = |row: usize, column: usize| product(&weight, &x[row * input..][..input], column);
+    // Outputs of several linears may lie side by side.
+    let stride = out + 3;
+    let y = (0..n * stride).map(|i| match i % stride {
+        column if column < out => width.round(base(i / stride, column).0 as f32),
+        _ => 7.0,
+    });
+    let y_at = Buffer::of(width, &y.collect::<Vec<_>>());
+    let (x_at, weight_at) = (Buffer::of(kernels.x, &x), Buffer::of(kernels.x, &weight));
+    let bias_at = bias.as_ref().map(|b| Buffer::of(Width::F32, b));
+    let (deltas, far) = (planes.deltas(&plan, &world), u64::from(first_row));
+    let y_from = y_at.as_if_from(far * stride as u64);
+    let replace = Replace {
+        x: x_at.as_if_from(far * input as u64),
+        weight: weight_at.at(),
+        y: y_from,
+        deltas,
+        y_stride: stride as u64,
+        site: 1,
+        in_features: input as u32,
+        out: out as u32,
+        reserved: 0,
+    };
+    let expand = Expand {
+        y: y_from,
+        bias: bias_at.as_ref().map_or(0, Buffer::at),
+        deltas,
+        y_stride: stride as u64,
+        site: 1,
+        linear: 1,
+        out: out as u32,
+        reserved: 0,
+    };
+    let name = |name: &str| format!("{name}{}", if float { "_float" } else { "" });
+    let by_warps = [plan.blocks(), out.div_ceil(4) as u32, 1];
+    let by_columns = [plan.blocks(), out.div_ceil(8 * 128) as u32, 1];
+    kernels.launch(&name("delta_replace"), by_warps, 128, 0, &replace);
+    let shared = RANK_TILE_BYTES * ROW_TILE;
+    kernels.launch(&name("delta_expand"), by_columns, 128, shared, &expand);
+    let before = y_at.floats();
+    kernels.launch(&name("delta_mix"), by_warps, 128, 0, &replace);
+    let actual = y_at.floats();
+    for (row, parts) in plan.rows.iter().enumerate() {
+        let is_mixed = !matches!(parts[..], [] | [(_, 1.0)]);
+        let left = row * stride + if is_mixed { out } else { 0 }..(row + 1) * stride;
+        assert_eq!(actual[left.clone()], before[left], "not mixed, or another's: {parts:?}");
+        let h = planes.row(&world, &plan, row, 1);
+        let x = &x[row * input..][..input];
+        for column in 0..out {
+            let add = bias.as_ref().map_or(0.0, |b| f64::from(b[column]));
+            let whole = |(value, size): (f64, f64)| (value + add, size + add.abs());
+            let base = whole(base(row, column));
+            let own = |slot: usize| {
+                let weight = world.site(slot, 1)?.weight.as_ref()?;
+                let (value, size) = whole(product(weight, x, column));
+                Some((value, size + base.1))
+            };
+            let expected = world.output_of(parts, 1, column, base, &h, &own);
+            let what = format!("row {row} column {column} {parts:?}");
+            assert_close(actual[row * stride + column], expected, width, 3.0, &what);
+        }
+    }
+}
+
+#[test]
+fn a_mix_is_the_base_and_each_adapters_share_of_what_it_alone_changes() {
+    let rng = &mut fresh();
+    for kernels in all_kernels("delta.cu") {
+        for (n, input, out) in [(0, 8, 8), (1, 1, 1), (60, 33, 21), (24, 300, 5), (6, 16, 130)] {
+            for float in [false, true] {
+                let shape = Mixed { n, input, out, first_row: 0, float, bias: n % 2 == 0 };
+                check_mix(&kernels, rng, &shape);
+            }
+        }
+        let (first_row, float, bias) = (1_000_000_000, false, true);
+        let far = Mixed { n: 20, input: 83, out: 21, first_row, float, bias };
+        check_mix(&kernels, rng, &far);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::device::{Buffer, Kernels, Width, all_kernels};
 use super::rows::{Linear, Tiles, grid, linear_specs, norm_specs, normed, plan};
-use super::step::{MIXED_TILES, Planes, World, assert_close, fresh, values};
+use super::step::{MIXED_TILES, Plan, Planes, assert_close, fresh, values};
+use super::world::World;
 use crate::Rng;
 use tessera::backend::cuda::args::{Deltas, RANK_TILE_BYTES, ROW_TILE, RopeInput, RopeStore};
 
@@ -64,30 +65,89 @@ impl Places {
     }
 }
 
-fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
-    let Rope { n, heads, kv_heads, head_dim, half, norms, first_block, tiles } = shape;
-    let widths = [heads, kv_heads, kv_heads].map(|h| h * head_dim);
-    let mut specs = linear_specs(3, &widths);
-    for (slot, norm) in specs.iter_mut().zip(norm_specs(head_dim)) {
-        slot.extend(norm);
+/// A step's q, k and v before adapters, norms and rotation.
+struct Inputs {
+    world: World,
+    plan: Plan,
+    planes: Planes,
+    places: Places,
+    /// Of q, k and v.
+    widths: [usize; 3],
+    /// `[n, all of q, k and v]`, as one product gives them.
+    qkv: Vec<f32>,
+    biases: [Option<Vec<f32>>; 3],
+    /// Weight and shift.
+    norm: [Vec<f32>; 2],
+}
+
+impl Inputs {
+    fn random(kernels: &Kernels, rng: &mut Rng, shape: Rope) -> Self {
+        let Rope { n, heads, kv_heads, head_dim, tiles, .. } = shape;
+        let widths = [heads, kv_heads, kv_heads].map(|h| h * head_dim);
+        let mut specs = linear_specs(3, &widths);
+        for (slot, norm) in specs.iter_mut().zip(norm_specs(head_dim)) {
+            slot.extend(norm);
+        }
+        let world = World::new(rng, kernels.p, &specs, 0);
+        let plan = plan(rng, n, 0, tiles);
+        Self {
+            planes: Planes::random(rng, &world, &plan, &[0, 1, 2]),
+            places: Places::random(rng, shape),
+            qkv: values(rng, kernels.x, n * widths.iter().sum::<usize>()),
+            biases: widths.map(|w| Some(rng.vec(w))),
+            norm: [(); 2].map(|()| rng.vec(head_dim)),
+            world,
+            plan,
+            widths,
+        }
     }
-    let world = World::new(rng, kernels.p, &specs, 0);
-    let plan = plan(rng, n, 0, tiles);
-    let planes = Planes::random(rng, &world, &plan, &[0, 1, 2]);
-    let places = Places::random(rng, shape);
-    // q, k and v as one matrix, as one GEMM gives them.
-    let stride: usize = widths.iter().sum();
-    let qkv = values(rng, kernels.x, n * stride);
-    let qkv_at = Buffer::of(kernels.x, &qkv);
-    let biases = widths.map(|w| Some(rng.vec(w)));
+
+    fn stride(&self) -> usize {
+        self.widths.iter().sum()
+    }
+
+    fn starts(&self) -> [usize; 3] {
+        [0, self.widths[0], self.widths[0] + self.widths[1]]
+    }
+
+    /// Every row of q, k or v as it has to be.
+    fn finished(&self, kernels: &Kernels, shape: Rope, linear: usize) -> Vec<Vec<(f64, f64)>> {
+        let (start, cols) = (self.starts()[linear], self.widths[linear]);
+        let rows = self.qkv.chunks(self.stride());
+        let y: Vec<f32> = rows.flat_map(|row| &row[start..][..cols]).copied().collect();
+        let linear = Linear {
+            world: &self.world,
+            plan: &self.plan,
+            planes: &self.planes,
+            y: &y,
+            bias: &self.biases[linear],
+            cols,
+            linear,
+        };
+        let norm = shape.norms.then_some(&self.norm);
+        let row = |row| finished(kernels, &self.places, &linear, row, shape.head_dim, norm);
+        (0..shape.n).map(row).collect()
+    }
+}
+
+/// What a kernel leaves of q, and in the pages.
+struct Stored {
+    q: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+fn rope_and_store(kernels: &Kernels, shape: Rope, inputs: &Inputs) -> Stored {
+    let Rope { n, heads, kv_heads, head_dim, half, norms, first_block, tiles } = shape;
+    let Inputs { world, plan, planes, places, qkv, biases, norm, .. } = inputs;
+    let (stride, starts) = (inputs.stride(), inputs.starts());
+    let qkv_at = Buffer::of(kernels.x, qkv);
     let bias_at = biases.each_ref().map(|b| Buffer::of(Width::F32, b.as_ref().unwrap()));
-    let norm = [(); 2].map(|()| rng.vec(head_dim));
     let [weight_at, shift_at] = norm.each_ref().map(|v| Buffer::of(Width::F32, v));
     let row_table: Vec<u32> = (0..n as u32).map(|i| 3 * i).collect();
     let block = kv_heads * BLOCK_TOKENS * head_dim;
     let [keys, values] = [(); 2].map(|()| Buffer::poison(kernels.kv, 3 * n * block));
     let pages_from = u64::from(first_block) * block as u64;
-    let starts = [0, widths[0], widths[0] + widths[1]];
     let input = |i: usize| RopeInput {
         x: qkv_at.at() + (starts[i] * kernels.x.bytes()) as u64,
         row_stride: stride as u64,
@@ -107,7 +167,7 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
         q: input(0),
         k: input(1),
         v: input(2),
-        deltas: tiles.map_or(Deltas::default(), |_| planes.deltas(&plan, &world)),
+        deltas: tiles.map_or(Deltas::default(), |_| planes.deltas(plan, world)),
         cos: cos.at(),
         sin: sin.at(),
         positions: positions.at(),
@@ -131,35 +191,20 @@ fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
     } else {
         kernels.launch("rope_store", grid(0, n, head_tiles), 128, row_bytes, &args);
     }
+    Stored { q: qkv_at.floats(), keys: keys.floats(), values: values.floats() }
+}
 
-    let linear_inputs: Vec<Vec<f32>> = (0..3)
-        .map(|i| {
-            (0..n).flat_map(|r| &qkv[r * stride + starts[i]..][..widths[i]]).copied().collect()
-        })
-        .collect();
-    let linear = |i: usize| Linear {
-        world: &world,
-        plan: &plan,
-        planes: &planes,
-        y: &linear_inputs[i],
-        bias: &biases[i],
-        cols: widths[i],
-        linear: i,
-    };
-    let norm = norms.then_some(&norm);
-    let heads = |i: usize| {
-        let linear = linear(i);
-        let row = |row| finished(kernels, &places, &linear, row, head_dim, norm);
-        (0..n).map(row).collect::<Vec<_>>()
-    };
-    let q = qkv_at.floats();
-    for (row, expected) in heads(0).iter().enumerate() {
+fn check_rope(kernels: &Kernels, rng: &mut Rng, shape: Rope) {
+    let inputs = Inputs::random(kernels, rng, shape);
+    let stored = rope_and_store(kernels, shape, &inputs);
+    let [q, k, v] = [0, 1, 2].map(|linear| inputs.finished(kernels, shape, linear));
+    for (row, expected) in q.iter().enumerate() {
         for (d, expected) in expected.iter().enumerate() {
-            assert_close(q[row * stride + d], *expected, kernels.x, 3.0, "q");
+            assert_close(stored.q[row * inputs.stride() + d], *expected, kernels.x, 3.0, "q");
         }
     }
-    check_pages(kernels, &keys.floats(), shape, &places, &heads(1));
-    check_pages(kernels, &values.floats(), shape, &places, &heads(2));
+    check_pages(kernels, &stored.keys, shape, &inputs.places, &k);
+    check_pages(kernels, &stored.values, shape, &inputs.places, &v);
 }
 
 /// A row of q, k or v (linear 0, 1, 2) after adapters, norm of each head and rotation.

@@ -1,15 +1,16 @@
-//! Kernels that take a row at a time: embedding, norms, gated activation.
+//! Kernels that take a row at a time: norms, gated activation, sum.
 
 use super::device::{Buffer, Grid, Kernels, Width, all_kernels};
-use super::step::{MIXED_TILES, Plan, Planes, Spec, World, assert_close, fresh, rows, values};
+use super::step::{MIXED_TILES, Plan, Planes, assert_close, fresh, rows, values};
+use super::world::{Spec, World};
 use crate::Rng;
 use crate::cuda::card::is_real;
 use tessera::backend::cuda::args::{
-    Add, AddRmsNorm, Deltas, Embed, GatherRows, RANK_TILE_BYTES, ROW_TILE, RmsNorm, SiluMul,
+    Add, AddRmsNorm, Deltas, RANK_TILE_BYTES, ROW_TILE, RmsNorm, SiluMul,
 };
 
 /// A first row at which row · width is beyond 32 bits even for the narrowest tests.
-const FAR_ROW: u32 = 2_000_000_000;
+pub const FAR_ROW: u32 = 2_000_000_000;
 
 /// The first row of a grid of rows: a far one, but on a GPU, which runs whole grids only.
 fn far_row() -> u32 {
@@ -22,11 +23,11 @@ pub fn grid(first_row: u32, n: usize, y: usize) -> Grid {
     Grid { size: [end, y as u32, 1], first: [first_row, 0, 0], end: [end, y as u32, 1] }
 }
 
-fn far(first_row: u32, cols: usize) -> u64 {
+pub fn far(first_row: u32, cols: usize) -> u64 {
     u64::from(first_row) * cols as u64
 }
 
-fn column_tiles(cols: usize) -> usize {
+pub fn column_tiles(cols: usize) -> usize {
     cols.div_ceil(8 * 128)
 }
 
@@ -38,6 +39,8 @@ pub fn linear_specs(rank: usize, outs: &[usize]) -> Vec<Vec<Option<Spec>>> {
         out,
         down_shards: 1,
         up_shards: if slot == 2 && out.is_multiple_of(2) { 2 } else { 1 },
+        middle: slot != 1,
+        end: slot != 2,
         scale: slot != 1,
         shift: slot != 0,
         weight: None,
@@ -195,103 +198,6 @@ fn add_adds_in_place() {
             kernels.launch("add", grid(first_row, n, column_tiles(cols)), 128, 0, &args);
             let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| kernels.x.round(x + y)).collect();
             assert_eq!(x_at.floats(), sums);
-        }
-    }
-}
-
-#[test]
-fn an_embedding_row_is_its_tokens_with_its_adapters_column_or_own_table() {
-    let rng = &mut fresh();
-    for kernels in all_kernels("gather.cu") {
-        for (n, hidden, vocabulary, far_token) in
-            [(0, 8, 5, 0), (1, 1, 3, 0), (33, 36, 40, 0), (7, 77, 10, 400_000_000)]
-        {
-            // Only tokens from `far_token` on exist in memory: no A and no own table there.
-            let plain = far_token > 0;
-            let spec = |slot: usize| Spec {
-                rank: if plain { 0 } else { 65 + slot },
-                input: vocabulary,
-                out: hidden,
-                down_shards: usize::from(!plain),
-                up_shards: usize::from(!plain),
-                scale: slot == 1,
-                shift: slot != 2,
-                weight: (!plain && slot == 2).then_some((kernels.p, vocabulary * hidden)),
-            };
-            let specs: Vec<_> = (0..3).map(|slot| vec![Some(spec(slot))]).collect();
-            let world = World::new(rng, kernels.p, &specs, 0);
-            // An own table is not served in compositions.
-            let kinds = [vec![], vec![(0, 1.0)], vec![(1, 1.0)], vec![(2, 1.0)]];
-            let composed = vec![(0, 0.5), (1, -2.0)];
-            let plan = Plan::new(
-                (0..n).map(|i| kinds.get(i % 5).unwrap_or(&composed).clone()).collect(),
-                0,
-            );
-            let tokens: Vec<u32> =
-                (0..n).map(|_| (far_token + rng.below(vocabulary)) as u32).collect();
-            let table = values(rng, kernels.x, vocabulary * hidden);
-            let shift = (n % 2 == 1).then(|| rng.vec(hidden));
-            let (tokens_at, table_at) = (Buffer::raw(&tokens), Buffer::of(kernels.x, &table));
-            let shift_at = shift.as_ref().map(|s| Buffer::of(Width::F32, s));
-            let out = Buffer::poison(kernels.x, n * hidden);
-            let args = Embed {
-                tokens: tokens_at.at(),
-                table: table_at.as_if_from(far_token as u64 * hidden as u64),
-                shift: shift_at.as_ref().map_or(0, Buffer::at),
-                out: out.at(),
-                deltas: plan.deltas(&world),
-                site: 0,
-                hidden: hidden as u32,
-            };
-            let grid = [n as u32, column_tiles(hidden) as u32, 1];
-            kernels.launch("embed", grid, 128, RANK_TILE_BYTES, &args);
-            let out = out.floats();
-            for (row, parts) in plan.rows.iter().enumerate() {
-                let token = tokens[row] as usize - far_token;
-                let own = match parts[..] {
-                    [(slot, _)] => world.site(slot, 0).and_then(|s| s.weight.as_ref()),
-                    _ => None,
-                };
-                let h = |&(slot, _): &(usize, f32)| {
-                    let site = world.site(slot, 0).unwrap();
-                    let of = |r| world.adapters[slot].factor(site, false, r, token);
-                    (0..world.rank(slot, 0)).map(of).collect()
-                };
-                let h: Vec<Vec<f64>> = parts.iter().map(h).collect();
-                for column in 0..hidden {
-                    let base = f64::from(own.unwrap_or(&table)[token * hidden + column])
-                        + shift.as_ref().map_or(0.0, |s| f64::from(s[column]));
-                    let expected = world.output(parts, 0, column, base, &h);
-                    let actual = out[row * hidden + column];
-                    assert_close(actual, expected, kernels.x, 1.0, "embedding");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn gathered_rows_are_copied_bit_for_bit() {
-    let rng = &mut fresh();
-    for kernels in all_kernels("gather.cu") {
-        for (m, cols, first_row) in [(0, 8, 0), (1, 1, 0), (33, 48, 0), (5, 33, FAR_ROW)] {
-            let x = values(rng, kernels.x, 40 * cols);
-            let x_at = Buffer::of(kernels.x, &x);
-            let picked: Vec<usize> = (0..m).map(|_| rng.below(40)).collect();
-            let rows: Vec<u32> = picked.iter().map(|&i| i as u32 + first_row).collect();
-            let rows_at = Buffer::raw(&rows);
-            let out = Buffer::poison(kernels.x, m * cols);
-            let args = GatherRows {
-                x: x_at.as_if_from(far(first_row, cols)),
-                out: out.at(),
-                rows: rows_at.at(),
-                cols: cols as u32,
-                reserved: 0,
-            };
-            kernels.launch("gather_rows", grid(0, m, column_tiles(cols)), 128, 0, &args);
-            let expected: Vec<f32> =
-                picked.iter().flat_map(|i| &x[i * cols..][..cols]).copied().collect();
-            assert_eq!(out.floats(), expected);
         }
     }
 }

@@ -1,0 +1,111 @@
+//! From a directory to an adapter, by the method that its file names.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::config::Config;
+use super::error::AdapterError;
+use super::file::{AdapterFile, FileLimits};
+use super::lowering::Lowering;
+use super::method::{Base, Input, Method};
+use super::store::Adapter;
+use super::tensors::Tensors;
+use super::{dora, ia3, lora, mos, saved, ssf};
+use crate::delta::Delta;
+use crate::dtype::Dtype;
+
+/// Every method this server can read. The first whose [`Method::reads`] says so gets the file.
+pub static METHODS: &[&dyn Method] = &[&mos::Mos, &dora::Dora, &lora::Lora, &ssf::Ssf, &ia3::Ia3];
+
+/// Reads adapters for one base. Runs on loader threads, never on the engine's.
+pub trait LoadAdapter: Send + Sync {
+    /// Reads the files in `dir`; with `within`, files outside of it are refused.
+    ///
+    /// # Errors
+    /// [`AdapterError`] naming the file.
+    fn read(&self, dir: &Path, within: Option<&Path>) -> Result<AdapterFile, AdapterError>;
+
+    /// Lowers what was read.
+    ///
+    /// # Errors
+    /// [`AdapterError`] with what was expected, what was found and where.
+    fn lower(&self, file: &AdapterFile) -> Result<Adapter, AdapterError>;
+
+    /// Both.
+    ///
+    /// # Errors
+    /// Of either.
+    fn load(&self, dir: &Path, within: Option<&Path>) -> Result<Arc<Adapter>, AdapterError> {
+        self.lower(&self.read(dir, within)?).map(Arc::new)
+    }
+}
+
+/// Whether the device can hold an adapter; else what it takes and what there is.
+pub type Fits = Box<dyn Fn(&Delta) -> Result<(), String> + Send + Sync>;
+
+/// The loader of a running server.
+pub struct Loader<B> {
+    /// What adapters are checked against and folded with.
+    pub base: B,
+    /// Where they are to be resident; `None` on the host, which the store's budget bounds.
+    pub fits: Option<Fits>,
+    /// Caps on the files.
+    pub limits: FileLimits,
+    /// Serve an adapter although its config has fields that are not known here.
+    pub allow_unknown_config_keys: bool,
+}
+
+impl<B: Base> LoadAdapter for Loader<B> {
+    fn read(&self, dir: &Path, within: Option<&Path>) -> Result<AdapterFile, AdapterError> {
+        AdapterFile::read(dir, &self.limits, within)
+    }
+
+    fn lower(&self, file: &AdapterFile) -> Result<Adapter, AdapterError> {
+        let adapter = lower(file, &self.base, self.allow_unknown_config_keys)?;
+        let fits = self.fits.as_ref().map_or(Ok(()), |fits| fits(&adapter.delta));
+        fits.map(|()| adapter).map_err(AdapterError::Invalid)
+    }
+}
+
+/// Reads a file with the method it names.
+///
+/// # Errors
+/// [`AdapterError::Invalid`] with what was expected, what was found and where.
+pub fn lower(
+    file: &AdapterFile,
+    base: &dyn Base,
+    allow_unknown_config_keys: bool,
+) -> Result<Adapter, AdapterError> {
+    let invalid = AdapterError::Invalid;
+    let config = Config::new(&file.config);
+    let Some(peft_type) = config.text("peft_type")? else {
+        let text = "adapter_config.json has no 'peft_type'; it says how to read the tensors";
+        return Err(invalid(text.into()));
+    };
+    let input = Input { config, tensors: Tensors::new(file)?, base };
+    let Some(method) = METHODS.iter().find(|method| method.reads(peft_type, &input)) else {
+        let known: Vec<_> = METHODS.iter().map(|method| method.name()).collect();
+        let known = known.join(", ");
+        let found = format!("'peft_type' is '{peft_type}', which is not supported");
+        return Err(invalid(format!("adapter_config.json: {found}; known: {known}")));
+    };
+    let mut lowering = Lowering::new(base.modules());
+    method.lower(&input, &mut lowering)?;
+    saved::lower(&input, &mut lowering)?;
+    input.config.finish(allow_unknown_config_keys)?;
+    let report = input.tensors.finish(base.modules())?;
+    let delta = lowering.finish(base.adapter_dtype());
+    if let Some((site, part)) = delta.not_finite() {
+        let (site, dtype) = (&base.sites().get(site).name, base.adapter_dtype());
+        let advice = match dtype {
+            Dtype::F16 => "serve with --dtype bf16 or f32",
+            Dtype::BF16 | Dtype::F32 => "its numbers or lora_alpha are too large",
+        };
+        return Err(invalid(format!(
+            "the adapter's {part} at {site} holds numbers that do not fit {}, in which this server \
+             keeps adapters; {advice}",
+            dtype.name()
+        )));
+    }
+    Ok(Adapter { digest: file.digest, delta: Arc::new(delta), method: method.name(), report })
+}

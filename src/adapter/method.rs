@@ -1,0 +1,44 @@
+//! What a method is, and what it may look at.
+
+use super::config::Config;
+use super::error::AdapterError;
+use super::lowering::Lowering;
+use super::tensors::Tensors;
+use crate::dtype::Dtype;
+use crate::ids::ModuleId;
+use crate::site::{ModuleMap, SiteMap};
+
+/// One way of writing an adapter to disk.
+pub trait Method: Sync {
+    /// The name in reports and metrics.
+    fn name(&self) -> &'static str;
+    /// Whether a file with this `peft_type` is this method's.
+    fn reads(&self, peft_type: &str, input: &Input<'_>) -> bool;
+    /// Lowers the file. The only code that knows this method's tensor names.
+    ///
+    /// # Errors
+    /// [`AdapterError::Invalid`] naming the tensor or field.
+    fn lower(&self, input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError>;
+}
+
+/// What a method may look at.
+pub struct Input<'a> {
+    pub(super) config: Config<'a>,
+    pub(super) tensors: Tensors<'a>,
+    pub(super) base: &'a dyn Base,
+}
+
+/// The frozen base, as far as a method may see it.
+pub trait Base: Send + Sync {
+    /// The modules that a file may name.
+    fn modules(&self) -> &ModuleMap;
+    /// What the forward pass computes of them.
+    fn sites(&self) -> &SiteMap;
+    /// The width adapters are kept in.
+    fn adapter_dtype(&self) -> Dtype;
+    /// A module's weight, `[out, in]` row-major (`[vocabulary, hidden]` for an embedding, `[out]`
+    /// for a norm). Reads the checkpoint: slow.
+    fn weight(&self, module: ModuleId) -> Vec<f32>;
+    /// A module's bias, `[out]`.
+    fn bias(&self, module: ModuleId) -> Option<Vec<f32>>;
+}

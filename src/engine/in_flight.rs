@@ -1,0 +1,101 @@
+//! What the engine remembers of one request while it runs: all but its text, which the scheduler
+//! has.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Event, FinishReason, PromptScore, Ticket};
+use crate::adapter::Adapter;
+use crate::ids::{Slot, TokenId};
+use crate::recipe::Recipe;
+use crate::request::{Pooling, Terms};
+
+/// A request the engine has accepted.
+pub struct InFlight {
+    /// What is asked.
+    pub terms: Terms,
+    /// The contents it runs with, however their names change meanwhile.
+    pub recipe: Recipe<Arc<Adapter>>,
+    /// Their slots, pinned from the first step to the end, but while nothing runs.
+    pub pinned: Vec<Slot>,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Of the prompt's second token, its third, … as far as they are known, if they are wanted.
+    pub scores: Vec<PromptScore>,
+    /// How many have been, told or not.
+    pub scored: u32,
+    /// Rows that are in `pooled_sum`.
+    pub pooled: u32,
+    /// The sum of hidden states, or the last, if the prompt's vector is wanted.
+    pooled_sum: Vec<f64>,
+    /// The client went away or fell behind.
+    pub cancelled: bool,
+    events: mpsc::Sender<Event>,
+    _ticket: Ticket,
+}
+
+impl InFlight {
+    /// A request with nothing computed.
+    pub fn new(
+        terms: Terms,
+        recipe: Recipe<Arc<Adapter>>,
+        prompt_tokens: u32,
+        events: mpsc::Sender<Event>,
+        ticket: Ticket,
+    ) -> Self {
+        Self {
+            terms,
+            recipe,
+            pinned: Vec::new(),
+            prompt_tokens,
+            scores: Vec::new(),
+            scored: 0,
+            pooled: 0,
+            pooled_sum: Vec::new(),
+            cancelled: false,
+            events,
+            _ticket: ticket,
+        }
+    }
+
+    /// What its rows carry.
+    pub fn slots(&self) -> Recipe<Slot> {
+        let mut slots = self.pinned.iter();
+        let mut next = || *slots.next().expect("This is a bug: rows run before their adapters.");
+        self.recipe.map(|_| next())
+    }
+
+    /// Whether `token`, drawn after `generated` others, is its last.
+    pub fn finish_reason(&self, token: TokenId, generated: usize) -> Option<FinishReason> {
+        if self.terms.stop_tokens.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        (generated + 1 >= self.terms.tokens_max as usize).then_some(FinishReason::Length)
+    }
+
+    /// Takes in a hidden state of the prompt.
+    pub fn add_hidden(&mut self, hidden: &[f32]) {
+        if self.terms.pooling == Some(Pooling::Last) || self.pooled_sum.is_empty() {
+            self.pooled_sum = vec![0.0; hidden.len()];
+            self.pooled = 0;
+        }
+        self.pooled_sum.iter_mut().zip(hidden).for_each(|(sum, x)| *sum += f64::from(*x));
+        self.pooled += 1;
+    }
+
+    /// The prompt's vector.
+    pub fn embedding(&self) -> Vec<f32> {
+        self.pooled_sum.iter().map(|sum| (sum / f64::from(self.pooled.max(1))) as f32).collect()
+    }
+
+    /// Whether nobody listens any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.cancelled || self.events.is_closed()
+    }
+
+    /// Sends without waiting.
+    pub fn send(&mut self, event: Event) {
+        self.cancelled |= self.events.try_send(event).is_err();
+    }
+}

@@ -1,0 +1,89 @@
+//! The pages in docs/: what they name is there.
+
+use std::fs;
+
+use super::{LAYERS, files};
+use crate::root;
+
+/// A name that ends so is a file's, and is looked for from the repository's root.
+const FILES: &[&str] = &[".rs", ".cu", ".cuh", ".h", ".cpp", ".md", ".py", ".toml"];
+/// Folders at the root: a name that starts with one is a path.
+const FOLDERS: &[&str] =
+    &["src/", "tests/", "kernels/", "docs/", "demo/", "tools/", "benches/", ".ci/"];
+/// A name with so many underscores is a test's.
+const TEST_UNDERSCORES_MIN: usize = 4;
+
+fn pages() -> Vec<(String, String)> {
+    let entries = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = entries.filter(|path| path.extension().is_some_and(|e| e == "md"));
+    let read = |path: std::path::PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), text)
+    };
+    pages.map(read).collect()
+}
+
+/// What stands in backticks on one line.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// A file's or folder's name, unless a part of it is to be filled in (`src/adapter/NAME.rs`).
+fn is_path(span: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    let is_file = FILES.iter().any(|end| span.ends_with(end) && span.len() > end.len());
+    let is_blank = |part: &str| part.split('.').next() == Some("NAME");
+    (is_file || FOLDERS.iter().any(|start| span.starts_with(start)))
+        && span.chars().all(is_plain)
+        && !span.split('/').any(is_blank)
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let pages = pages();
+    assert!(pages.len() >= 3, "docs/ has lost pages");
+    let mut gone = Vec::new();
+    for (page, text) in &pages {
+        let paths = code_spans(text).filter(|span| is_path(span));
+        let missing = paths.filter(|path| !root().join(path).exists());
+        gone.extend(missing.map(|path| format!("docs/{page}: {path}")));
+    }
+    assert!(gone.is_empty(), "{gone:#?}");
+}
+
+#[test]
+fn every_test_that_a_page_names_is_there() {
+    let mut found = Vec::new();
+    for folder in ["src", "tests/it"] {
+        files(&root().join(folder), &mut found);
+    }
+    let code: Vec<String> = found.iter().map(|p| fs::read_to_string(p).unwrap()).collect();
+    let is_test = |span: &&str| {
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        span.matches('_').count() >= TEST_UNDERSCORES_MIN && span.chars().all(is_plain)
+    };
+    let mut gone = Vec::new();
+    for (page, text) in pages() {
+        for test in code_spans(&text).filter(is_test) {
+            let declaration = format!("fn {test}(");
+            if !code.iter().any(|text| text.contains(&declaration)) {
+                gone.push(format!("docs/{page}: {test}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "{gone:#?}");
+}
+
+#[test]
+fn the_architecture_page_has_the_layers_that_are_checked() {
+    let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let rows: Vec<String> = LAYERS.iter().map(|row| row.join("  ")).collect();
+    assert!(text.contains(&rows.join("\n")), "expected in docs/architecture.md:\n{rows:#?}");
+}
+
+#[test]
+fn paths_are_told_from_other_words() {
+    assert!(is_path("src/adapter/lora.rs") && is_path("src/http/error/") && is_path("clippy.toml"));
+    assert!(!is_path("src/adapter/NAME.rs") && !is_path("Rows::push") && !is_path(".rs"));
+    assert!(!is_path("kernels/*.cu") && !is_path("config.json"));
+}
