@@ -4,7 +4,7 @@
 //! A request takes an `Arc` of its adapter when it arrives, so replacing or removing a name never
 //! changes what a running request computes with; the content is freed at the last reference.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::error::AdapterError;
@@ -123,12 +123,11 @@ impl Store {
         let adapter = lower()?;
         let mut contents = self.lock();
         let adapter = Arc::new(share_pools(adapter, &contents));
-        let used = bytes(&contents, replaced);
-        let others = used.bytes + used.own_bytes;
-        let needed = used.with(&adapter.delta) - others;
+        let others = used(&contents, replaced);
+        let (needed, used) = (others.more(&adapter.delta), others.bytes);
         let max = self.adapter_host_bytes_max;
-        if others.saturating_add(needed) > max {
-            return Err(Full { needed, used: others, max }.into());
+        if used.saturating_add(needed) > max {
+            return Err(Full { needed, used, max }.into());
         }
         contents.insert(digest, Content::Held { adapter: adapter.clone(), holds: 1 });
         drop(contents);
@@ -150,8 +149,7 @@ impl Store {
 
     /// Bytes held, shared pools once.
     pub fn bytes(&self) -> u64 {
-        let used = bytes(&self.lock(), None);
-        used.bytes + used.own_bytes
+        used(&self.lock(), None).bytes
     }
 }
 
@@ -189,40 +187,35 @@ fn share_pools(adapter: Adapter, contents: &HashMap<Digest, Content>) -> Adapter
 }
 
 /// What contents take.
+#[derive(Default)]
 struct Used {
-    /// Of pools, by their digests.
-    pools: HashMap<Digest, u64>,
-    /// Of all pools.
+    /// The pools they gather from.
+    pools: HashSet<Digest>,
+    /// Of those, each once, and of all else.
     bytes: u64,
-    /// Of the rest.
-    own_bytes: u64,
 }
 
 impl Used {
-    /// All, with one more adapter.
-    fn with(&self, delta: &Delta) -> u64 {
-        let mut new: Vec<&Arc<Pool>> =
-            delta.pools.iter().filter(|pool| !self.pools.contains_key(&pool.digest)).collect();
-        new.sort_unstable_by_key(|pool| pool.digest);
-        new.dedup_by_key(|pool| pool.digest);
-        let pools: usize = new.iter().map(|pool| pool.values.bytes()).sum();
-        self.bytes + self.own_bytes + (pools + delta.own_bytes()) as u64
+    /// What one more adapter adds.
+    fn more(&self, delta: &Delta) -> u64 {
+        let mut new = HashSet::new();
+        let pools = delta
+            .pools
+            .iter()
+            .filter(|pool| !self.pools.contains(&pool.digest) && new.insert(pool.digest));
+        let pools: usize = pools.map(|pool| pool.values.bytes()).sum();
+        (pools + delta.own_bytes()) as u64
     }
 }
 
-fn bytes(contents: &HashMap<Digest, Content>, replaced: Option<Digest>) -> Used {
-    let mut used = Used { pools: HashMap::new(), bytes: 0, own_bytes: 0 };
+fn used(contents: &HashMap<Digest, Content>, replaced: Option<Digest>) -> Used {
+    let mut used = Used::default();
     for (adapter, holds) in held(contents) {
         if replaced == Some(adapter.digest) && holds == 1 {
             continue;
         }
-        used.own_bytes += adapter.delta.own_bytes() as u64;
-        for pool in &adapter.delta.pools {
-            let bytes = pool.values.bytes() as u64;
-            if used.pools.insert(pool.digest, bytes).is_none() {
-                used.bytes += bytes;
-            }
-        }
+        used.bytes += used.more(&adapter.delta);
+        used.pools.extend(adapter.delta.pools.iter().map(|pool| pool.digest));
     }
     used
 }

@@ -48,16 +48,13 @@ fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), 
     if !replace && catalog.get(name).is_some() {
         return Err(LoadError::Name(NameError::Taken(name.to_owned())));
     }
+    let not_found = || LoadError::NotFound { name: name.to_owned(), path: path.to_owned() };
     let refused = |error| match error {
-        AdapterError::NotFound(_) => {
-            LoadError::NotFound { name: name.to_owned(), path: path.to_owned() }
-        }
+        AdapterError::NotFound(_) => not_found(),
         error => LoadError::Adapter { name: name.to_owned(), error },
     };
     let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
-    let dir = root.beneath(Path::new(path))?;
-    let dir =
-        dir.ok_or_else(|| LoadError::NotFound { name: name.to_owned(), path: path.to_owned() })?;
+    let dir = root.beneath(Path::new(path))?.ok_or_else(not_found)?;
     let file = loader.read(&dir, Some(root.canonical())).map_err(refused)?;
     let source = Source::Request(path.to_owned());
     let new = NewName { name, source, created: unix_now_s(), replace };

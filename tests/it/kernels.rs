@@ -14,7 +14,7 @@ mod gather;
 mod gpu;
 mod rope;
 mod rows;
-mod sample;
+pub mod sample;
 mod step;
 mod table;
 mod world;

@@ -40,10 +40,7 @@ impl Folding for Cpu {
         let SiteDelta { low_rank, scale, shift, weight } = change;
         let merge_row = |token: usize, y: &mut [f32]| {
             if let Some(low_rank) = low_rank {
-                let LowRank { rank, down, middle: _, up: _, end: _ } = low_rank;
-                let mut h: Vec<f32> = (0..*rank).map(|r| delta.element(down, r, token)).collect();
-                lowrank::scale_middle(low_rank, 0, &mut h);
-                lowrank::expand(self.level, low_rank, delta, 0, &mut [&mut *y], &[&h]);
+                lowrank::add_column(self.level, low_rank, delta, token, y);
             }
             scale_shift(y, scale.as_deref(), None);
         };

@@ -83,6 +83,20 @@ pub(super) fn scale_middle(low_rank: &LowRank, first: usize, h: &mut [f32]) {
     }
 }
 
+/// `y += end ⊙ B (middle ⊙ A[:, column])`: what a one-hot x, a token, takes from the factors.
+pub(super) fn add_column(
+    level: Level,
+    low_rank: &LowRank,
+    delta: &Delta,
+    column: usize,
+    y: &mut [f32],
+) {
+    let LowRank { rank, down, middle: _, up: _, end: _ } = low_rank;
+    let mut h: Vec<f32> = (0..*rank).map(|r| delta.element(down, r, column)).collect();
+    scale_middle(low_rank, 0, &mut h);
+    expand(level, low_rank, delta, 0, &mut [y], &[&h]);
+}
+
 /// The shards under `width` columns of a factor from `first` on: (shard, where in it, how many).
 fn shards(factor: &Factor, first: usize, width: usize) -> impl Iterator<Item = [usize; 3]> {
     let len = factor.shard_len;

@@ -151,7 +151,9 @@ impl LinearTask<'_> {
             let xs = || change.rows.iter().map(|&row| xs[row]).collect::<Vec<_>>();
             pick(&mut ys, change.rows, |ys| match change.alone {
                 true => self.part(level, &change.parts[0], &xs, &hs[0], first, ys),
-                false => self.mix(level, change, &xs, hs, first, ys),
+                false => slots::mix(&change.parts, ys, |i, part, ys| {
+                    self.part(level, part, &xs, &hs[i], first, ys);
+                }),
             });
         }
     }
@@ -178,29 +180,6 @@ impl LinearTask<'_> {
         let scale = scale.as_ref().map(|scale| &scale[columns.clone()]);
         let shift = shift.as_ref().map(|shift| &shift[columns]);
         ys.iter_mut().for_each(|y| scale_shift(y, scale, shift));
-    }
-
-    /// `y ← y + Σ w · (what each adapter alone makes of y − y)`.
-    fn mix<'x>(
-        &self,
-        level: Level,
-        change: &Change<'_>,
-        xs: &dyn Fn() -> Vec<&'x [f32]>,
-        hs: &[Vec<&[f32]>],
-        first: usize,
-        ys: &mut [&mut [f32]],
-    ) {
-        let base: Vec<Vec<f32>> = ys.iter().map(|y| y.to_vec()).collect();
-        for (part, hs) in change.parts.iter().zip(hs) {
-            let mut own = base.clone();
-            let mut rows: Vec<&mut [f32]> = own.iter_mut().map(Vec::as_mut_slice).collect();
-            self.part(level, part, xs, hs, first, &mut rows);
-            for ((y, own), base) in ys.iter_mut().zip(&own).zip(&base) {
-                for ((y, own), base) in y.iter_mut().zip(own).zip(base) {
-                    *y += part.weight * (own - base);
-                }
-            }
-        }
     }
 
     /// `y = W x + bias` in columns from `first`.

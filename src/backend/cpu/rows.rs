@@ -8,7 +8,7 @@ use super::threads::Cpu;
 use super::weight::Elements;
 use crate::backend::folding::scale_shift;
 use crate::backend::{Embedding, Norm, RowOps, Wanted};
-use crate::delta::{LowRank, SiteDelta};
+use crate::delta::SiteDelta;
 
 impl RowOps for Cpu {
     fn embed(&self, table: &Embedding<Cpu>, step: &Step<'_>) -> Matrix {
@@ -30,7 +30,8 @@ impl RowOps for Cpu {
                     parts.iter().for_each(|part| embedding_change(self, part, token, y));
                     continue;
                 }
-                slots::mix(parts, y, |part, y| {
+                slots::mix(parts, &mut [y], |_, part, ys| {
+                    let y = &mut *ys[0];
                     if let Some(weight) = &part.site.weight {
                         look_up(Elements::of(weight), y);
                     }
@@ -80,10 +81,7 @@ impl RowOps for Cpu {
 fn embedding_change(cpu: &Cpu, part: &PartChange<'_>, token: usize, y: &mut [f32]) {
     let SiteDelta { low_rank, scale, shift, weight: _ } = part.site;
     if let Some(low_rank) = low_rank {
-        let LowRank { rank, down, middle: _, up: _, end: _ } = low_rank;
-        let mut h: Vec<f32> = (0..*rank).map(|r| part.delta.element(down, r, token)).collect();
-        lowrank::scale_middle(low_rank, 0, &mut h);
-        lowrank::expand(cpu.level, low_rank, part.delta, 0, &mut [y], &[&h]);
+        lowrank::add_column(cpu.level, low_rank, part.delta, token, y);
     }
     scale_shift(y, scale.as_deref(), shift.as_deref());
 }
@@ -127,12 +125,11 @@ pub(super) fn norm_groups(cpu: &Cpu, x: &Matrix, norm: &Norm<Cpu>, step: &Step<'
                     }
                     Some((Change { parts, .. }, own)) => {
                         weigh(&norm.weight, y);
-                        let mut own = own.iter();
-                        slots::mix(parts, y, |part, y| {
-                            if let Some(Some(weight)) = own.next() {
-                                weigh(weight, y);
+                        slots::mix(parts, &mut [y], |i, part, ys| {
+                            if let Some(weight) = &own[i] {
+                                weigh(weight, ys[0]);
                             }
-                            after(part, y);
+                            after(part, ys[0]);
                         });
                     }
                     None => weigh(&norm.weight, y),

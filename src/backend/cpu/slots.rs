@@ -120,22 +120,22 @@ pub(super) fn by_row<'a, 'c>(changes: &'c [Change<'a>], n: usize) -> Vec<Option<
     table
 }
 
-/// `y ← y + Σ w · (mine − y)` over the parts, where `mine(part, out)` turns a copy of y into what
-/// that adapter alone makes of it.
+/// `y ← y + Σ w · (own − y)` over the parts in every row of `ys`, where `change(i, part, ys)` turns
+/// copies of the rows into what part i alone makes of them.
 pub(super) fn mix(
     parts: &[PartChange<'_>],
-    y: &mut [f32],
-    mut mine: impl FnMut(&PartChange<'_>, &mut [f32]),
+    ys: &mut [&mut [f32]],
+    mut change: impl FnMut(usize, &PartChange<'_>, &mut [&mut [f32]]),
 ) {
-    let base = y.to_vec();
-    let mut own = base.clone();
+    let base: Vec<Vec<f32>> = ys.iter().map(|y| y.to_vec()).collect();
     for (i, part) in parts.iter().enumerate() {
-        if i > 0 {
-            own.copy_from_slice(&base);
-        }
-        mine(part, &mut own);
-        for ((y, own), base) in y.iter_mut().zip(&own).zip(&base) {
-            *y += part.weight * (own - base);
+        let mut own = base.clone();
+        let mut rows: Vec<&mut [f32]> = own.iter_mut().map(Vec::as_mut_slice).collect();
+        change(i, part, &mut rows);
+        for ((y, own), base) in ys.iter_mut().zip(&own).zip(&base) {
+            for ((y, own), base) in y.iter_mut().zip(own).zip(base) {
+                *y += part.weight * (own - base);
+            }
         }
     }
 }

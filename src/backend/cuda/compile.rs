@@ -114,8 +114,8 @@ impl Kernels {
     }
 }
 
-/// One file's kernels for a card, as [`super::Opened::open`] compiles them or finds them in `cache`:
-/// for those who load and launch them themselves.
+/// One file's kernels for a card, as [`super::Opened::open`] compiles them or finds them in
+/// `cache`: for those who load and launch them themselves.
 ///
 /// # Errors
 /// As [`super::Opened::open`]; a file that does not compile comes with NVRTC's log.

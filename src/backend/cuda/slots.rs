@@ -181,10 +181,10 @@ impl Slots {
         let Some(memory) = self.memory.clone() else {
             return Err(SlotError::Refused("the card has no memory for adapters".into()));
         };
-        let needed = room_of_kinds(&delta, &memory.kinds, memory.dtype, memory.bytes);
-        let needed = needed.map_err(SlotError::Refused)?;
-        let full = || SlotError::Full { needed };
         let layout = Layout::new(&delta, &memory.kinds, memory.dtype);
+        let rank = delta.rank_max();
+        let needed = room_of(&layout, rank, memory.bytes).map_err(SlotError::Refused)?;
+        let full = || SlotError::Full { needed };
         let own = self.extents.take(layout.bytes).ok_or_else(full)?;
         let mut pools = Vec::new();
         for (pool, bytes) in delta.pools.iter().zip(&layout.pool_bytes) {
@@ -217,7 +217,7 @@ impl Slots {
         self.slots[slot.0 as usize] = Some(Resident {
             own: (own, layout.bytes),
             pools: pools.into_iter().map(|(pool, _)| pool).collect(),
-            rank: delta.rank_max(),
+            rank,
             own_weight: delta.sites.iter().any(linear_weight),
             state,
         });
@@ -283,18 +283,12 @@ fn aligned(bytes: u64) -> u64 {
 /// Why it can never be.
 pub fn room(delta: &Delta, sites: &SiteMap, dtype: Dtype, bytes: u64) -> Result<u64, String> {
     let kinds: Vec<SiteKind> = sites.iter().map(|(_, site)| site.kind).collect();
-    room_of_kinds(delta, &kinds, dtype, bytes)
+    room_of(&Layout::new(delta, &kinds, dtype), delta.rank_max(), bytes)
 }
 
-fn room_of_kinds(
-    delta: &Delta,
-    kinds: &[SiteKind],
-    dtype: Dtype,
-    bytes: u64,
-) -> Result<u64, String> {
-    let layout = Layout::new(delta, kinds, dtype);
+fn room_of(layout: &Layout<'_>, rank: usize, bytes: u64) -> Result<u64, String> {
     let pools = layout.pool_bytes.iter().map(|bytes| aligned(*bytes)).sum::<u64>();
-    let (rank, needed) = (delta.rank_max(), aligned(layout.bytes) + pools);
+    let needed = aligned(layout.bytes) + pools;
     if rank > RANK_MAX {
         return Err(format!("the adapter has rank {rank} and a GPU serves at most {RANK_MAX}"));
     }

@@ -24,7 +24,8 @@ fn exp(x: f32) -> f32 {
     (p.mul_add(r * r, r) + 1.0) * f32::from_bits(shifted.to_bits() << 23)
 }
 
-fn uniform(seed: u64, step: u64) -> f64 {
+/// In [0, 1), from the seed and the step alone: SplitMix64's mixer (Steele et al. 2014), twice.
+pub fn uniform(seed: u64, step: u64) -> f64 {
     let mix = |z: u64| {
         let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

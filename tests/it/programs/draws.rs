@@ -5,6 +5,7 @@ use tessera::request::{History, SamplingParams, TokenMask};
 
 use super::base::Base;
 use crate::Rng;
+use crate::kernels::sample::uniform;
 
 /// How near to a bound a draw may fall either way: weights are f32 and sums of them.
 const NEAR: f64 = 1e-5;
@@ -168,17 +169,4 @@ fn drawn(logits: &[f64], draw: &Draw<'_>, uniform_nudge: f64, bound_nudge: f64) 
         reached > target
     };
     ranked.iter().find(passes).or(ranked.last()).copied()
-}
-
-/// In [0, 1), from the seed and the step alone: SplitMix64's mixer (Steele et al. 2014), twice.
-fn uniform(seed: u64, step: u64) -> f64 {
-    let mix = |z: u64| {
-        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
-    let golden = 0x9E37_79B9_7F4A_7C15_u64;
-    let stream = mix(seed.wrapping_add(golden));
-    (mix(stream.wrapping_add(step.wrapping_add(1).wrapping_mul(golden))) >> 11) as f64
-        / (1u64 << 53) as f64
 }
