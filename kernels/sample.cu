@@ -24,6 +24,10 @@ struct SampleParams {
     u32 target;
     /// Row of masks; 0xffffffff: all tokens may be drawn.
     u32 mask;
+    /// Row of masks with the tokens whose logits the penalty changes; 0xffffffff: none.
+    u32 seen;
+    /// Divides their positive logits and multiplies the others.
+    float repetition_penalty;
 };
 
 struct Sample {
@@ -33,11 +37,11 @@ struct Sample {
     const SampleParams* params;
     /// [m]; 0xffffffff where no logit is finite.
     u32* tokens;
-    /// [m]: natural logarithm of the token's probability before temperature and filters.
+    /// [m]: natural logarithm of the token's probability before penalty, temperature and filters.
     float* logprobs;
     /// [m]: 1 and the number of likelier tokens; 0 where it is not asked for.
     u32* ranks;
-    /// [any, ceil(vocabulary / 32)]: bit t % 32 of word t / 32 says whether token t may be drawn.
+    /// [any, ceil(vocabulary / 32)]: bit t % 32 of word t / 32 says whether token t is one of them.
     const u32* masks;
     /// [m, top_max], likeliest first; 0xffffffff and −∞ where there are fewer.
     u32* top_tokens;
@@ -92,11 +96,19 @@ struct Row {
     float temperature;
     /// Tokens that have a share, or null: all.
     const u32* mask;
+    /// Tokens that are penalised, or null: none.
+    const u32* seen;
+    float penalty;
+
+    DEVICE static bool has(const u32* tokens, u32 id) {
+        return tokens[id / 32] >> (id % 32) & 1;
+    }
 
     /// Adding 0 makes −0 equal to 0 in every order.
     DEVICE float logit(u32 id) const {
         float x = logits[id];
-        if (mask && !(mask[id / 32] >> (id % 32) & 1)) return -infinite();
+        if (mask && !has(mask, id)) return -infinite();
+        if (seen && has(seen, id)) x = x > 0.0f ? x / penalty : x * penalty;
         return x - x == 0.0f ? x + 0.0f : -infinite();
     }
     /// Larger for likelier; −0 does not occur.
@@ -361,8 +373,11 @@ DEVICE u32 rank_of(const Row& row, Shared& shared, u32 token) {
 /// The token of a row: drawn among those that its mask allows, NONE where it allows none.
 DEVICE u32 choose(Row row, Shared& shared, const SampleParams& p, const Sample& args,
                   u32 likeliest) {
-    if (p.mask != NONE) {
-        row.mask = args.masks + (u64)p.mask * ceil_div(args.vocabulary, 32);
+    if (p.mask != NONE || p.seen != NONE) {
+        u32 words = ceil_div(args.vocabulary, 32);
+        if (p.mask != NONE) row.mask = args.masks + (u64)p.mask * words;
+        if (p.seen != NONE) row.seen = args.masks + (u64)p.seen * words;
+        row.penalty = p.repetition_penalty;
         likeliest = NONE - (u32)next_likeliest(row, shared, ~0ull);
         row.best = row.logit(likeliest);
         if (row.best == -infinite()) return NONE;
@@ -378,7 +393,8 @@ KERNEL(sample, Sample, 1024) {
     Shared& shared = *(Shared*)SHARED_MEMORY;
     u32 at = blockIdx.x;
     SampleParams p = args.params[at];
-    Row row = {args.logits + (u64)at * args.vocabulary, args.vocabulary, 0.0f, 1.0f, nullptr};
+    Row row = {args.logits + (u64)at * args.vocabulary, args.vocabulary, 0.0f, 1.0f,
+               nullptr, nullptr, 1.0f};
     u64 likeliest = next_likeliest(row, shared, ~0ull);
     u32* top_tokens = args.top_tokens + (u64)at * args.top_max;
     float* top_logprobs = args.top_logprobs + (u64)at * args.top_max;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 
 use crate::dtype::Dtype;
 
@@ -51,6 +51,29 @@ pub struct ServeConfig {
         help_heading = "Adapters"
     )]
     pub allow_unknown_config_keys: bool,
+
+    /// Whose tokenizer, chat template, end of turn and sampling defaults an adapter's name has: own
+    /// (those in its directory, where it has any) or base.
+    #[arg(
+        long,
+        env = "TESSERA_ADAPTER_TEMPLATE",
+        value_name = "WHOSE",
+        default_value = "own",
+        help_heading = "Adapters"
+    )]
+    pub adapter_template: AdapterTemplate,
+
+    /// Where sampling defaults come from: auto (the model's generation_config.json), vllm (none) or
+    /// a directory with such a file.
+    #[arg(
+        long,
+        env = "TESSERA_GENERATION_CONFIG",
+        value_name = "auto|vllm|DIR",
+        default_value = "auto",
+        value_parser = parse_generation_config,
+        help_heading = "Engine"
+    )]
+    pub generation_config: GenerationConfig,
 
     /// Offer POST /v1/load_lora_adapter and /v1/unload_lora_adapter.
     #[arg(
@@ -266,6 +289,35 @@ pub struct ServeConfig {
         help_heading = "Engine"
     )]
     pub no_prefix_cache: bool,
+}
+
+/// `--adapter-template`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum AdapterTemplate {
+    /// What its directory holds.
+    Own,
+    /// What the base's holds.
+    Base,
+}
+
+/// `--generation-config`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum GenerationConfig {
+    /// The model's file, where it has one.
+    Auto,
+    /// No defaults, as vLLM spells it.
+    Vllm,
+    /// The file in this directory.
+    Dir(PathBuf),
+}
+
+fn parse_generation_config(text: &str) -> Result<GenerationConfig, String> {
+    match text {
+        "" => Err("expected auto, vllm or a directory".into()),
+        "auto" => Ok(GenerationConfig::Auto),
+        "vllm" => Ok(GenerationConfig::Vllm),
+        dir => Ok(GenerationConfig::Dir(dir.into())),
+    }
 }
 
 /// `--device`.

@@ -1,5 +1,7 @@
 //! A generation request after validation: nothing below re-checks it.
 
+use std::ops::RangeInclusive;
+
 use crate::ids::{Digest, TokenId};
 
 /// What a request is validated against; printed at start-up.
@@ -32,17 +34,23 @@ impl Invalid {
     }
 }
 
+/// Penalties outside of it make of any text a list of words that have not been said.
+const REPETITION_PENALTIES: RangeInclusive<f32> = 0.01..=100.0;
+
 /// How the next token is drawn from the logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the largest logit.
     pub temperature: f32,
-    /// Keeps the smallest set of tokens whose probability reaches this; 1 keeps all.
+    /// Keeps the smallest set of tokens whose probability reaches this, one at least; 1 keeps all.
     pub top_p: f32,
     /// Keeps this many of the likeliest tokens; 0 keeps all.
     pub top_k: u32,
     /// Drops tokens less likely than this share of the likeliest one's; 0 drops none.
     pub min_p: f32,
+    /// Divides the positive logits of tokens that the prompt or the answer holds, and multiplies
+    /// the others (CTRL, arXiv 1909.05858); 1 changes none.
+    pub repetition_penalty: f32,
     /// The same seed, prompt and adapter give the same tokens, whatever else is in the batch.
     pub seed: u64,
 }
@@ -50,26 +58,34 @@ pub struct SamplingParams {
 impl SamplingParams {
     /// Always the likeliest token.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0 }
+        let (top_p, top_k, min_p, repetition_penalty) = (1.0, 0, 0.0, 1.0);
+        Self { temperature: 0.0, top_p, top_k, min_p, repetition_penalty, seed: 0 }
     }
 
     /// Checks every field against its range.
     ///
     /// # Errors
     /// [`Invalid`] naming the first field out of range.
-    fn check(&self) -> Result<(), Invalid> {
-        let Self { temperature, top_p, top_k: _, min_p, seed: _ } = self;
+    pub fn check(&self) -> Result<(), Invalid> {
+        let Self { temperature, top_p, top_k: _, min_p, repetition_penalty, seed: _ } = self;
         if !(0.0..=2.0).contains(temperature) {
             let message = format!("temperature must be between 0 and 2, got {temperature}");
             return Err(Invalid::value("temperature", message));
         }
-        if !(*top_p > 0.0 && *top_p <= 1.0) {
-            let message = format!("top_p must be above 0 and at most 1, got {top_p}");
+        if !(0.0..=1.0).contains(top_p) {
+            let message = format!("top_p must be between 0 and 1, got {top_p}");
             return Err(Invalid::value("top_p", message));
         }
         if !(0.0..=1.0).contains(min_p) {
             let message = format!("min_p must be between 0 and 1, got {min_p}");
             return Err(Invalid::value("min_p", message));
+        }
+        if !REPETITION_PENALTIES.contains(repetition_penalty) {
+            let (least, most) = (REPETITION_PENALTIES.start(), REPETITION_PENALTIES.end());
+            let message = format!(
+                "repetition_penalty must be between {least} and {most}, got {repetition_penalty}"
+            );
+            return Err(Invalid::value("repetition_penalty", message));
         }
         Ok(())
     }
@@ -82,6 +98,15 @@ pub struct History<'a> {
     pub prompt: &'a [TokenId],
     /// Those drawn since.
     pub generated: &'a [TokenId],
+}
+
+impl History<'_> {
+    /// The tokens of `vocabulary` that the sequence holds, as often as may be.
+    pub fn seen(&self, vocabulary: usize) -> TokenMask {
+        let mut seen = TokenMask::none(vocabulary);
+        self.prompt.iter().chain(self.generated).for_each(|&token| seen.allow(token));
+        seen
+    }
 }
 
 /// How the hidden states of a prompt become one vector.
@@ -99,6 +124,8 @@ pub enum Pooling {
 pub struct RequestFields {
     /// Tokens to generate; `None` takes what is left of the context.
     pub tokens_max: Option<u32>,
+    /// Tokens that are generated at most, whatever is asked for.
+    pub tokens_cap: Option<u32>,
     /// How to draw tokens.
     pub sampling: SamplingParams,
     /// Tokens that end the sequence (the model's end-of-sequence ids; empty with `ignore_eos`).
@@ -117,6 +144,7 @@ impl Default for RequestFields {
     fn default() -> Self {
         Self {
             tokens_max: None,
+            tokens_cap: None,
             sampling: SamplingParams::greedy(),
             stop_tokens: Vec::new(),
             logprobs: None,
@@ -139,12 +167,14 @@ impl RequestParams {
     /// # Errors
     /// [`Invalid`] naming the field, the limit and the value.
     pub fn new(fields: RequestFields, limits: &Limits) -> Result<Self, Invalid> {
-        let RequestFields { tokens_max, logprobs, prompt_logprobs, pooling, .. } = fields;
+        let RequestFields { tokens_max, tokens_cap, logprobs, prompt_logprobs, pooling, .. } =
+            fields;
         fields.sampling.check()?;
         let tokens_max = if pooling.is_some() { Some(0) } else { tokens_max };
         if tokens_max == Some(0) && prompt_logprobs.is_none() && pooling.is_none() {
             return Err(Invalid::value("max_tokens", "max_tokens must be at least 1, got 0"));
         }
+        let tokens_max = tokens_max.map(|max| max.min(tokens_cap.unwrap_or(max)));
         let wanted = [("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)];
         let max = limits.logprobs_max;
         if let Some((param, Some(n))) = wanted.into_iter().find(|(_, n)| *n > Some(max)) {
@@ -165,7 +195,7 @@ impl RequestParams {
     /// [`Invalid`] for an empty prompt, a token outside the vocabulary, or more than the context
     /// takes.
     pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
-        let RequestFields { tokens_max, sampling, stop_tokens, .. } = self.fields;
+        let RequestFields { tokens_max, tokens_cap, sampling, stop_tokens, .. } = self.fields;
         let RequestFields { logprobs, prompt_logprobs, pooling, cache_salt, .. } = self.fields;
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
@@ -189,7 +219,8 @@ impl RequestParams {
             );
             return Err(Invalid { param: "prompt", message, code: "context_length_exceeded" });
         }
-        let tokens_max = tokens_max.unwrap_or(limit - prompt.len() as u32);
+        let left = limit - prompt.len() as u32;
+        let tokens_max = tokens_max.unwrap_or(left.min(tokens_cap.unwrap_or(left)));
         let terms = Terms {
             tokens_max,
             sampling,
@@ -259,7 +290,7 @@ impl Request {
     }
 }
 
-/// Tokens of a vocabulary that may be drawn, one bit each.
+/// Tokens of a vocabulary, one bit each: those that may be drawn, or those that a text holds.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TokenMask {
     words: Vec<u32>,
@@ -271,12 +302,12 @@ impl TokenMask {
         Self { words: vec![0; vocabulary.div_ceil(32)] }
     }
 
-    /// Allows one more.
+    /// Adds one.
     pub fn allow(&mut self, token: TokenId) {
         self.words[token as usize / 32] |= 1 << (token % 32);
     }
 
-    /// Whether a token may be drawn.
+    /// Whether a token is one of them.
     pub fn allows(&self, token: TokenId) -> bool {
         self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
     }

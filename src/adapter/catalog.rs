@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::AdapterError;
-use super::registry::{Alias, NameError, Registry, Source, check_name};
+use super::registry::{Alias, NameError, NewName, Registry, check_name};
 use super::store::{Adapter, Full, HoldError, Store};
 use crate::ids::Digest;
 
@@ -30,21 +30,8 @@ impl From<HoldError> for LoadError {
     }
 }
 
-/// A name to load an adapter under.
-#[derive(Clone, Debug)]
-pub struct NewName<'a> {
-    /// The name.
-    pub name: &'a str,
-    /// Where the adapter is read.
-    pub source: Source,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Whether it may point elsewhere now.
-    pub replace: bool,
-}
-
 /// A name, and the content it pointed at when it was looked up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NameOf {
     /// The name.
     pub alias: Arc<Alias>,
@@ -62,7 +49,6 @@ pub struct Loaded {
 }
 
 /// Names and contents.
-#[derive(Debug)]
 pub struct Catalog {
     registry: Registry,
     store: Store,
@@ -95,14 +81,13 @@ impl Catalog {
         digest: Digest,
         lower: impl FnOnce() -> Result<Adapter, AdapterError>,
     ) -> Result<Loaded, LoadError> {
-        let NewName { name, source, created, replace } = new;
-        check_name(name)?;
-        let before = self.registry.get(name).map(|alias| alias.digest);
-        if before.is_some() && !replace {
-            return Err(NameError::Taken(name.to_owned()).into());
+        check_name(new.name)?;
+        let before = self.registry.get(new.name).map(|alias| alias.digest);
+        if before.is_some() && !new.replace {
+            return Err(NameError::Taken(new.name.to_owned()).into());
         }
         let adapter = self.store.hold(digest, before, lower)?;
-        match self.registry.point(name, digest, source, created, replace) {
+        match self.registry.point(new, digest) {
             Ok(before) => {
                 let freed = before.filter(|&digest| self.store.release(digest));
                 Ok(Loaded { adapter, freed })

@@ -26,12 +26,12 @@ mod store;
 mod target;
 mod tensors;
 
-pub use catalog::{Catalog, LoadError, Loaded, NameOf, NewName};
+pub use catalog::{Catalog, LoadError, Loaded, NameOf};
 pub use error::AdapterError;
 pub use file::{AdapterFile, FileLimits};
 pub use loader::{Fits, LoadAdapter, Loader, METHODS, lower};
 pub use method::{Base, Input, Method};
-pub use registry::{Alias, NameError, Source, check_name};
+pub use registry::{Alias, NameError, NewName, Source, check_name};
 pub use report::{Report, ReportLine};
 pub use residency::{Pinned, Residency};
 pub use store::{Adapter, Full};

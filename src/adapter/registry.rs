@@ -7,6 +7,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::ids::Digest;
+use crate::text::ServedText;
 
 /// Where an adapter was read.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -20,7 +21,7 @@ pub enum Source {
 }
 
 /// A name and what it points at.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Alias {
     /// What requests put into `model`.
     pub name: String,
@@ -28,6 +29,8 @@ pub struct Alias {
     pub digest: Digest,
     /// Where that was read.
     pub source: Source,
+    /// How its text becomes tokens and ends; `None`: as the base's.
+    pub text: Option<Arc<ServedText>>,
     /// Order of loading, ascending.
     pub order: u64,
     /// Seconds since 1970 when it was loaded.
@@ -39,6 +42,21 @@ impl Alias {
     pub fn is_pinned(&self) -> bool {
         !matches!(self.source, Source::Request(_))
     }
+}
+
+/// A name to load an adapter under.
+#[derive(Clone)]
+pub struct NewName<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// Where the adapter is read.
+    pub source: Source,
+    /// How its text becomes tokens and ends; `None`: as the base's.
+    pub text: Option<Arc<ServedText>>,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Whether it may point elsewhere now.
+    pub replace: bool,
 }
 
 /// Why a name could not be added.
@@ -56,7 +74,7 @@ pub enum NameError {
 }
 
 /// Names → digests.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Registry {
     names: DashMap<String, Arc<Alias>>,
     order: AtomicU64,
@@ -68,21 +86,16 @@ impl Registry {
         self.names.get(name).map(|alias| alias.clone())
     }
 
-    /// Points a name at a digest; with `replace`, also when it pointed elsewhere. Returns what it
-    /// pointed at before.
+    /// Points a name at a digest; where it may replace, also when it pointed elsewhere. Returns
+    /// what it pointed at before.
     ///
     /// # Errors
     /// [`NameError::Taken`].
-    pub fn point(
-        &self,
-        name: &str,
-        digest: Digest,
-        source: Source,
-        created: u64,
-        replace: bool,
-    ) -> Result<Option<Digest>, NameError> {
+    pub fn point(&self, new: NewName<'_>, digest: Digest) -> Result<Option<Digest>, NameError> {
+        let NewName { name, source, text, created, replace } = new;
         let order = self.order.fetch_add(1, Ordering::Relaxed);
-        let alias = Arc::new(Alias { name: name.to_owned(), digest, source, order, created });
+        let alias = Alias { name: name.to_owned(), digest, source, text, order, created };
+        let alias = Arc::new(alias);
         match self.names.entry(name.to_owned()) {
             Entry::Occupied(_) if !replace => Err(NameError::Taken(name.to_owned())),
             Entry::Occupied(mut known) => Ok(Some(known.insert(alias).digest)),

@@ -45,6 +45,13 @@ pub struct Draw<'a> {
     pub logprobs: Option<u32>,
 }
 
+impl Draw<'_> {
+    /// The tokens whose logits the repetition penalty changes; `None` where it changes none.
+    pub fn penalised(&self, vocabulary: usize) -> Option<TokenMask> {
+        (self.params.repetition_penalty != 1.0).then(|| self.history.seen(vocabulary))
+    }
+}
+
 /// How likely a given token is.
 #[derive(Clone, Copy, Debug)]
 pub struct Score {
@@ -59,7 +66,7 @@ pub struct Score {
 pub struct Sampled {
     /// The token; `None` when the row held no finite logit that may be drawn.
     pub token: Option<TokenId>,
-    /// Natural logarithm of its probability before temperature, filters and mask.
+    /// Natural logarithm of its probability before penalty, temperature, filters and mask.
     pub logprob: f32,
     /// 1 and the number of likelier tokens, a lower id being likelier among equals; 0 where no
     /// logprobs are wanted.

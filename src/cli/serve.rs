@@ -10,11 +10,14 @@ use super::hub::{HubSettings, Kind, resolve};
 use super::memory::human;
 use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
-use crate::config::ServeConfig;
+use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
 use crate::engine::CheckpointBase;
 use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
 use crate::request::Limits;
-use crate::text::{ChatTemplate, Tokenizer, stop_token_ids};
+use crate::text::{
+    AdapterTexts, OwnText, SamplingDefaults, ServedText, TextError, TextFiles, TextSettings,
+    not_applied,
+};
 
 /// Alternatives a position may report, as OpenAI's chat API allows.
 const LOGPROBS_MAX: u32 = 20;
@@ -80,19 +83,15 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         allow_unknown_config_keys: config.allow_unknown_config_keys,
     };
     let catalog = Arc::new(Catalog::new(config.adapter_host_bytes));
-    load_adapters(config, &base, &name, &loader(None), &catalog, &mut report)?;
+    let texts = Arc::new(texts(config, &base, &mut report)?);
+    load_adapters(config, &base, &name, &loader(None), &texts, &catalog, &mut report)?;
 
     let bytes = human(checkpoint.weight_bytes());
     let (architecture, dtype) = (&checkpoint.config.architecture, checkpoint.dtype.name());
     report.push(format!("model {name}: {architecture}, {dtype}, {bytes} of weights"));
     let started = device::start(config, &checkpoint, &catalog, &say, &mut report)?;
     let merged = config.merge.clone();
-    let model_error = |e: &dyn std::fmt::Display| CliError::Model(format!("model {name}: {e}"));
     let context = started.context_tokens as u32;
-    let tokenizer =
-        Tokenizer::from_bytes(&base.text.tokenizer, context).map_err(|e| model_error(&e))?;
-    let template = ChatTemplate::from_files(&base.text, context).map_err(|e| model_error(&e))?;
-    let eos_tokens = stop_token_ids(&base.text, &tokenizer).map_err(|e| model_error(&e))?;
     if let Some(merged) = &merged {
         report.push(format!("merged: '{merged}' is folded into the weights and served alone"));
     }
@@ -101,7 +100,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         let warning = "warning: whoever can reach this address can use it: there is no login";
         report.push(warning.into());
     }
-    if eos_tokens.is_empty() {
+    if texts.base.eos_tokens.is_empty() {
         report.push("warning: no end-of-sequence token is known; set max_tokens".into());
     }
     let adapter_root = config.adapter_root.as_deref().map(canonical).transpose()?;
@@ -114,10 +113,8 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         base_name: name,
         created: unix_now_s(),
         merged,
-        tokenizer: Arc::new(tokenizer),
-        template,
+        text: texts.base.clone(),
         limits,
-        eos_tokens,
     };
     let http = HttpSettings {
         hosts_allowed: hosts_allowed(config),
@@ -127,8 +124,47 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         ..HttpSettings::standard()
     };
     let loader = Arc::new(loader(started.fits));
-    let app = App { engine: started.engine, catalog, loader, model, http };
+    let app = App { engine: started.engine, catalog, loader, texts, model, http };
     Ok((app, report))
+}
+
+/// How the base's text becomes tokens and ends, and what reads the text files of adapters.
+fn texts(
+    config: &ServeConfig,
+    base: &BaseModel,
+    report: &mut Vec<String>,
+) -> Result<AdapterTexts, CliError> {
+    let model_error = |e: TextError| CliError::Model(format!("model {}: {e}", base.name));
+    let mut base_files = base.text.clone();
+    if let GenerationConfig::Dir(dir) = &config.generation_config {
+        let read = TextFiles::read_generation_config(dir);
+        base_files.generation_config = Some(read.map_err(|e| {
+            CliError::Config(format!("--generation-config {}: {e}", dir.display()))
+        })?);
+    }
+    let numbers = &base.checkpoint.config;
+    // The KV cache may hold fewer; then the tokens are counted all the same.
+    let context = config.max_model_len.unwrap_or(usize::MAX).min(numbers.positions_max);
+    let settings = TextSettings {
+        context_tokens_max: context as u32,
+        vocabulary_tokens: numbers.vocabulary as u32,
+        takes_defaults: config.generation_config != GenerationConfig::Vllm,
+    };
+    let served = ServedText::new(&base_files, &settings).map_err(model_error)?;
+    if served.defaults != SamplingDefaults::default() {
+        let defaults = served.defaults.describe();
+        report.push(format!(
+            "sampling defaults of generation_config.json: {defaults} (--generation-config vllm \
+             ignores them)"
+        ));
+    }
+    let not_applied = not_applied(&base_files).map_err(model_error)?;
+    if settings.takes_defaults && !not_applied.is_empty() {
+        let list = not_applied.join(", ");
+        report.push(format!("warning: generation_config.json: not applied: {list}"));
+    }
+    let uses_own = config.adapter_template == AdapterTemplate::Own;
+    Ok(AdapterTexts { base_files, base: Arc::new(served), settings, uses_own })
 }
 
 fn canonical(dir: &Path) -> Result<std::path::PathBuf, CliError> {
@@ -153,6 +189,7 @@ fn load_adapters(
     base: &BaseModel,
     base_name: &str,
     loader: &Loader<CheckpointBase>,
+    texts: &AdapterTexts,
     catalog: &Catalog,
     report: &mut Vec<String>,
 ) -> Result<(), CliError> {
@@ -167,9 +204,9 @@ fn load_adapters(
         given.push((name.to_owned(), Given::Place(place)));
     }
     for (name, source) in given {
-        let loaded = load_one(&name, &source, base_name, loader, catalog);
+        let loaded = load_one(&name, &source, base_name, loader, texts, catalog);
         match loaded {
-            Ok(line) => report.push(line),
+            Ok(lines) => report.extend(lines),
             Err(e) if config.skip_bad_adapters => report.push(format!("skipped {e}")),
             Err(e) => {
                 return Err(CliError::Adapter(format!(
@@ -194,29 +231,36 @@ fn load_one(
     given: &Given<'_>,
     base_name: &str,
     loader: &Loader<CheckpointBase>,
+    texts: &AdapterTexts,
     catalog: &Catalog,
-) -> Result<String, String> {
+) -> Result<Vec<String>, String> {
     let failed = |e: &dyn std::fmt::Display| format!("adapter '{name}': {e}");
     if name == base_name {
         return Err(failed(&"the base model has this name; choose another"));
     }
-    let (file, source) = match given {
-        Given::Demo(files) => (files.read(loader), Source::BuiltIn),
+    let nothing = OwnText { text: None, notes: Vec::new() };
+    let (file, own, source) = match given {
+        Given::Demo(files) => (files.read(loader), nothing, Source::BuiltIn),
         Given::Place(place) => {
             let dir = resolve(place, Kind::Adapter, &HubSettings::from_env());
-            let file = loader.read(&dir.map_err(|e| failed(&e))?, None);
-            (file, Source::Start((*place).to_owned()))
+            let dir = dir.map_err(|e| failed(&e))?;
+            let file = loader.read(&dir, None);
+            let own = texts.read(&dir, None).map_err(|e| failed(&e))?;
+            (file, own, Source::Start((*place).to_owned()))
         }
     };
     let file = file.map_err(|e| failed(&e))?;
-    let new = NewName { name, source, created: unix_now_s(), replace: false };
+    let OwnText { text, notes } = own;
+    let new = NewName { name, source, text, created: unix_now_s(), replace: false };
     let loaded = catalog.load(new, file.digest, || loader.lower(&file)).map_err(|e| failed(&e))?;
     let adapter = loaded.adapter;
-    Ok(format!(
+    let mut lines = vec![format!(
         "adapter {name}: {}, rank {}, {}, digest {}",
         adapter.method,
         adapter.delta.rank_max(),
         human(adapter.delta.bytes() as u64),
         &adapter.digest.to_string()[..12]
-    ))
+    )];
+    lines.extend(notes.iter().map(|note| format!("adapter {name}: note: {note}")));
+    Ok(lines)
 }

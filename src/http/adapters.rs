@@ -15,6 +15,7 @@ use super::sse::{Body, whole};
 use super::state::State;
 use crate::adapter::{self, AdapterError, NameError, NewName, Source, check_name};
 use crate::ids::Digest;
+use crate::text::{OwnText, TextError};
 
 /// Loads an adapter under a name.
 pub(super) async fn load(state: &Arc<State>, payload: Payload) -> Result<Response<Body>, ApiError> {
@@ -56,8 +57,12 @@ fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), 
     let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
     let dir = root.beneath(Path::new(path))?.ok_or_else(not_found)?;
     let file = loader.read(&dir, Some(root.canonical())).map_err(refused)?;
+    let text_refused = |error: TextError| refused(AdapterError::Invalid(error.to_string()));
+    let OwnText { text, notes } =
+        state.texts.read(&dir, Some(root.canonical())).map_err(text_refused)?;
+    notes.iter().for_each(|note| tracing::info!("adapter {name}: {note}"));
     let source = Source::Request(path.to_owned());
-    let new = NewName { name, source, created: unix_now_s(), replace };
+    let new = NewName { name, source, text, created: unix_now_s(), replace };
     let loaded = catalog.load(new, file.digest, || loader.lower(&file));
     let loaded = loaded.map_err(|error| match error {
         adapter::LoadError::Name(error) => LoadError::Name(error),

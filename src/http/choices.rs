@@ -61,10 +61,10 @@ struct Choice {
 impl Choices {
     /// Hands all sequences to the engine.
     pub fn start(state: &State, group: SequenceGroup) -> Self {
-        let SequenceGroup { target: Target { recipe, counts, .. }, sequences, stops, arrived } =
-            group;
+        let SequenceGroup { target, sequences, stops, arrived } = group;
+        let Target { name: _, recipe, text, counts } = target;
         let start = |(ticket, request): (Ticket, Request)| Choice {
-            detokenizer: Detokenizer::after_prompt(state.model.tokenizer.clone(), request.prompt()),
+            detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt()),
             stops: StopMatcher::new(stops.clone()),
             prompt_tokens: request.prompt().len() as u64,
             tokens: 0,

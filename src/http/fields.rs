@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::dialects;
 use super::parse::{Fields, fields};
 use super::small::{KEPT_ITEMS_MAX, Small};
 use super::unsupported::{self, Unsupported};
@@ -16,6 +17,8 @@ const PROMPTS_MAX: usize = 128;
 const STOPS_MAX: usize = 16;
 // They are read as any value is, of which the first items are kept.
 const _: () = assert!(STOPS_MAX <= KEPT_ITEMS_MAX);
+/// `stop_token_ids` of one request. More are answered 400.
+const STOP_TOKENS_MAX: usize = 256;
 /// One stop string. A longer one is answered 400.
 const STOP_BYTES_MAX: usize = 1024;
 
@@ -29,7 +32,9 @@ fields! {
         top_k: i64,
         min_p: f32,
         seed: i64,
+        repetition_penalty: f32,
         stop: Stops,
+        stop_token_ids: TokenIds,
         stream: bool,
         stream_options: StreamOptions,
         ignore_eos: bool,
@@ -83,7 +88,8 @@ pub(super) struct Generation<T> {
 
 impl<T: Fields> Fields for Generation<T> {
     fn unsupported(key: &str) -> Option<&'static Unsupported> {
-        T::unsupported(key).or_else(|| Common::unsupported(key))
+        let known = T::unsupported(key).or_else(|| Common::unsupported(key));
+        known.or_else(|| dialects::FIELDS.iter().find(|known| known.field == key))
     }
 
     fn is_ignored(key: &str) -> bool {
@@ -236,6 +242,38 @@ impl<'de> Deserialize<'de> for Stops {
             return Err(D::Error::custom(message));
         }
         Ok(Self(stops))
+    }
+}
+
+/// `stop_token_ids`: a list of token ids.
+#[derive(Debug)]
+pub(super) struct TokenIds(pub Vec<TokenId>);
+
+impl<'de> Deserialize<'de> for TokenIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TokenIdsVisitor).map(Self)
+    }
+}
+
+struct TokenIdsVisitor;
+
+impl<'de> Visitor<'de> for TokenIdsVisitor {
+    type Value = Vec<TokenId>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of token ids")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<TokenId>, A::Error> {
+        let mut ids = Vec::new();
+        while let Some(id) = seq.next_element()? {
+            if ids.len() == STOP_TOKENS_MAX {
+                let message = format!("at most {STOP_TOKENS_MAX} token ids");
+                return Err(A::Error::custom(message));
+            }
+            ids.push(id);
+        }
+        Ok(ids)
     }
 }
 

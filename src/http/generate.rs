@@ -9,14 +9,15 @@ use super::body::Payload;
 use super::choices::{Choices, SequenceGroup};
 use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::error::ApiError;
-use super::fields::{Common, Generation, Stops};
+use super::fields::{Common, Generation, Stops, TokenIds};
 use super::models::resolve;
 use super::parse::parse;
-use super::settings::ServedModel;
 use super::sse::{Body, whole};
 use super::state::State;
 use super::{random, stream};
-use crate::request::{Invalid, RequestFields, RequestParams, SamplingParams};
+use crate::ids::TokenId;
+use crate::request::{Invalid, Limits, RequestFields, RequestParams};
+use crate::text::ServedText;
 
 /// Answers a request of a generation route.
 ///
@@ -62,10 +63,14 @@ fn prepare<E: Endpoint>(
         };
         Invalid { param, ..invalid }
     };
-    let params = params(&state.model, &common, tokens_max, logprobs).map_err(spelled)?;
+    let stops = common.stop.take().map_or_else(Vec::new, |Stops(stops)| stops);
+    let text = target.text.clone();
+    let stop_tokens = stop_tokens(&text, &common, &stops, limits)?;
+    let params = params(&text, &common, tokens_max, logprobs, stop_tokens);
+    let params = RequestParams::new(params?, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
     let tickets = state.engine.reserve(input.count())?;
-    let prompts = input.encode(&state.model, common.add_special_tokens)?;
+    let prompts = input.encode(&text, limits.context_tokens_max, common.add_special_tokens)?;
     let returned = if options.return_token_ids { prompts.clone() } else { Vec::new() };
     let mut sequences = Vec::with_capacity(prompts.len());
     for (ticket, prompt) in tickets.into_iter().zip(prompts) {
@@ -74,47 +79,63 @@ fn prepare<E: Endpoint>(
         let params = params.clone().with_seed(seed);
         sequences.push((ticket, params.with_prompt(prompt, limits).map_err(spelled)?));
     }
-    let tokenizer = state.model.tokenizer.clone();
+    let tokenizer = text.tokenizer.clone();
     let has_logprobs = logprobs.is_some();
     let reply = Reply::new::<E>(target.name.clone(), options, tokenizer, has_logprobs, returned);
-    let stops = common.stop.take().map_or_else(Vec::new, |Stops(stops)| stops);
     Ok((E::new(reply), SequenceGroup { target, sequences, stops, arrived }))
 }
 
 /// All parameters of a request, but for the seed.
 fn params(
-    model: &ServedModel,
+    text: &ServedText,
     common: &Common,
     tokens_max: Option<u32>,
     logprobs: Option<u32>,
-) -> Result<RequestParams, Invalid> {
-    let top_k = match common.top_k.unwrap_or(0) {
-        -1 => 0,
+    stop_tokens: Vec<TokenId>,
+) -> Result<RequestFields, Invalid> {
+    let top_k = |k: i64| match k {
+        -1 => Ok(0),
         k => u32::try_from(k).map_err(|_| {
             let message = format!("top_k must be -1, 0 (both mean off) or above, got {k}");
             Invalid::value("top_k", message)
-        })?,
+        }),
     };
-    let sampling = SamplingParams {
-        temperature: common.temperature.unwrap_or(1.0),
-        top_p: common.top_p.unwrap_or(1.0),
-        top_k,
-        min_p: common.min_p.unwrap_or(0.0),
-        seed: 0,
-    };
-    let stop_tokens = match common.ignore_eos {
-        Some(true) => Vec::new(),
-        _ => model.eos_tokens.clone(),
-    };
-    let fields = RequestFields {
+    let Common { temperature, top_p, min_p, repetition_penalty, .. } = *common;
+    let top_k = common.top_k.map(top_k).transpose()?;
+    let defaults = &text.defaults;
+    Ok(RequestFields {
         tokens_max,
-        sampling,
+        tokens_cap: defaults.tokens_max,
+        sampling: defaults.fill(temperature, top_p, top_k, min_p, repetition_penalty),
         stop_tokens,
         logprobs,
         // No field asks for these.
         prompt_logprobs: None,
         pooling: None,
         cache_salt: None,
+    })
+}
+
+/// Tokens that end the sequence: the name's own, those of `stop_token_ids`, and those that a stop
+/// string spells, of which a special one is no part of the text that is searched for it.
+fn stop_tokens(
+    text: &ServedText,
+    common: &Common,
+    stops: &[String],
+    limits: &Limits,
+) -> Result<Vec<TokenId>, Invalid> {
+    let mut ids = match common.ignore_eos {
+        Some(true) => Vec::new(),
+        _ => text.eos_tokens.clone(),
     };
-    RequestParams::new(fields, &model.limits)
+    let asked = common.stop_token_ids.as_ref().map_or(&[][..], |TokenIds(ids)| ids);
+    let max = limits.vocabulary_tokens;
+    if let Some(id) = asked.iter().find(|&&id| id >= max) {
+        let message = format!("token ids must be below {max}, got {id}");
+        return Err(Invalid::value("stop_token_ids", message));
+    }
+    let tokenizer = &text.tokenizer;
+    let special = |stop: &String| tokenizer.token_id(stop).filter(|&id| tokenizer.is_special(id));
+    ids.extend(asked.iter().copied().chain(stops.iter().filter_map(special)));
+    Ok(ids)
 }

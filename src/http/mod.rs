@@ -12,6 +12,7 @@ mod chat;
 mod choices;
 mod clock;
 mod completions;
+mod dialects;
 mod endpoint;
 mod error;
 mod fields;

@@ -14,6 +14,7 @@ use super::state::State;
 use super::wire::{ModelCard, ModelList, Permission, to_json};
 use crate::adapter::Adapter;
 use crate::recipe::Recipe;
+use crate::text::ServedText;
 
 /// What a request's `model` points at, taken once when the request arrives.
 pub(super) struct Target {
@@ -21,6 +22,8 @@ pub(super) struct Target {
     pub name: String,
     /// The bare base for the merged adapter too, which is in its weights.
     pub recipe: Recipe<Arc<Adapter>>,
+    /// How its text becomes tokens and ends.
+    pub text: Arc<ServedText>,
     pub counts: AdapterCounts,
 }
 
@@ -37,6 +40,7 @@ pub(super) fn resolve(state: &State, model: Option<&str>) -> Result<Target, Requ
         tail.and_then(|tail| tail.strip_prefix(':')).unwrap_or(name)
     });
     if let Some(merged) = merged {
+        let own = catalog.get(merged).and_then(|named| named.alias.text.clone());
         return match (asked, short) {
             (Some(asked), Some(short)) if short != merged => {
                 Err(RequestError::NotMerged { served: merged.clone(), asked: asked.to_owned() })
@@ -44,21 +48,27 @@ pub(super) fn resolve(state: &State, model: Option<&str>) -> Result<Target, Requ
             _ => Ok(Target {
                 name: asked.unwrap_or(merged).to_owned(),
                 recipe: Recipe::base(),
+                text: own.unwrap_or_else(|| state.model.text.clone()),
                 counts: metrics.adapter(merged),
             }),
         };
     }
-    let base = || metrics.adapter(base_name);
-    let (Some(asked), Some(short)) = (asked, short) else {
-        return Ok(Target { name: base_name.clone(), recipe: Recipe::base(), counts: base() });
+    let base = |name: &str| Target {
+        name: name.to_owned(),
+        recipe: Recipe::base(),
+        text: state.model.text.clone(),
+        counts: metrics.adapter(base_name),
     };
+    let (Some(asked), Some(short)) = (asked, short) else { return Ok(base(base_name)) };
     if asked == base_name {
-        return Ok(Target { name: asked.to_owned(), recipe: Recipe::base(), counts: base() });
+        return Ok(base(asked));
     }
     let named = catalog.get(asked).or_else(|| catalog.get(short));
     let named = named.ok_or_else(|| RequestError::ModelNotFound(asked.to_owned()))?;
     let recipe = Recipe::one(named.adapter);
-    Ok(Target { name: asked.to_owned(), recipe, counts: metrics.adapter(&named.alias.name) })
+    let text = named.alias.text.clone().unwrap_or_else(|| state.model.text.clone());
+    let counts = metrics.adapter(&named.alias.name);
+    Ok(Target { name: asked.to_owned(), recipe, text, counts })
 }
 
 /// `GET /v1/models`.

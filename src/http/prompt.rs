@@ -1,10 +1,9 @@
 //! What a request gives the model to read, as tokens.
 
 use super::error::RequestError;
-use super::settings::ServedModel;
 use crate::ids::TokenId;
 use crate::request::Invalid;
-use crate::text::{Message, TextError};
+use crate::text::{Message, ServedText, TextError};
 
 /// The prompts of a request; each is a sequence.
 pub(super) enum PromptInput {
@@ -41,15 +40,15 @@ impl PromptInput {
     /// [`RequestError::Invalid`], [`RequestError::NoTemplate`] and [`RequestError::Text`].
     pub fn encode(
         self,
-        model: &ServedModel,
+        text: &ServedText,
+        context_tokens_max: u32,
         adds_special: Option<bool>,
     ) -> Result<Vec<Vec<TokenId>>, RequestError> {
+        let ServedText { tokenizer, template, .. } = text;
         let param = self.param();
-        let context_tokens_max = model.limits.context_tokens_max;
         let failed = |error: TextError| RequestError::Text { param, error, context_tokens_max };
-        let encode = |text: &str, adds_special: bool| {
-            model.tokenizer.encode(text, adds_special).map_err(failed)
-        };
+        let encode =
+            |text: &str, adds_special: bool| tokenizer.encode(text, adds_special).map_err(failed);
         match self {
             Self::Ids(lists) => Ok(lists),
             Self::Texts(texts) => {
@@ -60,7 +59,7 @@ impl PromptInput {
                 texts.iter().map(prompt).collect()
             }
             Self::Chat { messages, adds_generation_prompt } => {
-                let template = model.template.as_ref().ok_or(RequestError::NoTemplate)?;
+                let template = template.as_ref().ok_or(RequestError::NoTemplate)?;
                 let text = template.render(&messages, adds_generation_prompt).map_err(failed)?;
                 Ok(vec![encode(&text, adds_special.unwrap_or(false))?])
             }

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
-use crate::ids::TokenId;
 use crate::request::Limits;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{AdapterTexts, ServedText};
 
 /// What a server is made of.
 pub struct App {
@@ -17,6 +16,8 @@ pub struct App {
     pub catalog: Arc<Catalog>,
     /// Reads adapters at run time.
     pub loader: Arc<dyn LoadAdapter>,
+    /// Reads the text files beside them.
+    pub texts: Arc<AdapterTexts>,
     /// The base and how text becomes its tokens.
     pub model: ServedModel,
     /// Limits of connections and bodies, and what clients may do.
@@ -31,14 +32,11 @@ pub struct ServedModel {
     pub created: u64,
     /// The one name served when an adapter is merged into the weights.
     pub merged: Option<String>,
-    /// The base's tokenizer.
-    pub tokenizer: Arc<Tokenizer>,
-    /// The base's chat template; without one, chat requests are answered 400.
-    pub template: Option<ChatTemplate>,
+    /// How the base's text becomes tokens and ends, and that of adapters without files of their
+    /// own.
+    pub text: Arc<ServedText>,
     /// What a request is validated against.
     pub limits: Limits,
-    /// Tokens that end a sequence unless the request says `ignore_eos`.
-    pub eos_tokens: Vec<TokenId>,
 }
 
 /// Limits of connections and bodies, and what clients may do.

@@ -14,12 +14,14 @@ use super::phase::Phase;
 use super::settings::{App, HttpSettings, ServedModel};
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
+use crate::text::AdapterTexts;
 
 /// A running server.
 pub(super) struct State {
     pub engine: EngineHandle,
     pub catalog: Arc<Catalog>,
     pub loader: Arc<dyn LoadAdapter>,
+    pub texts: Arc<AdapterTexts>,
     pub model: ServedModel,
     pub http: HttpSettings,
     pub metrics: Arc<Metrics>,
@@ -41,7 +43,7 @@ impl State {
     /// # Errors
     /// When `adapter_root` is no directory.
     pub fn new(app: App, is_loopback: bool) -> io::Result<Self> {
-        let App { engine, catalog, loader, model, http } = app;
+        let App { engine, catalog, loader, texts, model, http } = app;
         let hosts = match &http.hosts_allowed {
             Some(hosts) => Some(hosts.clone()),
             None => {
@@ -60,6 +62,7 @@ impl State {
             engine,
             catalog,
             loader,
+            texts,
             model,
             http,
         })

@@ -1,5 +1,6 @@
 //! Fields that clients send and that are not built: each is refused by name unless its value asks
-//! for nothing, so that no request is ever answered as if a part of it had not been there.
+//! for nothing, so that no request is ever answered as if a part of it had not been there. Other
+//! servers' names for what this API has are in `dialects.rs`.
 
 use super::small::Small;
 
@@ -8,15 +9,18 @@ use super::small::Small;
 pub(super) struct Unsupported {
     pub field: &'static str,
     neutral: Neutral,
+    /// What this API has for it.
+    instead: Option<&'static str>,
 }
 
 /// Values that ask for nothing.
 #[derive(Debug)]
-enum Neutral {
+pub(super) enum Neutral {
     Null,
     Empty,
     Is(bool),
     Number(f64),
+    Numbers(&'static [f64]),
     /// One of these words, or a list of just one.
     Words(&'static [&'static str]),
     /// `{"type": "text"}`.
@@ -24,8 +28,13 @@ enum Neutral {
 }
 
 impl Unsupported {
-    const fn new(field: &'static str, neutral: Neutral) -> Self {
-        Self { field, neutral }
+    pub const fn new(field: &'static str, neutral: Neutral) -> Self {
+        Self { field, neutral, instead: None }
+    }
+
+    /// A field that this API has under another name.
+    pub const fn spelled(field: &'static str, neutral: Neutral, instead: &'static str) -> Self {
+        Self { field, neutral, instead: Some(instead) }
     }
 
     /// Whether a request with this value may be served.
@@ -36,6 +45,7 @@ impl Unsupported {
             (Neutral::Empty, Small::Text(text)) => text.is_empty(),
             (Neutral::Is(neutral), Small::Bool(value)) => neutral == value,
             (Neutral::Number(neutral), Small::Number(value)) => neutral == value,
+            (Neutral::Numbers(neutral), Small::Number(value)) => neutral.contains(value),
             (Neutral::Words(words), Small::Text(text)) => words.contains(&text.as_str()),
             (Neutral::Words(words), Small::Array(items, 1)) => {
                 matches!(&items[..], [Small::Text(text)] if words.contains(&text.as_str()))
@@ -49,11 +59,15 @@ impl Unsupported {
 
     /// What to tell the client.
     pub fn message(&self) -> String {
+        if let Some(instead) = self.instead {
+            return format!("{} is not a field of this API; send {instead} instead.", self.field);
+        }
         let but = match &self.neutral {
             Neutral::Null => "leave it out".to_owned(),
             Neutral::Empty => "leave it out or empty".to_owned(),
             Neutral::Is(value) => format!("leave it out or {value}"),
             Neutral::Number(value) => format!("leave it out or {value}"),
+            Neutral::Numbers(values) => format!("leave it out or one of {values:?}"),
             Neutral::Words(words) => format!("leave it out or one of {words:?}"),
             Neutral::TextType => "leave it out or {\"type\": \"text\"}".to_owned(),
         };
@@ -69,13 +83,11 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("suffix", Neutral::Empty),
     Unsupported::new("presence_penalty", Neutral::Number(0.0)),
     Unsupported::new("frequency_penalty", Neutral::Number(0.0)),
-    Unsupported::new("repetition_penalty", Neutral::Number(1.0)),
     Unsupported::new("length_penalty", Neutral::Number(1.0)),
     Unsupported::new("logit_bias", Neutral::Empty),
     Unsupported::new("logits_processors", Neutral::Empty),
     Unsupported::new("use_beam_search", Neutral::Is(false)),
     Unsupported::new("min_tokens", Neutral::Number(0.0)),
-    Unsupported::new("stop_token_ids", Neutral::Empty),
     Unsupported::new("bad_words", Neutral::Empty),
     Unsupported::new("allowed_token_ids", Neutral::Null),
     Unsupported::new("prompt_logprobs", Neutral::Null),
@@ -140,6 +152,45 @@ pub(super) const IGNORED: &[&str] = &[
     "parallel_tool_calls",
     "verbosity",
     "request_id",
+    // Of beam search, which has a switch of its own.
     "early_stopping",
     "spaces_between_special_tokens",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::dialects;
+    use super::super::fields::{ChatFields, CompletionFields, Generation};
+    use super::super::parse::{Fields, parse};
+    use super::*;
+
+    /// A value that asks for something.
+    const ASKS: &str = "{\"a\": [1.5, 2]}";
+
+    #[test]
+    fn every_name_stands_once_and_is_refused_by_that_name() {
+        fn refuses<T: Fields>(field: &str) -> bool {
+            let body = format!("{{\"{field}\": {ASKS}}}");
+            let refused = parse::<Generation<T>>(body.as_bytes()).err();
+            refused.is_some_and(|error| format!("{error:?}").contains(field))
+        }
+        let mut names = HashSet::new();
+        let both = GENERATION.iter().chain(dialects::FIELDS);
+        for Unsupported { field, .. } in both.clone().chain(CHAT).chain(LOAD) {
+            assert!(names.insert(*field) && !IGNORED.contains(field), "{field} stands twice");
+        }
+        for Unsupported { field, .. } in both {
+            assert!(refuses::<CompletionFields>(field) && refuses::<ChatFields>(field), "{field}");
+        }
+        assert!(CHAT.iter().all(|known| refuses::<ChatFields>(known.field)));
+    }
+
+    #[test]
+    fn a_name_of_another_server_is_answered_with_the_one_of_this_api() {
+        let body = br#"{"prompt": "a", "n_predict": 5}"#;
+        let error = parse::<Generation<CompletionFields>>(body).err().map(|e| format!("{e:?}"));
+        assert!(error.is_some_and(|error| error.contains("send max_tokens instead")));
+    }
+}

@@ -9,9 +9,9 @@ use serde_json::Value;
 use super::error::TextError;
 
 /// The largest tokenizers in use (vocabularies of 256k tokens) take 35 MB.
-const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
+pub(super) const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
 /// Configs and templates are a few KB; those that list every added token reach 1 MB.
-const CONFIG_BYTES_MAX: u64 = 8 << 20;
+pub(super) const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -53,6 +53,17 @@ impl TextFiles {
     }
 }
 
+impl TextFiles {
+    /// The `generation_config.json` of a directory that must have one.
+    ///
+    /// # Errors
+    /// [`TextError::FileMissing`] and [`TextError::FileBroken`].
+    pub fn read_generation_config(dir: &Path) -> Result<Vec<u8>, TextError> {
+        let found = read(dir, GENERATION_CONFIG, CONFIG_BYTES_MAX)?;
+        found.ok_or(TextError::FileMissing { file: GENERATION_CONFIG })
+    }
+}
+
 /// A special token as configs write it: a string, or an object with its `content`.
 pub(super) fn token_content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
@@ -64,7 +75,12 @@ pub(super) fn json(file: &'static str, bytes: Option<&[u8]>) -> Result<Value, Te
     serde_json::from_slice(bytes).map_err(|error| TextError::broken(file, error.to_string()))
 }
 
-fn read(dir: &Path, file: &'static str, bytes_max: u64) -> Result<Option<Vec<u8>>, TextError> {
+/// A file of a directory, if it is there.
+pub(super) fn read(
+    dir: &Path,
+    file: &'static str,
+    bytes_max: u64,
+) -> Result<Option<Vec<u8>>, TextError> {
     let failed = |error: std::io::Error| TextError::broken(file, error.kind().to_string());
     let path = dir.join(file);
     let found = match fs::metadata(&path) {

@@ -6,21 +6,25 @@
 
 mod assembly;
 mod capped;
+mod defaults;
 mod detokenizer;
 mod error;
 mod files;
 mod limits;
 mod python;
+mod served;
 mod stop;
 mod stop_tokens;
 mod template;
 mod tokenizer;
 mod vocabulary;
 
+pub use defaults::{SamplingDefaults, not_applied};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use files::TextFiles;
 pub use limits::text_bytes_max;
+pub use served::{AdapterTexts, OwnText, ServedText, TextSettings};
 pub use stop::{StopMatcher, StopOutcome};
 pub use stop_tokens::stop_token_ids;
 pub use template::{ChatTemplate, Message};

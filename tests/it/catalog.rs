@@ -37,7 +37,7 @@ fn alone() -> u64 {
 }
 
 fn load(catalog: &Catalog, name: &str, adapter: Adapter) -> Result<Option<Digest>, LoadError> {
-    let new = NewName { name, source: Source::BuiltIn, created: 0, replace: true };
+    let new = NewName { name, source: Source::BuiltIn, text: None, created: 0, replace: true };
     catalog.load(new, adapter.digest, || Ok(adapter)).map(|loaded| loaded.freed)
 }
 
@@ -45,7 +45,8 @@ fn load(catalog: &Catalog, name: &str, adapter: Adapter) -> Result<Option<Digest
 fn a_content_of_two_names_is_kept_once_and_goes_with_the_last() {
     let catalog = Catalog::new(alone());
     load(&catalog, "a", adapter(1, 1.0, 2.0)).unwrap();
-    let new = NewName { name: "b", source: Source::BuiltIn, created: 0, replace: false };
+    let new =
+        NewName { name: "b", source: Source::BuiltIn, text: None, created: 0, replace: false };
     catalog.load(new, Digest([1; 32]), || panic!("it is there already")).unwrap();
     assert_eq!(catalog.bytes(), alone());
     let [a, b] = ["a", "b"].map(|name| catalog.get(name).unwrap().adapter);
@@ -65,7 +66,8 @@ fn a_name_that_is_loaded_again_frees_what_it_pointed_at_and_needs_no_room_for_bo
     assert_eq!(catalog.bytes(), 0);
     // Without `replace` it stays as it is.
     load(&catalog, "a", adapter(1, 1.0, 2.0)).unwrap();
-    let new = NewName { name: "a", source: Source::BuiltIn, created: 0, replace: false };
+    let new =
+        NewName { name: "a", source: Source::BuiltIn, text: None, created: 0, replace: false };
     let taken = catalog.load(new, Digest([2; 32]), || panic!("nobody may read it")).unwrap_err();
     assert_eq!(taken, LoadError::Name(NameError::Taken("a".into())));
     assert_eq!(catalog.get("a").unwrap().adapter.digest, Digest([1; 32]));
@@ -83,7 +85,8 @@ fn two_loads_at_once_never_exceed_the_budget_together() {
                 scope.spawn(move || {
                     let name = format!("a{digest}");
                     let source = Source::Request(name.clone());
-                    let new = NewName { name: &name, source, created: 0, replace: false };
+                    let new =
+                        NewName { name: &name, source, text: None, created: 0, replace: false };
                     // Both are under way before either is there.
                     let lower = || {
                         barrier.wait();
@@ -108,8 +111,13 @@ fn of_many_that_want_one_content_one_lowers_it() {
             let (catalog, lowered) = (&catalog, &lowered);
             scope.spawn(move || {
                 let name = format!("a{i}");
-                let new =
-                    NewName { name: &name, source: Source::BuiltIn, created: 0, replace: false };
+                let new = NewName {
+                    name: &name,
+                    source: Source::BuiltIn,
+                    text: None,
+                    created: 0,
+                    replace: false,
+                };
                 let lower = || {
                     lowered.fetch_add(1, Ordering::SeqCst);
                     thread::sleep(std::time::Duration::from_millis(20));
@@ -126,7 +134,8 @@ fn of_many_that_want_one_content_one_lowers_it() {
 #[test]
 fn a_load_that_panics_leaves_nothing_and_nobody_waiting() {
     let catalog = Catalog::new(alone());
-    let new = || NewName { name: "a", source: Source::BuiltIn, created: 0, replace: false };
+    let new =
+        || NewName { name: "a", source: Source::BuiltIn, text: None, created: 0, replace: false };
     thread::scope(|scope| {
         let panics = scope.spawn(|| {
             let lower = || panic!("a panic for a test");

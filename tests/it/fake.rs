@@ -15,7 +15,9 @@ use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate};
 use tessera::http::{App, HttpSettings, ServedModel, serve};
 use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Request};
-use tessera::text::{ChatTemplate, TextFiles, Tokenizer};
+use tessera::text::{
+    AdapterTexts, ChatTemplate, SamplingDefaults, ServedText, TextFiles, TextSettings, Tokenizer,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::harness;
@@ -148,21 +150,32 @@ fn app(engine: EngineHandle, catalog: Arc<Catalog>) -> App {
     let dir = crate::root().join("tests/data/text/byte_level");
     let files = TextFiles::read(&dir).unwrap();
     let tokenizer = Tokenizer::from_bytes(&files.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
+    let text = Arc::new(ServedText {
+        tokenizer: Arc::new(tokenizer),
+        template: ChatTemplate::from_files(&files, CONTEXT_TOKENS_MAX).unwrap().map(Arc::new),
+        eos_tokens: vec![EOS],
+        defaults: SamplingDefaults::default(),
+    });
     let model = ServedModel {
         base_name: BASE.to_owned(),
         created: 1_700_000_000,
         merged: None,
-        tokenizer: Arc::new(tokenizer),
-        template: ChatTemplate::from_files(&files, CONTEXT_TOKENS_MAX).unwrap(),
+        text: text.clone(),
         limits: Limits {
             context_tokens_max: CONTEXT_TOKENS_MAX,
             vocabulary_tokens: 512,
             logprobs_max: 20,
         },
-        eos_tokens: vec![EOS],
     };
+    let settings = TextSettings {
+        context_tokens_max: CONTEXT_TOKENS_MAX,
+        vocabulary_tokens: 512,
+        takes_defaults: true,
+    };
+    let texts = AdapterTexts { base_files: files, base: text, settings, uses_own: true };
+    let texts = Arc::new(texts);
     let http = HttpSettings { runtime_adapters: true, ..HttpSettings::standard() };
-    App { engine, catalog, loader: Arc::new(FakeLoad), model, http }
+    App { engine, catalog, loader: Arc::new(FakeLoad), texts, model, http }
 }
 
 /// An adapter whose digest is all `byte`.

@@ -85,7 +85,7 @@ impl Golden {
 
 /// Points a name at an adapter that is there already; `created` is told back by the list.
 pub fn name(catalog: &Catalog, name: &str, adapter: &Arc<Adapter>, created: u64) {
-    let new = NewName { name, source: Source::BuiltIn, created, replace: true };
+    let new = NewName { name, source: Source::BuiltIn, text: None, created, replace: true };
     let Adapter { digest, delta, method, report } = &**adapter;
     let (delta, report) = (delta.clone(), report.clone());
     let again = Adapter { digest: *digest, delta, method, report };

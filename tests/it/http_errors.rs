@@ -1,6 +1,9 @@
 //! What clients get wrong, and what they read then.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use tessera::text::ServedText;
 
 use crate::client::{get, post, post_stream, raw, send};
 use crate::fake::{Fake, Script};
@@ -24,12 +27,19 @@ fn every_field_that_is_not_built_is_refused_by_name() {
         ("suffix", json!("end"), json!("")),
         ("presence_penalty", json!(0.5), json!(0)),
         ("frequency_penalty", json!(-1), json!(0.0)),
-        ("repetition_penalty", json!(1.1), json!(1.0)),
         ("length_penalty", json!(2), json!(1)),
         ("logit_bias", json!({"5": 1}), json!({})),
         ("use_beam_search", json!(true), json!(false)),
         ("min_tokens", json!(1), json!(0)),
-        ("stop_token_ids", json!([5]), json!([])),
+        ("n_predict", json!(5), Value::Null),
+        ("stop_sequences", json!(["a"]), json!([])),
+        ("regex", json!("[0-9]+"), json!("")),
+        ("ebnf", json!("root ::= 'a'"), Value::Null),
+        ("repeat_penalty", json!(1.3), json!(1.0)),
+        ("num_beams", json!(4), json!(1)),
+        ("no_repeat_ngram_size", json!(2), json!(0)),
+        ("top_n_sigma", json!(1.5), json!(-1)),
+        ("extra_body", json!({"top_k": 1}), json!({})),
         ("bad_words", json!(["x"]), json!([])),
         ("allowed_token_ids", json!([5]), Value::Null),
         ("prompt_logprobs", json!(0), Value::Null),
@@ -90,7 +100,7 @@ fn a_value_of_the_wrong_form_is_answered_with_its_field() {
         ("temperature", "2.1"),
         ("temperature", "\"1\""),
         ("temperature", "[1]"),
-        ("top_p", "0"),
+        ("top_p", "-0.1"),
         ("top_p", "1.1"),
         ("min_p", "-1"),
         ("top_k", "-2"),
@@ -235,7 +245,12 @@ fn messages_that_are_no_chat_are_answered_400() {
         let answer = post(fake.address, CHAT, &body);
         assert_eq!((answer.status, answer.error().0.as_deref()), (400, Some(field)), "{body}");
     }
-    let fake = Fake::new(Script::Echo(1), |app| app.model.template = None);
+    let fake = Fake::new(Script::Echo(1), |app| {
+        let ServedText { tokenizer, eos_tokens, defaults, .. } = &*app.model.text;
+        let (tokenizer, eos_tokens) = (tokenizer.clone(), eos_tokens.clone());
+        let text = ServedText { tokenizer, template: None, eos_tokens, defaults: defaults.clone() };
+        app.model.text = Arc::new(text);
+    });
     let answer = post(fake.address, CHAT, &json!({"messages": hello}));
     assert_eq!((answer.status, answer.error().1.as_str()), (400, "no_chat_template"));
 }

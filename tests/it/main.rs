@@ -45,6 +45,7 @@ mod sampling;
 mod scheduler;
 mod schedules;
 mod serve;
+mod served_text;
 mod synth;
 mod text;
 mod text_template;

@@ -82,7 +82,14 @@ fn draws_follow_the_filtered_distribution() {
     for (i, (temperature, top_p, top_k, min_p)) in filters.into_iter().enumerate() {
         for vocabulary in [1, 12, 700] {
             let logits: Vec<f32> = rng.vec(vocabulary).iter().map(|x| x * 4.0).collect();
-            let params = SamplingParams { temperature, top_p, top_k, min_p, seed: 40 + i as u64 };
+            let params = SamplingParams {
+                temperature,
+                top_p,
+                top_k,
+                min_p,
+                seed: 40 + i as u64,
+                ..SamplingParams::greedy()
+            };
             let exact = exact(&logits, &params);
             let draws = 4000;
             let mut counts = vec![0.0; vocabulary];
@@ -131,7 +138,14 @@ fn every_token_the_filters_keep_is_drawn_and_no_other() {
         (0.9, 4, 0.3, 2),
     ];
     for (top_p, top_k, min_p, kept) in sets {
-        let params = SamplingParams { temperature: 1.0, top_p, top_k, min_p, seed: 9 };
+        let params = SamplingParams {
+            temperature: 1.0,
+            top_p,
+            top_k,
+            min_p,
+            seed: 9,
+            ..SamplingParams::greedy()
+        };
         let mut drawn = [false; 8];
         for step in 0..5000 {
             drawn[draw(&cpu, &logits, &params, step).token.unwrap() as usize] = true;
@@ -148,7 +162,14 @@ fn a_draw_depends_on_seed_and_step_and_not_on_its_neighbours() {
     let mut rng = Rng(4);
     let vocabulary = 5000;
     let logits = rng.vec(8 * vocabulary);
-    let params = SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 0, min_p: 0.0, seed: 7 };
+    let params = SamplingParams {
+        temperature: 1.0,
+        top_p: 0.95,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 7,
+        ..SamplingParams::greedy()
+    };
     let odd = mask(vocabulary, (1..vocabulary as TokenId).step_by(2));
     let of = |i: usize| match i {
         6 => Want::Score(Score { target: 11, logprobs: 3 }),
@@ -198,7 +219,14 @@ fn logprobs_are_those_of_the_raw_logits_best_first() {
     let cpu = Cpu::new(1);
     let mut rng = Rng(8);
     let logits: Vec<f32> = rng.vec(3000).iter().map(|x| x * 9.0).collect();
-    let params = SamplingParams { temperature: 0.5, top_p: 0.5, top_k: 40, min_p: 0.1, seed: 1 };
+    let params = SamplingParams {
+        temperature: 0.5,
+        top_p: 0.5,
+        top_k: 40,
+        min_p: 0.1,
+        seed: 1,
+        ..SamplingParams::greedy()
+    };
     let sampled = one(&cpu, &logits, Want::Draw(want(&params, 0, Some(100))));
     let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
     let exact = |token: u32| f64::from(logits[token as usize]) - sum.ln();
@@ -223,7 +251,14 @@ fn a_masked_draw_is_the_draw_of_a_vocabulary_of_the_allowed_tokens_alone() {
             [(0.0, 1.0, 0, 0.0), (1.0, 1.0, 0, 0.0), (0.7, 0.8, 0, 0.0), (1.3, 0.9, 6, 0.1)]
         {
             let logits: Vec<f32> = rng.vec(vocabulary).iter().map(|x| x * 6.0).collect();
-            let params = SamplingParams { temperature, top_p, top_k, min_p, seed: 5 };
+            let params = SamplingParams {
+                temperature,
+                top_p,
+                top_k,
+                min_p,
+                seed: 5,
+                ..SamplingParams::greedy()
+            };
             let likeliest = ranked(&logits)[0];
             let all = 0..vocabulary as TokenId;
             let allowed: Vec<TokenId> = all

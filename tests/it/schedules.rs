@@ -44,9 +44,14 @@ impl Asked {
         };
         let sampling = match self.seed {
             None => SamplingParams::greedy(),
-            Some(seed) => {
-                SamplingParams { temperature: 0.9, top_p: 0.95, top_k: 40, min_p: 0.01, seed }
-            }
+            Some(seed) => SamplingParams {
+                temperature: 0.9,
+                top_p: 0.95,
+                top_k: 40,
+                min_p: 0.01,
+                seed,
+                ..SamplingParams::greedy()
+            },
         };
         let fields = RequestFields {
             tokens_max: Some(self.tokens_max),

@@ -303,7 +303,7 @@ fn stop_tokens_come_from_the_first_file_that_names_them() {
     };
     assert_eq!(ids(&files).unwrap(), [6, 1]);
     files.generation_config = some(json!({"eos_token_id": null}));
-    assert_eq!(ids(&files).unwrap(), [2]);
+    assert_eq!(ids(&files).unwrap(), [2, 6]);
     files.config = None;
     assert_eq!(ids(&files).unwrap(), [6]);
     files.tokenizer_config = some(json!({"eos_token": "</nowhere>"}));

@@ -1,5 +1,5 @@
-//! Draws tokens: temperature, then top_k, top_p and min_p in vLLM's meaning, then one uniform
-//! number that depends on the seed and the step alone.
+//! Draws tokens: repetition penalty, mask and temperature, then top_k, top_p and min_p in vLLM's
+//! meaning, then one uniform number that depends on the seed and the step alone.
 
 use std::cmp::Ordering;
 
@@ -43,17 +43,14 @@ fn sample_row(level: Level, logits: &[f32], want: &Want<'_>) -> Option<Sampled> 
     let log_sum = best + sum.ln();
     let token = match want {
         Want::Score(score) => score.target,
-        Want::Draw(draw @ Draw { mask: None, .. }) => choose(level, &logits, weights, draw)?,
-        Want::Draw(draw @ Draw { mask: Some(mask), .. }) => {
-            let allowed = |(token, &logit)| match mask.allows(token) {
-                true => logit,
-                false => f32::NEG_INFINITY,
-            };
-            let allowed: Vec<f32> = (0..).zip(&logits).map(allowed).collect();
-            let mut weights = allowed.clone();
-            level.exp_shifted(&mut weights);
-            choose(level, &allowed, weights, draw)?
-        }
+        Want::Draw(draw) => match changed(&logits, draw) {
+            None => choose(level, &logits, weights, draw)?,
+            Some(changed) => {
+                let mut weights = changed.clone();
+                level.exp_shifted(&mut weights);
+                choose(level, &changed, weights, draw)?
+            }
+        },
     };
     let logprob = |token: TokenId| logits[token as usize] - log_sum;
     let (mut rank, mut top) = (0, Vec::new());
@@ -69,6 +66,26 @@ fn sample_row(level: Level, logits: &[f32], want: &Want<'_>) -> Option<Sampled> 
         }
     }
     Some(Sampled { token: Some(token), logprob: logprob(token), rank, top })
+}
+
+/// The logits that are drawn from, where penalty or mask make them others.
+fn changed(logits: &[f32], draw: &Draw<'_>) -> Option<Vec<f32>> {
+    let penalty = draw.params.repetition_penalty;
+    let penalised = draw.penalised(logits.len());
+    if penalised.is_none() && draw.mask.is_none() {
+        return None;
+    }
+    let change = |(token, &logit): (TokenId, &f32)| {
+        if draw.mask.is_some_and(|mask| !mask.allows(token)) {
+            return f32::NEG_INFINITY;
+        }
+        match penalised.as_ref().is_some_and(|seen| seen.allows(token)) {
+            true if logit > 0.0 => logit / penalty,
+            true => logit * penalty,
+            false => logit,
+        }
+    };
+    Some((0..).zip(logits).map(change).collect())
 }
 
 /// Draws a token. `weights` are those of the logits at temperature 1, the likeliest has 1.

@@ -94,7 +94,7 @@ arguments! {
     }
     SampleParams {
         temperature: f32, top_p: f32, min_p: f32, top_k: u32, seed: u64, step: u64, top: u32,
-        ranked: u32, target: u32, mask: u32,
+        ranked: u32, target: u32, mask: u32, seen: u32, repetition_penalty: f32,
     }
     Sample {
         logits: Address, params: Address, tokens: Address, logprobs: Address, ranks: Address,

@@ -139,7 +139,8 @@ impl Cuda {
         *lock(&self.sampling) = Some(SampleMemory::new(
             &self.card,
             drawn,
-            limits.sequences_max,
+            // A mask, and what the penalty changes.
+            2 * limits.sequences_max,
             self.model.vocabulary,
         )?);
         assert!(self.step_memory.set(step).is_ok(), "This is a bug: memory is taken once.");

@@ -1,12 +1,14 @@
 //! Drawing tokens: only ids and what was asked for beside them come back from the card.
 
+use std::borrow::Cow;
+
 use super::args::{Sample, SampleParams};
 use super::kernels;
 use super::launch::{Card, Memory, OpenError, Pinned};
 use super::tensor::Tensor;
 use super::{Cuda, lock};
-use crate::backend::{Draw, Fault, Sampled, Sampling, Score, Want};
-use crate::request::TokenMask;
+use crate::backend::{Fault, Sampled, Sampling, Score, Want};
+use crate::request::{SamplingParams, TokenMask};
 
 /// Alternatives of one row at most, as OpenAI's chat API allows.
 const TOP_MAX: usize = 20;
@@ -42,7 +44,8 @@ const PARAMS_BYTES: usize = size_of::<SampleParams>();
 const RESULT_BYTES: usize = 12 + TOP_MAX * 8;
 
 impl SampleMemory {
-    /// For `rows_max` rows of a step, `masks_max` of them with a mask over `vocabulary` tokens.
+    /// For `rows_max` rows of a step, with `masks_max` sets of `vocabulary` tokens: the mask of a
+    /// row, and the tokens that its penalty changes.
     ///
     /// # Errors
     /// [`OpenError::Memory`].
@@ -90,15 +93,16 @@ impl Cuda {
         results: &mut [u32],
     ) -> Result<(), Fault> {
         let m = wants.len();
-        let masks: Vec<&TokenMask> = wants.iter().filter_map(mask).collect();
+        let mut masks = Vec::new();
+        let vocabulary = logits.cols;
+        let params = wants.iter().map(|want| params(want, vocabulary, &mut masks));
+        let params: Vec<SampleParams> = params.collect();
         if m > memory.rows_max || masks.len() > memory.masks_max {
             return Err(Fault {
                 message: "a step draws more tokens than the one measured at start".into(),
                 lost: false,
             });
         }
-        let mut used = 0;
-        let params: Vec<SampleParams> = wants.iter().map(|want| params(want, &mut used)).collect();
         let (masks_start, results_start) = memory.starts();
         let params_bytes = m * PARAMS_BYTES;
         memory.host.bytes_mut()[..params_bytes].copy_from_slice(bytemuck::cast_slice(&params));
@@ -137,37 +141,47 @@ impl Cuda {
     }
 }
 
-fn mask<'a>(want: &Want<'a>) -> Option<&'a TokenMask> {
-    match want {
-        Want::Draw(draw) => draw.mask,
-        Want::Score(_) => None,
-    }
-}
-
-/// `masks`: those before this row's.
-fn params(want: &Want<'_>, masks: &mut u32) -> SampleParams {
+/// `masks`: the sets of tokens of the rows before this one; this one's are added.
+fn params<'a>(
+    want: &Want<'a>,
+    vocabulary: usize,
+    masks: &mut Vec<Cow<'a, TokenMask>>,
+) -> SampleParams {
     let common = SampleParams {
         top: want.logprobs().unwrap_or(0).min(TOP_MAX as u32),
         ranked: want.logprobs().is_some().into(),
         target: NONE,
         mask: NONE,
+        seen: NONE,
         ..SampleParams::default()
     };
-    match want {
-        Want::Score(Score { target, logprobs: _ }) => SampleParams { target: *target, ..common },
-        Want::Draw(Draw { params, history, mask, logprobs: _ }) => SampleParams {
-            temperature: params.temperature,
-            top_p: params.top_p,
-            min_p: params.min_p,
-            top_k: params.top_k,
-            seed: params.seed,
-            step: history.generated.len() as u64,
-            mask: mask.map_or(NONE, |_| {
-                *masks += 1;
-                *masks - 1
-            }),
-            ..common
-        },
+    let draw = match want {
+        Want::Score(Score { target, logprobs: _ }) => {
+            return SampleParams { target: *target, ..common };
+        }
+        Want::Draw(draw) => draw,
+    };
+    let mut place = |mask: Option<Cow<'a, TokenMask>>| match mask {
+        None => NONE,
+        Some(mask) => {
+            masks.push(mask);
+            masks.len() as u32 - 1
+        }
+    };
+    let (mask, seen) = (draw.mask.map(Cow::Borrowed), draw.penalised(vocabulary).map(Cow::Owned));
+    let SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, seed } =
+        *draw.params;
+    SampleParams {
+        temperature,
+        top_p,
+        min_p,
+        top_k,
+        seed,
+        step: draw.history.generated.len() as u64,
+        mask: place(mask),
+        seen: place(seen),
+        repetition_penalty,
+        ..common
     }
 }
 

@@ -44,11 +44,26 @@ struct Row {
     /// Its mask is numbered when the rows are put together.
     params: SampleParams,
     mask: Option<TokenMask>,
+    /// Of the prompt and drawn since; the penalty changes their logits.
+    history: [Vec<u32>; 2],
 }
 
 impl Row {
     fn of(logits: Vec<f32>, params: SampleParams) -> Self {
-        Self { logits, params, mask: None }
+        let vocabulary = logits.len() as u64;
+        let drawn = (0..params.step).map(|step| ((step * step) % vocabulary.min(50)) as u32);
+        let history = [vec![(params.seed % vocabulary) as u32], drawn.collect()];
+        Self { logits, params, mask: None, history }
+    }
+
+    fn history(&self) -> History<'_> {
+        History { prompt: &self.history[0], generated: &self.history[1] }
+    }
+
+    /// Tokens that are penalised.
+    fn seen(&self) -> Option<TokenMask> {
+        let changes = self.params.repetition_penalty != 1.0;
+        changes.then(|| self.history().seen(self.logits.len()))
     }
 }
 
@@ -70,7 +85,7 @@ fn ranked(logits: &[f32]) -> Vec<usize> {
 }
 
 fn expected(row: &Row) -> Expected {
-    let Row { logits, params: p, mask } = row;
+    let Row { logits, params: p, mask, history } = row;
     let clean = |&l: &f32| if l.is_finite() { l + 0.0 } else { f32::NEG_INFINITY };
     let logits: Vec<f32> = logits.iter().map(clean).collect();
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -84,7 +99,13 @@ fn expected(row: &Row) -> Expected {
     let top = top.filter(|(_, logprob)| logprob.is_finite()).collect();
     let token = if p.target == NONE {
         let allows = |id: usize| mask.as_ref().is_none_or(|mask| mask.allows(id as u32));
-        let allowed = |id: usize| if allows(id) { logits[id] } else { f32::NEG_INFINITY };
+        let penalised = |id: usize| match history.iter().flatten().any(|&seen| seen as usize == id)
+        {
+            true if logits[id] > 0.0 => logits[id] / p.repetition_penalty,
+            true => logits[id] * p.repetition_penalty,
+            false => logits[id],
+        };
+        let allowed = |id: usize| if allows(id) { penalised(id) } else { f32::NEG_INFINITY };
         choose(&(0..logits.len()).map(allowed).collect::<Vec<_>>(), p)
     } else {
         Some(p.target as usize)
@@ -143,13 +164,13 @@ fn draw(mut ranked: Vec<usize>, weight: impl Fn(usize) -> f64, p: &SampleParams)
 
 fn on_cpu(cpu: &Cpu, row: &Row) -> Sampled {
     let SampleParams { temperature, top_p, top_k, min_p, seed, .. } = row.params;
-    let params = SamplingParams { temperature, top_p, top_k, min_p, seed };
-    let generated = vec![0; row.params.step as usize];
+    let repetition_penalty = row.params.repetition_penalty;
+    let params = SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, seed };
     let logprobs = (row.params.ranked != 0).then_some(row.params.top);
     let want = match row.params.target {
         NONE => Want::Draw(Draw {
             params: &params,
-            history: History { prompt: &[0], generated: &generated },
+            history: row.history(),
             mask: row.mask.as_ref(),
             logprobs,
         }),
@@ -173,9 +194,15 @@ fn on_card(
     let words = vocabulary.div_ceil(32);
     let mut params: Vec<SampleParams> = rows.iter().map(|row| row.params).collect();
     for (row, params) in rows.iter().zip(&mut params) {
-        let Some(mask) = &row.mask else { continue };
-        params.mask = first_row + (masks.len() / words) as u32;
-        masks.extend(mask.words());
+        let mut place = |mask: Option<&TokenMask>| match mask {
+            None => NONE,
+            Some(mask) => {
+                masks.extend(mask.words());
+                first_row + (masks.len() / words) as u32 - 1
+            }
+        };
+        params.mask = place(row.mask.as_ref());
+        params.seen = place(row.seen().as_ref());
     }
     let (logits_at, params_at) = (Buffer::of(Width::F32, &logits), Buffer::raw(&params));
     let masks_at = Buffer::raw(&masks);
@@ -241,7 +268,7 @@ fn check(kernels: &Kernels, threads: u32, vocabulary: usize, first_row: u32, row
 /// Draws from everything.
 fn plain() -> SampleParams {
     let all = SampleParams { temperature: 1.0, top_p: 1.0, ..SampleParams::default() };
-    SampleParams { target: NONE, mask: NONE, ..all }
+    SampleParams { target: NONE, mask: NONE, seen: NONE, repetition_penalty: 1.0, ..all }
 }
 
 fn params(rng: &mut Rng) -> Vec<SampleParams> {
@@ -261,6 +288,9 @@ fn params(rng: &mut Rng) -> Vec<SampleParams> {
         SampleParams { min_p: 1.0, ..plain },
         SampleParams { top_k: 40, top_p: 0.95, min_p: 0.02, temperature: 0.8, ..asked },
         SampleParams { temperature: 1e-4, top_p: 0.5, ..plain },
+        SampleParams { top_p: 0.0, temperature: 0.9, ..plain },
+        SampleParams { repetition_penalty: 1.3, temperature: 0.0, ..asked },
+        SampleParams { repetition_penalty: 0.7, top_p: 0.9, top_k: 30, ..plain },
     ];
     kinds
         .map(|p| SampleParams {

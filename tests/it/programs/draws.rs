@@ -52,6 +52,7 @@ impl Wanted {
                 top_p: [1.0, 0.9, 0.4][rng.below(3)],
                 top_k: [0, 1, 3, 40][rng.below(4)],
                 min_p: [0.0, 0.05, 0.5][rng.below(3)],
+                repetition_penalty: [1.0, 1.0, 1.3, 0.8][rng.below(4)],
                 seed: rng.bits(),
             };
             let mask = (rng.below(4) == 0).then(|| {
@@ -60,7 +61,7 @@ impl Wanted {
                 (0..vocabulary).filter(allowed).for_each(|token| mask.allow(token as u32));
                 mask
             });
-            let generated = vec![1; rng.below(4)];
+            let generated = (0..rng.below(4)).map(|_| rng.below(vocabulary) as u32).collect();
             let logprobs = (rng.below(2) == 0).then_some(alternatives);
             One::Draw { params, generated, mask, logprobs }
         };
@@ -134,7 +135,18 @@ fn may_be_drawn(logits: &[f64], draw: &Draw<'_>, token: Option<u32>) -> bool {
 /// token at which the running sum passes a uniform number. Nudges move that, and the filters'
 /// bounds.
 fn drawn(logits: &[f64], draw: &Draw<'_>, uniform_nudge: f64, bound_nudge: f64) -> Option<u32> {
-    let SamplingParams { temperature, top_p, top_k, min_p, seed } = *draw.params;
+    let SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, seed } =
+        *draw.params;
+    let penalty = f64::from(repetition_penalty);
+    let seen = |token: u32| {
+        draw.history.prompt.contains(&token) || draw.history.generated.contains(&token)
+    };
+    let penalised = |(token, &logit): (u32, &f64)| match seen(token) {
+        true if logit > 0.0 => logit / penalty,
+        true => logit * penalty,
+        false => logit,
+    };
+    let logits: &[f64] = &(0..).zip(logits).map(penalised).collect::<Vec<_>>();
     let allowed = |token: &u32| draw.mask.is_none_or(|mask| mask.allows(*token));
     let mut ranked: Vec<u32> = (0..logits.len() as u32).filter(allowed).collect();
     ranked.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
