@@ -2,15 +2,13 @@
 
 use super::choices::CompletionOutput;
 use super::endpoint::{Asked, Endpoint, Reply};
-use super::error::{RequestError, shown};
-use super::fields::{ChatFields, Common, Content, WireMessage};
+use super::error::RequestError;
+use super::fields::{ChatFields, Common};
 use super::logprobs::{self, Drawn, token_ids};
 use super::prompt::PromptInput;
-use super::small::Small;
 use super::wire::{AssistantMessage, ChatChoice, ChatLogprobs, MessageDelta, Usage, to_json};
 use crate::ids::TokenId;
 use crate::request::{Invalid, Limits};
-use crate::text::Message;
 
 /// Messages in, the assistant's message out.
 pub(super) struct Chat {
@@ -33,11 +31,7 @@ impl Endpoint for Chat {
             None => ("max_tokens", common.max_tokens),
         };
         let messages = own.messages.ok_or(RequestError::Missing("messages"))?;
-        let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
-        if messages.is_empty() {
-            let message = "messages must hold at least one message";
-            return Err(Invalid::value("messages", message).into());
-        }
+        let messages = messages.read()?;
         let adds_generation_prompt = own.add_generation_prompt.unwrap_or(true);
         let input = PromptInput::Chat { messages, adds_generation_prompt };
         Ok(Asked { input, tokens_max, tokens_max_param, logprobs })
@@ -158,58 +152,4 @@ fn top_logprobs(
         }
         (true, top) => Ok(Some(top.unwrap_or(0))),
     }
-}
-
-/// A message as templates take it.
-fn message(wire: WireMessage) -> Result<Message, RequestError> {
-    let unsupported =
-        |message: String| Err(RequestError::Unsupported { param: "messages".to_owned(), message });
-    let is_given =
-        |value: &Option<Small>| !matches!(value, None | Some(Small::Null | Small::Array(_, 0)));
-    if is_given(&wire.tool_calls) || is_given(&wire.function_call) {
-        return unsupported("Tool calls in messages are not supported by this server.".to_owned());
-    }
-    let role = match wire.role.as_str() {
-        "system" | "user" | "assistant" => wire.role,
-        // OpenAI's newer word for the same; templates do not know it.
-        "developer" => "system".to_owned(),
-        "tool" | "function" => {
-            return unsupported("Messages of tools are not supported by this server.".to_owned());
-        }
-        role => {
-            let role = shown(role);
-            let message = format!(
-                "a message's role must be system, developer, user or assistant, got '{role}'"
-            );
-            return Err(Invalid::value("messages", message).into());
-        }
-    };
-    let content = match wire.content {
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => {
-            let mut texts = Vec::with_capacity(parts.len());
-            for part in parts {
-                match (part.r#type.as_str(), part.text) {
-                    ("text", Some(text)) => texts.push(text),
-                    ("text", None) => {
-                        let message = "a part of type text must have a text";
-                        return Err(Invalid::value("messages", message).into());
-                    }
-                    (kind, _) => {
-                        let kind = shown(kind);
-                        return unsupported(format!(
-                            "Content parts of type '{kind}' are not supported by this server; \
-                             send text."
-                        ));
-                    }
-                }
-            }
-            // As vLLM joins them.
-            texts.join("\n")
-        }
-        None => {
-            return Err(Invalid::value("messages", "a message must have a content").into());
-        }
-    };
-    Ok(Message { role, content })
 }

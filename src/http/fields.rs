@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::dialects;
+use super::messages::Messages;
 use super::parse::{Fields, fields};
 use super::small::{KEPT_ITEMS_MAX, Small};
 use super::unsupported::{self, Unsupported};
@@ -55,7 +56,7 @@ fields! {
 fields! {
     /// What only `/v1/chat/completions` takes.
     ChatFields {
-        messages: Vec<WireMessage>,
+        messages: Messages,
         max_completion_tokens: u32,
         logprobs: bool,
         top_logprobs: u32,
@@ -274,57 +275,6 @@ impl<'de> Visitor<'de> for TokenIdsVisitor {
             ids.push(id);
         }
         Ok(ids)
-    }
-}
-
-/// One of `messages`.
-#[derive(Debug, Deserialize)]
-pub(super) struct WireMessage {
-    pub role: String,
-    pub content: Option<Content>,
-    pub tool_calls: Option<Small>,
-    pub function_call: Option<Small>,
-}
-
-/// A message's `content`.
-#[derive(Debug)]
-pub(super) enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-/// A part of a message's content.
-#[derive(Debug, Deserialize)]
-pub(super) struct Part {
-    pub r#type: String,
-    pub text: Option<String>,
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ContentVisitor)
-    }
-}
-
-struct ContentVisitor;
-
-impl<'de> Visitor<'de> for ContentVisitor {
-    type Value = Content;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or a list of parts")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-        Ok(Content::Text(text.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
-        let mut parts = Vec::new();
-        while let Some(part) = seq.next_element()? {
-            parts.push(part);
-        }
-        Ok(Content::Parts(parts))
     }
 }
 

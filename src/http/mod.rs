@@ -19,6 +19,7 @@ mod fields;
 mod generate;
 mod guard;
 mod logprobs;
+mod messages;
 mod metrics;
 mod models;
 mod parse;

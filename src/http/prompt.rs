@@ -3,7 +3,7 @@
 use super::error::RequestError;
 use crate::ids::TokenId;
 use crate::request::Invalid;
-use crate::text::{Message, ServedText, TextError};
+use crate::text::{Chat, Message, ServedText, TextError};
 
 /// The prompts of a request; each is a sequence.
 pub(super) enum PromptInput {
@@ -58,9 +58,12 @@ impl PromptInput {
                 };
                 texts.iter().map(prompt).collect()
             }
-            Self::Chat { messages, adds_generation_prompt } => {
+            Self::Chat { mut messages, adds_generation_prompt } => {
                 let template = template.as_ref().ok_or(RequestError::NoTemplate)?;
-                let text = template.render(&messages, adds_generation_prompt).map_err(failed)?;
+                template.shape(&mut messages);
+                let add_generation_prompt = adds_generation_prompt;
+                let chat = Chat { messages, add_generation_prompt, ..Chat::default() };
+                let text = template.render(&chat).map_err(failed)?;
                 Ok(vec![encode(&text, adds_special.unwrap_or(false))?])
             }
         }

@@ -6,10 +6,12 @@
 
 mod assembly;
 mod capped;
+mod chat;
 mod defaults;
 mod detokenizer;
 mod error;
 mod files;
+mod jinja;
 mod limits;
 mod python;
 mod served;
@@ -19,6 +21,7 @@ mod template;
 mod tokenizer;
 mod vocabulary;
 
+pub use chat::{Chat, Message};
 pub use defaults::{SamplingDefaults, not_applied};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
@@ -27,5 +30,5 @@ pub use limits::text_bytes_max;
 pub use served::{AdapterTexts, OwnText, ServedText, TextSettings};
 pub use stop::{StopMatcher, StopOutcome};
 pub use stop_tokens::stop_token_ids;
-pub use template::{ChatTemplate, Message};
+pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

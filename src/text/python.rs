@@ -129,18 +129,15 @@ impl Formatter for Dumps {
     }
 }
 
-/// `strftime_now` of transformers, in UTC: a server's own time zone is no part of a prompt.
-pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    strftime(Timestamp::now(), format)
-}
-
-/// Python's `strftime` of the English locale, in UTC. What Python does not have, or has only in
+/// Python's `strftime` of the English locale, in UTC: a server's own time zone is no part of a
+/// prompt. What Python does not have, or has only in
 /// some places, is an error and not a prompt with a stray letter.
-fn strftime(now: Timestamp, format: &str) -> Result<String, Error> {
+pub(super) fn strftime(unix_s: i64, format: &str) -> Result<String, Error> {
     let unknown = || {
         let problem = format!("strftime_now does not know all of {format:?}");
         Error::new(ErrorKind::InvalidOperation, problem)
     };
+    let now = Timestamp::from_second(unix_s).map_err(|_| unknown())?;
     let mut known = String::new();
     let mut letters = format.chars();
     while let Some(letter) = letters.next() {
@@ -166,11 +163,7 @@ fn strftime(now: Timestamp, format: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
-    fn strftime(unix_s: i64, format: &str) -> Result<String, minijinja::Error> {
-        super::strftime(Timestamp::from_second(unix_s).unwrap(), format)
-    }
+    use super::strftime;
 
     #[test]
     fn dates_are_those_that_python_prints() {

@@ -5,45 +5,43 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Value, ValueKind, merge_maps};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
-use regex::Regex;
 
 use super::capped::Capped;
+use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
 use super::error::TextError;
 use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json, token_content};
 use super::limits::text_bytes_max;
-use super::python;
+use super::{jinja, python};
 
 /// One is an instruction or 64 bytes of data; a message takes about a hundred instructions. Used
 /// up, rendering fails with [`TextError::TemplateFuel`] after less than a second.
 const TEMPLATE_FUEL_MAX: u64 = 4_000_000;
+/// Of the first look at a template, with chats of a few words.
+const PROBE_FUEL_MAX: u64 = 100_000;
 /// Macros that call each other deeper than this fail with [`TextError::TemplateFailed`]. A call
 /// counts for 5 or more.
 const TEMPLATE_DEPTH_MAX: usize = 200;
 /// The one template of the environment, as error messages name it.
 const NAME: &str = "chat_template";
 
-/// One message of a chat.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
 /// A model's chat template. Safe to share between threads.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The one for chats with tools, if the model has one of its own.
+    tool_use: Option<Box<ChatTemplate>>,
     special_tokens: BTreeMap<String, String>,
+    content: ContentForms,
     text_bytes_max: usize,
 }
 
 impl ChatTemplate {
     /// The template of a model: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json` (of several, the one named `default`); `None` if it has none.
+    /// `tokenizer_config.json`; `None` if it has none. Of several, the one named `tool_use` is
+    /// for chats with tools, and the one named `default` for all others.
     ///
     /// # Errors
     /// [`TextError::FileBroken`] for a file that is no JSON or no template.
@@ -52,13 +50,15 @@ impl ChatTemplate {
         context_tokens_max: u32,
     ) -> Result<Option<Self>, TextError> {
         let config = json(TOKENIZER_CONFIG, files.tokenizer_config.as_deref())?;
-        let (file, source) = match &files.chat_template {
-            Some(bytes) => (CHAT_TEMPLATE, std::str::from_utf8(bytes).ok()),
-            None => match config.get("chat_template") {
-                None | Some(serde_json::Value::Null) => return Ok(None),
-                Some(template) => (TOKENIZER_CONFIG, default_template(template)),
-            },
+        let listed = config.get("chat_template").filter(|template| !template.is_null());
+        let (file, source, tool_use) = match (&files.chat_template, listed) {
+            (Some(bytes), _) => (CHAT_TEMPLATE, std::str::from_utf8(bytes).ok(), None),
+            (None, None) => return Ok(None),
+            (None, Some(all)) => {
+                (TOKENIZER_CONFIG, template_named(all, "default"), template_named(all, "tool_use"))
+            }
         };
+        let tool_use = tool_use.filter(|_| listed.is_some_and(serde_json::Value::is_array));
         let problem = "chat_template must be a string, or a list with one named \"default\"";
         let source = source.ok_or_else(|| match file {
             CHAT_TEMPLATE => TextError::broken(file, "it is not UTF-8"),
@@ -70,10 +70,14 @@ impl ChatTemplate {
                 special_tokens.insert(key.clone(), token.to_owned());
             }
         }
-        match Self::new(source, special_tokens, context_tokens_max) {
-            Err(TextError::FileBroken { problem, .. }) => Err(TextError::broken(file, problem)),
-            template => template.map(Some),
-        }
+        let read =
+            |source: &str| match Self::new(source, special_tokens.clone(), context_tokens_max) {
+                Err(TextError::FileBroken { problem, .. }) => Err(TextError::broken(file, problem)),
+                template => template,
+            };
+        let mut template = read(source)?;
+        template.tool_use = tool_use.map(read).transpose()?.map(Box::new);
+        Ok(Some(template))
     }
 
     /// A template and the variables it sees as `bos_token`, `eos_token` and so on.
@@ -85,28 +89,34 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
         context_tokens_max: u32,
     ) -> Result<Self, TextError> {
+        Self::at(source, special_tokens, context_tokens_max, || Timestamp::now().as_second())
+    }
+
+    /// The same with a clock of its own for `strftime_now`: seconds since 1970.
+    ///
+    /// # Errors
+    /// [`TextError::FileBroken`] if it is no template.
+    pub fn at(
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+        context_tokens_max: u32,
+        now_unix_s: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Result<Self, TextError> {
         let problem =
             |error: &dyn std::fmt::Display| TextError::broken(CHAT_TEMPLATE, error.to_string());
-        // transformers marks the assistant's text for training; for rendering it is a plain block.
-        let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}");
-        let source = marks.map_err(|error| problem(&error))?.replace_all(
-            source,
-            |found: &regex::Captures<'_>| {
-                let tag = if found.get(2).is_some() { "endif" } else { "if true" };
-                format!("{{%{} {tag} {}%}}", &found[1], &found[3])
-            },
-        );
+        let prepared = jinja::prepared(source).map_err(|error| problem(&error))?;
         let mut environment = Environment::new();
         // As transformers sets up jinja2.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| problem(&error))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(TEMPLATE_FUEL_MAX));
         environment.set_recursion_limit(TEMPLATE_DEPTH_MAX);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", python::strftime_now);
+        environment.add_function("strftime_now", move |format: &str| {
+            python::strftime(now_unix_s(), format)
+        });
         let bytes_max = text_bytes_max(context_tokens_max);
         environment.add_filter(
             "tojson",
@@ -124,35 +134,55 @@ impl ChatTemplate {
         environment.add_test("number", |value: &Value| {
             matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
         });
-        let added = environment.add_template_owned(NAME, source.into_owned());
+        let added = environment.add_template_owned(NAME, prepared);
         added.map_err(|error| problem(&error))?;
-        Ok(Self { environment, special_tokens, text_bytes_max: bytes_max })
+        let mut template = Self {
+            environment,
+            tool_use: None,
+            special_tokens,
+            content: ContentForms::TEXT,
+            text_bytes_max: bytes_max,
+        };
+        template.environment.set_fuel(Some(PROBE_FUEL_MAX));
+        template.content = ContentForms::probe(source, |messages| {
+            template.render(&Chat { messages, ..Chat::default() }).ok()
+        });
+        template.environment.set_fuel(Some(TEMPLATE_FUEL_MAX));
+        Ok(template)
+    }
+
+    /// Messages with their content in the form that the template reads: a string, a list of parts,
+    /// or what the client sent if it reads both.
+    pub fn shape(&self, messages: &mut [Message]) {
+        messages.iter_mut().for_each(|message| self.content.shape(message));
     }
 
     /// The prompt for a chat, with BOS if the template writes it: encode it without special
-    /// tokens. `add_generation_prompt` opens the assistant's turn.
+    /// tokens. What transformers' `apply_chat_template` writes for the same arguments.
     ///
     /// # Errors
     /// [`TextError::TooLong`], [`TextError::TemplateRefused`], [`TextError::TemplateFuel`] or
     /// [`TextError::TemplateFailed`].
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<String, TextError> {
+    pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
+        if let (Some(tool_use), Some(_)) = (&self.tool_use, &chat.tools) {
+            return tool_use.render(chat);
+        }
         let text_bytes_max = self.text_bytes_max;
-        let bytes = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();
+        let bytes = chat.messages.iter().map(content_bytes).sum::<usize>();
         if bytes > text_bytes_max {
             return Err(TextError::TooLong { text_bytes_max });
         }
-        // transformers passes both even if there are none.
-        let none = Value::from(());
+        let messages = chat.messages.iter().map(as_transformers);
+        // transformers passes tools and documents even if there are none.
         let context = context! {
-            messages => messages.iter().map(value).collect::<Value>(),
-            add_generation_prompt,
-            tools => none.clone(),
-            documents => none,
-            ..Value::from_pairs(self.special_tokens.clone())
+            messages => messages.map(|message| engine_map(&message)).collect::<Value>(),
+            add_generation_prompt => chat.add_generation_prompt,
+            tools => engine_list(chat.tools.as_deref()),
+            documents => engine_list(chat.documents.as_deref()),
+            ..merge_maps([
+                engine_map(&chat.variables),
+                Value::from_pairs(self.special_tokens.clone()),
+            ])
         };
         let mut output = Capped { bytes: Vec::new(), bytes_max: text_bytes_max, is_full: false };
         let template = self.environment.get_template(NAME);
@@ -166,8 +196,15 @@ impl ChatTemplate {
     }
 }
 
-fn value(message: &Message) -> Value {
-    Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+/// Bytes of text in a message's content, which templates write out.
+fn content_bytes(message: &Message) -> usize {
+    let text = |value: &serde_json::Value| value.as_str().map_or(0, str::len);
+    match message.get("content") {
+        Some(serde_json::Value::Array(parts)) => {
+            parts.iter().filter_map(|part| part.get("text")).map(text).sum()
+        }
+        content => content.map_or(0, text),
+    }
 }
 
 /// What `raise_exception` was given, carried through the template engine as an error's source.
@@ -195,10 +232,11 @@ fn failed(error: &minijinja::Error) -> TextError {
     TextError::TemplateFailed { message: error.to_string() }
 }
 
-fn default_template(template: &serde_json::Value) -> Option<&str> {
-    let named = |entry: &&serde_json::Value| entry.get("name").is_some_and(|n| n == "default");
-    match template {
-        serde_json::Value::Array(all) => all.iter().find(named)?.get("template")?.as_str(),
+/// The template of a name in a list of them; a single one has every name.
+fn template_named<'a>(templates: &'a serde_json::Value, name: &str) -> Option<&'a str> {
+    let named = |entry: &&serde_json::Value| entry.get("name").is_some_and(|n| n == name);
+    match templates {
+        serde_json::Value::Array(all) => all.iter().rfind(named)?.get("template")?.as_str(),
         one => one.as_str(),
     }
 }

@@ -38,6 +38,7 @@ mod hub;
 mod hub_server;
 mod kernels;
 mod merged;
+mod messages;
 mod process;
 mod programs;
 mod recipes;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tessera::text::{ChatTemplate, Message, TextError, TextFiles, Tokenizer};
+use tessera::text::{Chat, ChatTemplate, Message, TextError, TextFiles, Tokenizer};
 
 const CONTEXT_TOKENS_MAX: u32 = 512;
 
@@ -25,11 +25,15 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 fn message(role: &str, content: &str) -> Message {
-    Message { role: role.to_owned(), content: content.to_owned() }
+    json!({"role": role, "content": content}).as_object().unwrap().clone()
+}
+
+fn chat(messages: &[Message], add_generation_prompt: bool) -> Chat {
+    Chat { messages: messages.to_vec(), add_generation_prompt, ..Chat::default() }
 }
 
 fn render(source: &str, content: &str) -> Result<String, TextError> {
-    template(source).render(&[message("user", content)], true)
+    template(source).render(&chat(&[message("user", content)], true))
 }
 
 #[test]
@@ -37,10 +41,9 @@ fn templates_render_as_jinja2_renders_them() {
     for case in json_of("templates.json").as_array().unwrap() {
         let text = |value: &Value, key: &str| value[key].as_str().unwrap().to_owned();
         let messages = case["messages"].as_array().unwrap().iter();
-        let messages: Vec<Message> =
-            messages.map(|m| message(&text(m, "role"), &text(m, "content"))).collect();
+        let messages: Vec<Message> = messages.map(|m| m.as_object().unwrap().clone()).collect();
         let prompt = case["add_generation_prompt"].as_bool().unwrap();
-        let rendered = template(&text(case, "source")).render(&messages, prompt);
+        let rendered = template(&text(case, "source")).render(&chat(&messages, prompt));
         let expected = match case.get("raises") {
             Some(raised) => {
                 Err(TextError::TemplateRefused { message: raised.as_str().unwrap().to_owned() })
@@ -54,10 +57,10 @@ fn templates_render_as_jinja2_renders_them() {
 #[test]
 fn a_template_is_found_where_transformers_finds_it() {
     let some = |json: Value| Some(json.to_string().into_bytes());
-    let chat = [message("user", " hi ")];
+    let hi = chat(&[message("user", " hi ")], true);
     let rendered = |files: &TextFiles| {
         let template = ChatTemplate::from_files(files, CONTEXT_TOKENS_MAX);
-        template.map(|template| template.map(|template| template.render(&chat, true).unwrap()))
+        template.map(|template| template.map(|template| template.render(&hi).unwrap()))
     };
     let read = TextFiles::read(&data("byte_level")).unwrap();
     let expected = "<s><|user|>\nhi<|end|>\n<|assistant|>\n";
@@ -146,10 +149,11 @@ fn a_long_chat_is_within_the_budget_and_a_huge_one_is_refused() {
     let source = qwen["source"].as_str().unwrap();
     let template = ChatTemplate::new(source, BTreeMap::new(), 131_072).unwrap();
     let turn = [message("user", &"word ".repeat(50)), message("assistant", "ok")];
-    let chat: Vec<Message> = turn.iter().cycle().take(4000).cloned().collect();
-    assert!(template.render(&chat, true).unwrap().len() > 500_000);
+    let turns: Vec<Message> = turn.iter().cycle().take(4000).cloned().collect();
+    assert!(template.render(&chat(&turns, true)).unwrap().len() > 500_000);
+    let huge = chat(&[message("user", &"a".repeat(64 << 20))], true);
     let start = Instant::now();
-    let error = template.render(&[message("user", &"a".repeat(64 << 20))], true).unwrap_err();
+    let error = template.render(&huge).unwrap_err();
     assert!(matches!(error, TextError::TooLong { .. }), "{error}");
     assert!(start.elapsed() < Duration::from_secs(1));
 }

@@ -1,0 +1,223 @@
+//! The `messages` of a chat: any keys, in the client's order, for the model's template to read.
+
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::error::{RequestError, shown};
+use crate::request::Invalid;
+use crate::text::Message;
+
+/// Values in all messages together, an object or a list counting as one and each of its values as
+/// one more: a held value takes up to 100 bytes, so this is some 13 MB. More are answered 400.
+const MESSAGE_VALUES_MAX: usize = 1 << 17;
+/// Objects and lists within each other, from the list of messages on. Deeper is answered 400.
+const MESSAGE_DEPTH_MAX: usize = 32;
+
+/// `messages`, read but not looked at.
+#[derive(Debug)]
+pub(super) struct Messages(Vec<Message>);
+
+impl<'de> Deserialize<'de> for Messages {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut values_left = MESSAGE_VALUES_MAX;
+        let any = Any { values_left: &mut values_left, depth: 0 };
+        let Value::Array(all) = any.deserialize(deserializer)? else {
+            return Err(D::Error::custom("expected a list of messages"));
+        };
+        let message = |value| match value {
+            Value::Object(message) => Ok(message),
+            _ => Err(D::Error::custom("every message must be an object")),
+        };
+        all.into_iter().map(message).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Messages {
+    /// The messages as templates take them.
+    ///
+    /// # Errors
+    /// [`RequestError::Invalid`] and [`RequestError::Unsupported`].
+    pub fn read(self) -> Result<Vec<Message>, RequestError> {
+        if self.0.is_empty() {
+            return invalid("messages must hold at least one message");
+        }
+        self.0.into_iter().map(read).collect()
+    }
+}
+
+/// Any value. It counts what it reads, so that a body never becomes a tree of any size.
+struct Any<'a> {
+    values_left: &'a mut usize,
+    depth: usize,
+}
+
+impl Any<'_> {
+    fn inner(&mut self) -> Any<'_> {
+        Any { values_left: self.values_left, depth: self.depth + 1 }
+    }
+
+    fn check_depth<E: Error>(&self) -> Result<(), E> {
+        match self.depth < MESSAGE_DEPTH_MAX {
+            true => Ok(()),
+            false => Err(E::custom(format!(
+                "objects and lists may be nested {MESSAGE_DEPTH_MAX} deep (message_depth_max)"
+            ))),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Any<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let Some(left) = self.values_left.checked_sub(1) else {
+            return Err(D::Error::custom(format!(
+                "all messages together may hold {MESSAGE_VALUES_MAX} values (message_values_max)"
+            )));
+        };
+        *self.values_left = left;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Any<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+        self.check_depth()?;
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self.inner())? {
+            items.push(item);
+        }
+        Ok(items.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
+        self.check_depth()?;
+        let mut items = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if items.contains_key(&key) {
+                return Err(A::Error::custom(format!("\"{}\" is given twice", shown(&key))));
+            }
+            let value = map.next_value_seed(self.inner())?;
+            items.insert(key, value);
+        }
+        Ok(items.into())
+    }
+}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, RequestError> {
+    Err(Invalid::value("messages", message).into())
+}
+
+fn unsupported<T>(message: impl Into<String>) -> Result<T, RequestError> {
+    Err(RequestError::Unsupported { param: "messages".to_owned(), message: message.into() })
+}
+
+/// A message as templates take it: every key stays, as it is and where it is.
+fn read(mut message: Message) -> Result<Message, RequestError> {
+    let asks = |key: &str| match message.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(_) => true,
+    };
+    if asks("tool_calls") || asks("function_call") {
+        return unsupported("Tool calls in messages are not supported by this server.");
+    }
+    let role = match message.get_mut("role") {
+        Some(Value::String(role)) => role,
+        _ => return invalid("a message must have a role, a string"),
+    };
+    match role.as_str() {
+        "system" | "user" | "assistant" => {}
+        // OpenAI's newer word for the same; templates do not know it.
+        "developer" => "system".clone_into(role),
+        "tool" | "function" => {
+            return unsupported("Messages of tools are not supported by this server.");
+        }
+        role => {
+            let role = shown(role);
+            return invalid(format!(
+                "a message's role must be system, developer, user or assistant, got '{role}'"
+            ));
+        }
+    }
+    let is_assistant = role == "assistant";
+    match message.get_mut("content") {
+        Some(Value::String(_)) => {}
+        Some(Value::Array(parts)) => parts.iter_mut().try_for_each(read_part)?,
+        // Its turn may have been a call or a refusal; the template sees it without content.
+        None | Some(Value::Null) if is_assistant => {}
+        None | Some(Value::Null) => return invalid("a message must have a content"),
+        Some(_) => return invalid("a message's content must be a string or a list of parts"),
+    }
+    Ok(message)
+}
+
+/// A part of a content, under the one name that templates have for text.
+fn read_part(part: &mut Value) -> Result<(), RequestError> {
+    if let Value::String(text) = part {
+        *part = serde_json::json!({"type": "text", "text": std::mem::take(text)});
+        return Ok(());
+    }
+    let Value::Object(part) = part else {
+        return invalid("a part of a message's content must be an object");
+    };
+    let Some(Value::String(kind)) = part.get_mut("type") else {
+        return invalid("a part of a message's content must have a type, a string");
+    };
+    let key = match kind.as_str() {
+        "text" | "input_text" | "output_text" => "text",
+        "refusal" => "refusal",
+        other => {
+            let kind = shown(other);
+            return unsupported(format!(
+                "Content parts of type '{kind}' are not supported by this server; send text."
+            ));
+        }
+    };
+    let kind = std::mem::replace(kind, "text".to_owned());
+    match part.get(key) {
+        Some(Value::String(text)) if key != "text" => {
+            let text = text.clone();
+            part.insert("text".to_owned(), text.into());
+            Ok(())
+        }
+        Some(Value::String(_)) => Ok(()),
+        _ => invalid(format!("a part of type {kind} must have a {key}, a string")),
+    }
+}
