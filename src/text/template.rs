@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind, merge_maps};
+use minijinja::value::{Value, merge_maps};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
 
 use super::capped::Capped;
@@ -104,35 +104,18 @@ impl ChatTemplate {
     ) -> Result<Self, TextError> {
         let problem =
             |error: &dyn std::fmt::Display| TextError::broken(CHAT_TEMPLATE, error.to_string());
-        let prepared = jinja::prepared(source).map_err(|error| problem(&error))?;
         let mut environment = Environment::new();
         // As transformers sets up jinja2.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| problem(&error))?);
+        let syntax = syntax.map_err(|error| problem(&error))?;
+        let prepared = jinja::prepared(source, &syntax).map_err(|error| problem(&error))?;
+        environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_recursion_limit(TEMPLATE_DEPTH_MAX);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python::install(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| {
             python::strftime(now_unix_s(), format)
-        });
-        let bytes_max = text_bytes_max(context_tokens_max);
-        environment.add_filter(
-            "tojson",
-            move |value: &Value, options: minijinja::value::Kwargs| {
-                python::to_json(value, &options, bytes_max)
-            },
-        );
-        // Python counts more kinds as these than the template engine does, and none as iterable.
-        environment.add_test("sequence", |value: &Value| {
-            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
-        });
-        environment.add_test("iterable", |value: &Value| {
-            value.kind() == ValueKind::String || !value.is_none() && value.try_iter().is_ok()
-        });
-        environment.add_test("number", |value: &Value| {
-            matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
         });
         let added = environment.add_template_owned(NAME, prepared);
         added.map_err(|error| problem(&error))?;
@@ -141,7 +124,7 @@ impl ChatTemplate {
             tool_use: None,
             special_tokens,
             content: ContentForms::TEXT,
-            text_bytes_max: bytes_max,
+            text_bytes_max: text_bytes_max(context_tokens_max),
         };
         template.environment.set_fuel(Some(PROBE_FUEL_MAX));
         template.content = ContentForms::probe(source, |messages| {

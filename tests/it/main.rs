@@ -49,6 +49,7 @@ mod serve;
 mod served_text;
 mod synth;
 mod text;
+mod text_jinja;
 mod text_template;
 mod tidy;
 mod tidy_circles;

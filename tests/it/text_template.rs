@@ -131,6 +131,28 @@ fn a_template_bomb_stops() {
         "{% for i in range(9999) %}{% set x = messages[0].content.replace('', messages[0].content) \
          %}{% endfor %}",
         "{% for i in range(9999) %}{{ messages[0].content }}{% endfor %}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%.999999999f' % 1.0 }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ 'a'.ljust(999999999999) }}",
+        "{{ '{:>999999999999}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 999999999999) }}",
+        "{{ '{:.999999999f}'.format(1.5) }}",
+        "{{ 'a\nb' | indent(999999999999) }}",
+        "{{ [1] | batch(999999999999, 'x') | list }}",
+        "{{ [1] | slice(999999999999) | list }}",
+        "{{ [1] * 999999999999 }}",
+        "{{ 'a' | center(999999999999) }}",
+        "{{ range(10**9) | list | length }}",
+        "{% for i in range(99999) %}{% for c in messages[0].content %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = '%s' % messages[0].content %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = messages[0].content.split('') %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = messages[0].content.rsplit(' ') %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = messages | string | length %}{% endfor %}",
+        "{% set ns = namespace(x='a'|safe) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}\
+         {% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(150) %}{% set ns.x = [ns.x] %}\
+         {% endfor %}{{ ns.x }}",
     ];
     for source in bombs {
         let start = Instant::now();

@@ -1,0 +1,11 @@
+//! What chat templates use of Python and of jinja2, where the template engine differs or lacks it.
+
+mod filters;
+mod methods;
+mod printf;
+mod repr;
+mod strftime;
+mod view;
+
+pub(super) use filters::install;
+pub(super) use strftime::strftime;
