@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tessera::text::{Chat, ChatTemplate, TextError};
 
 /// What the templates of tools/differential see as the present: 2026-03-07 09:05:02 UTC.
@@ -71,14 +71,20 @@ fn published_templates() {
     };
     let (mut equal, mut raised) = (0, 0);
     let (mut wrong, mut refused) = (Vec::new(), Vec::new());
+    let (mut seen, mut dropped) = (String::new(), Vec::new());
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
     for path in paths.iter().filter(|path| path.extension().is_some_and(|e| e == "jsonl")) {
         for line in fs::read_to_string(path).unwrap().lines() {
             let case: Value = serde_json::from_str(line).unwrap();
             let at = format!("{}: {}", path.file_name().unwrap().display(), case["name"]);
-            let rendered = template(case["template"].as_str().unwrap(), 4096)
-                .and_then(|template| template.render(&chat(&case["chat"])));
+            let source = case["template"].as_str().unwrap();
+            if seen != source {
+                dropped.extend(drops(source).map(|drop| format!("{at}: {drop}")));
+                source.clone_into(&mut seen);
+            }
+            let rendered =
+                template(source, 4096).and_then(|template| template.render(&chat(&case["chat"])));
             match (rendered, case["expected"].as_str()) {
                 (Ok(ours), Some(expected)) if ours == expected => equal += 1,
                 (Err(_), None) => raised += 1,
@@ -91,6 +97,32 @@ fn published_templates() {
     let (refused, wrong) = (refused.len(), wrong.len());
     println!("{equal} equal, {raised} raise in both, {refused} refused, {wrong} wrong");
     assert!(equal > 0 && refused == 0 && wrong == 0);
+    assert!(dropped.is_empty(), "texts of messages that do not come out:\n{}", dropped.join("\n"));
+}
+
+/// The first message of which a text does not reach the prompt, whatever form a client sends it in.
+fn drops(source: &str) -> Option<String> {
+    let template = template(source, 4096).ok()?;
+    let parts = json!([{"type": "text", "text": "qoneq"}, {"type": "text", "text": "qtwoq"}]);
+    for content in [json!("qoneq qtwoq"), parts] {
+        let (user, plain) = (json!({"role": "user", "content": content}), json!("x"));
+        let turns = [
+            json!([user]),
+            json!([{"role": "system", "content": content}, {"role": "user", "content": plain}]),
+            json!([{"role": "user", "content": plain}, {"role": "assistant", "content": content},
+                {"role": "user", "content": plain}]),
+        ];
+        for messages in turns {
+            let mut chat = chat(&json!({"messages": messages}));
+            template.shape(&mut chat.messages);
+            let Ok(text) = template.render(&chat) else { continue };
+            let is_dumped = text.contains("'type'") || text.contains("\"type\":");
+            if !text.contains("qoneq") || !text.contains("qtwoq") || is_dumped {
+                return Some(format!("{messages} becomes {text:?}"));
+            }
+        }
+    }
+    None
 }
 
 fn chat(json: &Value) -> Chat {

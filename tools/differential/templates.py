@@ -89,6 +89,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("sdist", nargs="?", type=Path)
     parser.add_argument("--skip-test", action="store_true", help="only write the cases")
+    parser.add_argument("--debug", action="store_true", help="test a debug build")
     parser.add_argument("--out", type=Path, help="where to write them")
     args = parser.parse_args()
     folder = args.out or Path(tempfile.mkdtemp())
@@ -111,7 +112,8 @@ def main():
     print(f"{templates} templates, {len(CHATS)} chats, {texts} texts, in {folder}")
     if args.skip_test:
         return
-    test = ["cargo", "test", "--release", "--locked", "--test", "it", "published_templates", "--",
+    build = [] if args.debug else ["--release"]
+    test = ["cargo", "test", *build, "--locked", "--test", "it", "published_templates", "--",
             "--nocapture"]
     run = subprocess.run(test, cwd=ROOT, env={**os.environ, "TESSERA_TEMPLATES": str(folder)},
                          capture_output=True, text=True)
