@@ -153,9 +153,8 @@ impl Edits<'_> {
             _ => return,
         };
         let span = operation.span();
-        let within = self.tokens.iter().filter(|(_, token)| {
-            token.start_offset >= span.start_offset && token.end_offset <= span.end_offset
-        });
+        let place = |at: u32| self.tokens.partition_point(|(_, token)| token.start_offset < at);
+        let within = self.tokens[place(span.start_offset)..place(span.end_offset)].iter();
         let mut depth = 0;
         // The last one outside of brackets, because operators of a rank go from left to right.
         let sign = within.filter(|(token, _)| {
