@@ -3,7 +3,7 @@
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 
-use super::repr::{MADE_BYTES_MAX, invalid, push, text};
+use super::repr::{MADE_BYTES_MAX, invalid, pay, push, text};
 use super::view::View;
 
 /// A method of a value.
@@ -13,6 +13,7 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    pay(state, value)?;
     let ours = match value.kind() {
         ValueKind::String => string(state, value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Map => mapping(value, method, args)?,

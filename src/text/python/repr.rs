@@ -14,6 +14,8 @@ pub(super) const MADE_BYTES_MAX: usize = 16 << 20;
 const PRINTED_DEPTH_MAX: usize = 100;
 /// What each value within a printed one takes of a template's fuel.
 const VALUE_FUEL: u64 = 8;
+/// Bytes of text that cost a step of a template's fuel where a function goes through them.
+const BYTES_PER_FUEL: u64 = 16;
 
 pub(super) fn invalid(problem: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, problem.into())
@@ -46,6 +48,12 @@ pub(super) fn repr(state: &State<'_, '_>, value: &Value) -> Result<String, Error
     Ok(out)
 }
 
+/// Pays for going through a value.
+pub(super) fn pay(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    let bytes = value.as_str().map_or(0, str::len) as u64;
+    state.consume_fuel(VALUE_FUEL + bytes / BYTES_PER_FUEL)
+}
+
 fn deeper(depth: usize) -> Result<usize, Error> {
     let message = || invalid(format!("values are nested more than {PRINTED_DEPTH_MAX} deep"));
     (depth < PRINTED_DEPTH_MAX).then_some(depth + 1).ok_or_else(message)
@@ -57,7 +65,7 @@ fn write_repr(
     value: &Value,
     depth: usize,
 ) -> Result<(), Error> {
-    state.consume_fuel(VALUE_FUEL)?;
+    pay(state, value)?;
     match value.kind() {
         ValueKind::Undefined => push(out, "Undefined"),
         ValueKind::Number if !value.is_integer() => push(out, &float(as_float(value)?)),
@@ -170,7 +178,7 @@ impl Dumps<'_> {
     }
 
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        self.state.consume_fuel(VALUE_FUEL)?;
+        pay(self.state, value)?;
         match value.kind() {
             ValueKind::None => push(&mut self.out, "null"),
             ValueKind::Bool => push(&mut self.out, if value.is_true() { "true" } else { "false" }),
