@@ -27,6 +27,8 @@ impl World {
         synth_model(&model, &tiny(Family::Llama)).unwrap();
         let base = CheckpointBase::new(Checkpoint::open(&model, None).unwrap().into());
         synth_adapter(&adapter, &adapter_shape(AdapterKind::Lora), &base).unwrap();
+        fs::write(adapter.join("chat_template.jinja"), "{{ messages }}").unwrap();
+        fs::write(adapter.join("special_tokens_map.json"), "{}").unwrap();
         let mut plan = Plan::default();
         plan.repositories.insert("org/model".into(), files_of(&model));
         plan.repositories.insert("org/adapter".into(), files_of(&adapter));
@@ -82,7 +84,12 @@ const MODEL_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
-const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const ADAPTER_FILES: [&str; 4] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+];
 
 #[test]
 fn a_model_is_fetched_into_the_cache_layout_of_python_and_found_there_without_a_network() {
@@ -109,7 +116,7 @@ fn a_model_is_fetched_into_the_cache_layout_of_python_and_found_there_without_a_
 }
 
 #[test]
-fn an_adapter_takes_its_two_files_and_nothing_else() {
+fn an_adapter_takes_its_files_those_of_its_text_and_nothing_else() {
     let world = World::new();
     let dir = resolve("org/adapter@main", Kind::Adapter, &world.settings()).unwrap();
     assert_eq!(world.names("adapter", &format!("snapshots/{COMMIT}")), ADAPTER_FILES);

@@ -15,8 +15,14 @@ use super::cache::{Blob, Commit, Partial, is_plain};
 use super::client::{Client, Problem};
 use super::{Failure, Kind, MODEL_INDEX, MODEL_WEIGHTS, Repository, one_line};
 
-const MODEL_OPTIONAL: &[&str] =
-    &["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+/// What says how text becomes tokens and where answers end, of a model and of an adapter.
+const TEXT_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
 /// Downloads of one file that may break off before the fetch is given up.
 const ATTEMPTS_MAX: u32 = 3;
 /// Bytes that are read, hashed and written at a time.
@@ -53,11 +59,11 @@ impl Download<'_> {
             return Err(Failure::Final(format!("{id} has no {name} on the Hub{hint}")));
         }
         let mut wanted: Vec<String> = required.iter().map(|&name| name.to_owned()).collect();
+        let optional = TEXT_FILES.iter().filter(|name| has(name) && !required.contains(name));
+        wanted.extend(optional.map(|&name| name.to_owned()));
         if self.repository.kind == Kind::Adapter {
             return Ok(wanted);
         }
-        let optional = MODEL_OPTIONAL.iter().filter(|name| has(name));
-        wanted.extend(optional.map(|&name| name.to_owned()));
         if has(MODEL_WEIGHTS) {
             wanted.push(MODEL_WEIGHTS.to_owned());
         } else if has(MODEL_INDEX) {
