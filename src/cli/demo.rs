@@ -73,10 +73,11 @@ pub fn checkpoint(dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
 /// The demo's tokenizer and template.
 pub fn text_files() -> TextFiles {
     TextFiles {
-        tokenizer: demo_file!("model/tokenizer.json").to_vec(),
+        tokenizer: Some(demo_file!("model/tokenizer.json").to_vec()),
         tokenizer_config: Some(demo_file!("model/tokenizer_config.json").to_vec()),
         chat_template: Some(demo_file!("model/chat_template.jinja").to_vec()),
         generation_config: Some(demo_file!("model/generation_config.json").to_vec()),
         config: Some(CONFIG.to_vec()),
+        ..TextFiles::default()
     }
 }

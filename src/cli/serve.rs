@@ -16,7 +16,7 @@ use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
 use crate::request::Limits;
 use crate::text::{
     AdapterTexts, OwnText, SamplingDefaults, ServedText, TextError, TextFiles, TextSettings,
-    not_applied,
+    Tokenizer, not_applied,
 };
 
 /// Alternatives a position may report, as OpenAI's chat API allows.
@@ -158,13 +158,32 @@ fn texts(
              ignores them)"
         ));
     }
+    report.extend(tokenizer_notes(&served.tokenizer, settings.vocabulary_tokens));
     let not_applied = not_applied(&base_files).map_err(model_error)?;
     if settings.takes_defaults && !not_applied.is_empty() {
         let list = not_applied.join(", ");
         report.push(format!("warning: generation_config.json: not applied: {list}"));
     }
     let uses_own = config.adapter_template == AdapterTemplate::Own;
-    Ok(AdapterTexts { base_files, base: Arc::new(served), settings, uses_own })
+    Ok(AdapterTexts::new(base_files, served, settings, uses_own))
+}
+
+/// What a user should know of the model's tokenizer: what its files say in vain, and tokens that
+/// the model has no embedding for. A prompt that holds one of those is refused.
+fn tokenizer_notes(tokenizer: &Tokenizer, model_tokens: u32) -> Vec<String> {
+    let mut notes: Vec<String> =
+        tokenizer.notes().iter().map(|note| format!("note: {note}")).collect();
+    let beyond = tokenizer.added_tokens().into_iter().filter(|token| token.id >= model_tokens);
+    let beyond: Vec<String> =
+        beyond.map(|token| format!("{:?} ({})", token.content, token.id)).collect();
+    if !beyond.is_empty() {
+        let listed = beyond.join(", ");
+        notes.push(format!(
+            "note: the model has {model_tokens} embeddings and none for the tokens {listed}; a \
+             prompt that holds one is refused"
+        ));
+    }
+    notes
 }
 
 fn canonical(dir: &Path) -> Result<std::path::PathBuf, CliError> {

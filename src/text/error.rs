@@ -45,6 +45,15 @@ pub enum TextError {
         /// Its name within the model directory.
         file: &'static str,
     },
+    /// The model's tokenizer is there in another form only.
+    #[error(
+        "the model directory holds no tokenizer.json, only {found}; make one: \
+         AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) with transformers"
+    )]
+    OtherTokenizer {
+        /// The file with that form.
+        found: &'static str,
+    },
     /// A file of the model directory that cannot be used.
     #[error("{file} cannot be used: {problem}")]
     FileBroken {
@@ -64,9 +73,10 @@ impl TextError {
             | Self::TemplateRefused { .. }
             | Self::TemplateFuel { .. }
             | Self::TemplateFailed { .. } => true,
-            Self::TokenizerFailed { .. } | Self::FileMissing { .. } | Self::FileBroken { .. } => {
-                false
-            }
+            Self::TokenizerFailed { .. }
+            | Self::FileMissing { .. }
+            | Self::OtherTokenizer { .. }
+            | Self::FileBroken { .. } => false,
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::TextError;
 
@@ -15,17 +15,26 @@ pub(super) const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const CONFIG: &str = "config.json";
+/// Forms of a tokenizer from which transformers makes a `tokenizer.json`.
+const OTHER_TOKENIZERS: [&str; 6] =
+    ["tokenizer.model", "tekken.json", "tiktoken.model", "spiece.model", "vocab.json", "vocab.txt"];
 
 /// The content of those files, from a directory or from the executable itself.
 #[derive(Clone, Debug, Default)]
 pub struct TextFiles {
-    /// `tokenizer.json`, the only one that must be there.
-    pub tokenizer: Vec<u8>,
+    /// `tokenizer.json`. A model must have one, an adapter need not.
+    pub tokenizer: Option<Vec<u8>>,
     /// `tokenizer_config.json`: special tokens, and the chat template of older models.
     pub tokenizer_config: Option<Vec<u8>>,
+    /// `special_tokens_map.json`: special tokens of older models.
+    pub special_tokens_map: Option<Vec<u8>>,
+    /// `added_tokens.json`: added tokens of older models.
+    pub added_tokens: Option<Vec<u8>>,
     /// `chat_template.jinja`.
     pub chat_template: Option<Vec<u8>>,
     /// `generation_config.json`: end-of-sequence ids.
@@ -38,14 +47,33 @@ impl TextFiles {
     /// Reads a Hugging Face model directory.
     ///
     /// # Errors
-    /// [`TextError::FileMissing`] without a `tokenizer.json`; [`TextError::FileBroken`] for one
-    /// that is no regular file, is too large or cannot be read.
+    /// [`TextError::FileMissing`] or [`TextError::OtherTokenizer`] without a `tokenizer.json`;
+    /// [`TextError::FileBroken`] for a file that is no regular file, is too large or cannot be
+    /// read.
     pub fn read(dir: &Path) -> Result<Self, TextError> {
+        let files = Self::read_present(dir)?;
+        if files.tokenizer.is_some() {
+            return Ok(files);
+        }
+        let other = OTHER_TOKENIZERS.into_iter().find(|file| dir.join(file).is_file());
+        Err(match other {
+            Some(found) => TextError::OtherTokenizer { found },
+            None => TextError::FileMissing { file: TOKENIZER },
+        })
+    }
+
+    /// Reads those of the files that a directory holds, as an adapter's does.
+    ///
+    /// # Errors
+    /// [`TextError::FileBroken`] for a file that is no regular file, is too large or cannot be
+    /// read.
+    pub fn read_present(dir: &Path) -> Result<Self, TextError> {
         let config = |name| read(dir, name, CONFIG_BYTES_MAX);
         Ok(Self {
-            tokenizer: read(dir, TOKENIZER, TOKENIZER_BYTES_MAX)?
-                .ok_or(TextError::FileMissing { file: TOKENIZER })?,
+            tokenizer: read(dir, TOKENIZER, TOKENIZER_BYTES_MAX)?,
             tokenizer_config: config(TOKENIZER_CONFIG)?,
+            special_tokens_map: config(SPECIAL_TOKENS_MAP)?,
+            added_tokens: config(ADDED_TOKENS)?,
             chat_template: config(CHAT_TEMPLATE)?,
             generation_config: config(GENERATION_CONFIG)?,
             config: config(CONFIG)?,
@@ -64,15 +92,25 @@ impl TextFiles {
     }
 }
 
-/// A special token as configs write it: a string, or an object with its `content`.
-pub(super) fn token_content(token: &Value) -> Option<&str> {
-    token.as_str().or_else(|| token.get("content")?.as_str())
-}
-
 /// The JSON of a file; null if the file is not there.
 pub(super) fn json(file: &'static str, bytes: Option<&[u8]>) -> Result<Value, TextError> {
     let Some(bytes) = bytes else { return Ok(Value::Null) };
     serde_json::from_slice(bytes).map_err(|error| TextError::broken(file, error.to_string()))
+}
+
+/// The JSON object of a file; an empty one if the file is not there.
+pub(super) fn object(
+    file: &'static str,
+    bytes: Option<&[u8]>,
+) -> Result<Map<String, Value>, TextError> {
+    match json(file, bytes)? {
+        Value::Object(object) => Ok(object),
+        Value::Null if bytes.is_none() => Ok(Map::new()),
+        other => {
+            let found = other.to_string().chars().take(80).collect::<String>();
+            Err(TextError::broken(file, format!("it must be a JSON object, got {found}")))
+        }
+    }
 }
 
 /// A file of a directory, if it is there.

@@ -4,17 +4,23 @@
 //! without spaces), so [`Tokenizer::encode`] and [`ChatTemplate::render`] belong on a blocking
 //! thread. The detokenizer and the stop matcher cost the same for every token.
 
+mod added;
 mod assembly;
 mod capped;
+mod caught;
 mod chat;
+mod class;
 mod defaults;
 mod detokenizer;
 mod error;
+mod fields;
 mod files;
 mod jinja;
 mod limits;
+mod merge;
 mod python;
 mod served;
+mod special;
 mod stop;
 mod stop_tokens;
 mod template;
@@ -31,4 +37,4 @@ pub use served::{AdapterTexts, OwnText, ServedText, TextSettings};
 pub use stop::{StopMatcher, StopOutcome};
 pub use stop_tokens::stop_token_ids;
 pub use template::ChatTemplate;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{AddedToken, Tokenizer};

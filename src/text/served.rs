@@ -2,20 +2,21 @@
 //! files, and those that an adapter brings along for its own name.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde_json::Value;
 
 use super::defaults::SamplingDefaults;
 use super::error::TextError;
 use super::files::{
-    CHAT_TEMPLATE, CONFIG_BYTES_MAX, GENERATION_CONFIG, TOKENIZER, TOKENIZER_BYTES_MAX,
-    TOKENIZER_CONFIG, TextFiles, json, read,
+    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG_BYTES_MAX, GENERATION_CONFIG, SPECIAL_TOKENS_MAP,
+    TOKENIZER, TOKENIZER_BYTES_MAX, TOKENIZER_CONFIG, TextFiles, json, object, read,
 };
+use super::special;
 use super::stop_tokens::stop_token_ids;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
-use crate::ids::TokenId;
+use crate::ids::{Digest, TokenId};
 
 /// All that turns one name's text into tokens and back.
 pub struct ServedText {
@@ -46,7 +47,7 @@ impl ServedText {
     /// # Errors
     /// [`TextError`] naming the file.
     pub fn new(files: &TextFiles, settings: &TextSettings) -> Result<Self, TextError> {
-        let tokenizer = Tokenizer::from_bytes(&files.tokenizer, settings.context_tokens_max)?;
+        let tokenizer = Tokenizer::from_files(files, settings.context_tokens_max)?;
         Self::with_tokenizer(files, Arc::new(tokenizer), settings)
     }
 
@@ -75,42 +76,46 @@ pub struct OwnText {
 
 /// Reads the text files of adapters of one base.
 pub struct AdapterTexts {
-    /// The base's files.
-    pub base_files: TextFiles,
+    base_files: TextFiles,
     /// What they say.
     pub base: Arc<ServedText>,
-    /// How files are read.
-    pub settings: TextSettings,
-    /// Whether an adapter's own files are used for its name.
-    pub uses_own: bool,
-}
-
-/// The text files that an adapter's directory may hold.
-#[derive(Default)]
-struct OwnFiles {
-    tokenizer: Option<Vec<u8>>,
-    tokenizer_config: Option<Vec<u8>>,
-    chat_template: Option<Vec<u8>>,
-    generation_config: Option<Vec<u8>>,
+    settings: TextSettings,
+    uses_own: bool,
+    /// The base's and those of adapters that are served, each once: a vocabulary takes megabytes.
+    tokenizers: Mutex<Vec<(Digest, Weak<Tokenizer>)>>,
 }
 
 impl AdapterTexts {
+    /// `uses_own`: whether an adapter's own files are used for its name.
+    pub fn new(
+        base_files: TextFiles,
+        base: ServedText,
+        settings: TextSettings,
+        uses_own: bool,
+    ) -> Self {
+        let tokenizers = Mutex::new(Vec::new());
+        Self { base_files, base: Arc::new(base), settings, uses_own, tokenizers }
+    }
+
     /// Reads what `dir` holds; with `within`, a file that resolves to outside of it is refused.
     ///
     /// # Errors
     /// [`TextError`] naming the file.
     pub fn read(&self, dir: &Path, within: Option<&Path>) -> Result<OwnText, TextError> {
-        let own = OwnFiles {
+        let config = |file| own_file(dir, file, CONFIG_BYTES_MAX, within);
+        let own = TextFiles {
             tokenizer: own_file(dir, TOKENIZER, TOKENIZER_BYTES_MAX, within)?,
-            tokenizer_config: own_file(dir, TOKENIZER_CONFIG, CONFIG_BYTES_MAX, within)?,
-            chat_template: own_file(dir, CHAT_TEMPLATE, CONFIG_BYTES_MAX, within)?,
-            generation_config: own_file(dir, GENERATION_CONFIG, CONFIG_BYTES_MAX, within)?,
+            tokenizer_config: config(TOKENIZER_CONFIG)?,
+            special_tokens_map: config(SPECIAL_TOKENS_MAP)?,
+            added_tokens: config(ADDED_TOKENS)?,
+            chat_template: config(CHAT_TEMPLATE)?,
+            generation_config: config(GENERATION_CONFIG)?,
+            config: None,
         };
-        let names = own.names();
+        let names = names(&own).join(", ");
         if names.is_empty() {
             return Ok(OwnText { text: None, notes: Vec::new() });
         }
-        let names = names.join(", ");
         if !self.uses_own {
             let note = format!("not used, as --adapter-template base says: {names}");
             return Ok(OwnText { text: None, notes: vec![note] });
@@ -118,24 +123,17 @@ impl AdapterTexts {
         self.own(own, &names)
     }
 
-    fn own(&self, own: OwnFiles, names: &str) -> Result<OwnText, TextError> {
+    fn own(&self, own: TextFiles, names: &str) -> Result<OwnText, TextError> {
         let Self { base_files, base, settings, .. } = self;
-        let same = |own: &Option<Vec<u8>>, of_base: Option<&Vec<u8>>| {
-            own.as_ref().is_none_or(|own| Some(own) == of_base)
-        };
-        let has_base_tokenizer = same(&own.tokenizer, Some(&base_files.tokenizer))
-            && same(&own.tokenizer_config, base_files.tokenizer_config.as_ref());
-        let files = own.over(base_files)?;
-        let tokenizer = match has_base_tokenizer {
-            true => base.tokenizer.clone(),
-            false => {
-                let context = settings.context_tokens_max;
-                Arc::new(Tokenizer::from_bytes(&files.tokenizer, context)?)
-            }
-        };
-        self.check_tokens(&tokenizer)?;
-        let text = ServedText::with_tokenizer(&files, tokenizer, settings)?;
         let mut notes = Vec::new();
+        let files = over(own, base_files, &mut notes)?;
+        let tokenizer = self.tokenizer(&files)?;
+        if !Arc::ptr_eq(&tokenizer, &base.tokenizer) {
+            notes.extend(tokenizer.notes().iter().cloned());
+            notes.push("its text becomes other tokens than the base's".to_owned());
+            self.check_tokens(&files, &tokenizer, &mut notes)?;
+        }
+        let text = ServedText::with_tokenizer(&files, tokenizer, settings)?;
         if template_source(&files)? != template_source(base_files)? {
             notes.push("it has a chat template of its own".to_owned());
         }
@@ -154,56 +152,132 @@ impl AdapterTexts {
         Ok(OwnText { text: Some(Arc::new(text)), notes })
     }
 
-    /// Tokens that the adapter's tokenizer adds need rows in the model's tables.
-    fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<(), TextError> {
+    /// The tokenizer of an adapter's files: one that is there already, if it is equal.
+    fn tokenizer(&self, files: &TextFiles) -> Result<Arc<Tokenizer>, TextError> {
+        let base = &self.base_files;
+        let is_bases = files.tokenizer == base.tokenizer
+            && files.tokenizer_config == base.tokenizer_config
+            && files.special_tokens_map == base.special_tokens_map
+            && files.added_tokens == base.added_tokens;
+        if is_bases {
+            return Ok(self.base.tokenizer.clone());
+        }
+        let tokenizer = Tokenizer::from_files(files, self.settings.context_tokens_max)?;
+        let digest = tokenizer.digest();
+        // A list of what can be made again is whole whatever happened while it was held.
+        let mut held = self.tokenizers.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|(_, tokenizer)| tokenizer.strong_count() > 0);
+        if held.is_empty() {
+            held.push((self.base.tokenizer.digest(), Arc::downgrade(&self.base.tokenizer)));
+        }
+        let equal = held.iter().find(|(other, _)| *other == digest);
+        if let Some(equal) = equal.and_then(|(_, tokenizer)| tokenizer.upgrade()) {
+            return Ok(equal);
+        }
+        let tokenizer = Arc::new(tokenizer);
+        held.push((digest, Arc::downgrade(&tokenizer)));
+        Ok(tokenizer)
+    }
+
+    /// Tokens that the adapter's tokenizer adds need rows in the model's tables. One that only
+    /// fills up batches of training is never in a text.
+    fn check_tokens(
+        &self,
+        files: &TextFiles,
+        tokenizer: &Tokenizer,
+        notes: &mut Vec<String>,
+    ) -> Result<(), TextError> {
         let rows = self.settings.vocabulary_tokens;
-        let base_tokens = self.base.tokenizer.vocabulary_tokens();
-        if tokenizer.vocabulary_tokens() <= rows.max(base_tokens) {
+        let tokens = rows.max(self.base.tokenizer.vocabulary_tokens());
+        let beyond = tokens..tokenizer.vocabulary_tokens();
+        let named = special::named(files)?;
+        let fills = |id: TokenId| {
+            let token = tokenizer.token_str(id);
+            let mut names = named.iter().filter(|(_, content)| **content == token);
+            named.get("pad_token") == Some(&token) && names.all(|(name, _)| name == "pad_token")
+        };
+        let spelled = |id: TokenId| format!("{:?} with id {id}", tokenizer.token_str(id));
+        let (padding, others): (Vec<_>, Vec<_>) = beyond.partition(|&id| fills(id));
+        notes.extend(padding.into_iter().map(|id| {
+            let token = spelled(id);
+            format!("the base model has no row for its pad_token {token}, which is in no text")
+        }));
+        if others.is_empty() {
             return Ok(());
         }
-        let id = tokenizer.vocabulary_tokens() - 1;
-        let token = tokenizer.token_str(id);
+        let file = match files.tokenizer == self.base_files.tokenizer {
+            true => TOKENIZER_CONFIG,
+            false => TOKENIZER,
+        };
+        let listed: Vec<String> = others.iter().take(8).copied().map(spelled).collect();
         Err(TextError::broken(
-            TOKENIZER,
+            file,
             format!(
-                "it has the token {token:?} with id {id}, and the base model has {rows} tokens; \
-                 serve the adapter on a base of that vocabulary"
+                "of its tokens, {} have no row in the base model, which has {rows}: {}; serve the \
+                 adapter on a base of that vocabulary, or with --adapter-template base if it was \
+                 trained without them",
+                others.len(),
+                listed.join(", ")
             ),
         ))
     }
 }
 
-impl OwnFiles {
-    fn names(&self) -> Vec<&'static str> {
-        let Self { tokenizer, tokenizer_config, chat_template, generation_config } = self;
-        let all = [
-            (TOKENIZER, tokenizer),
-            (TOKENIZER_CONFIG, tokenizer_config),
-            (CHAT_TEMPLATE, chat_template),
-            (GENERATION_CONFIG, generation_config),
-        ];
-        all.into_iter().filter(|(_, file)| file.is_some()).map(|(name, _)| name).collect()
-    }
+/// Which of the files are there.
+fn names(files: &TextFiles) -> Vec<&'static str> {
+    let all = [
+        (TOKENIZER, &files.tokenizer),
+        (TOKENIZER_CONFIG, &files.tokenizer_config),
+        (SPECIAL_TOKENS_MAP, &files.special_tokens_map),
+        (ADDED_TOKENS, &files.added_tokens),
+        (CHAT_TEMPLATE, &files.chat_template),
+        (GENERATION_CONFIG, &files.generation_config),
+    ];
+    all.into_iter().filter(|(_, file)| file.is_some()).map(|(name, _)| name).collect()
+}
 
-    /// The adapter's files where it has them, the base's where it has none.
-    fn over(self, base: &TextFiles) -> Result<TextFiles, TextError> {
-        let Self { tokenizer, tokenizer_config, chat_template, generation_config } = self;
-        let mut files = base.clone();
-        let config = json(TOKENIZER_CONFIG, tokenizer_config.as_deref())?;
-        let has_template = config.get("chat_template").is_some_and(|template| !template.is_null());
-        if chat_template.is_some() {
-            files.chat_template = chat_template;
-        } else if has_template {
-            files.chat_template = None;
-        } else if tokenizer_config.is_some() {
-            // The base's template may stand in the file that the adapter's replaces.
-            files.chat_template = template_source(base)?.map(String::into_bytes);
+/// The adapter's files where it has them, the base's where it has none.
+///
+/// With a `tokenizer.json` and a file that names its special tokens a directory is a tokenizer of
+/// its own, as transformers reads it. With less transformers could not read it: it means the
+/// base's tokenizer and what the adapter's files say otherwise.
+fn over(own: TextFiles, base: &TextFiles, notes: &mut Vec<String>) -> Result<TextFiles, TextError> {
+    let mut files = base.clone();
+    let mut own_config = own.tokenizer_config;
+    let is_whole =
+        own.tokenizer.is_some() && (own_config.is_some() || own.special_tokens_map.is_some());
+    let mut config = object(TOKENIZER_CONFIG, own_config.as_deref())?;
+    let mut base_config = object(TOKENIZER_CONFIG, base.tokenizer_config.as_deref())?;
+    let has_template = config.get("chat_template").is_some_and(|template| !template.is_null());
+    if own.chat_template.is_some() {
+        files.chat_template = own.chat_template;
+    } else if has_template {
+        files.chat_template = None;
+    } else if let Some(template) = base_config.get("chat_template") {
+        config.insert("chat_template".to_owned(), template.clone());
+        if is_whole {
+            own_config = Some(Value::Object(config.clone()).to_string().into_bytes());
         }
-        files.tokenizer = tokenizer.unwrap_or(files.tokenizer);
-        files.tokenizer_config = tokenizer_config.or(files.tokenizer_config);
-        files.generation_config = generation_config.or(files.generation_config);
-        Ok(files)
     }
+    files.generation_config = own.generation_config.or(files.generation_config);
+    files.tokenizer = own.tokenizer.or(files.tokenizer);
+    if is_whole {
+        files.tokenizer_config = own_config;
+        files.special_tokens_map = own.special_tokens_map;
+        files.added_tokens = own.added_tokens;
+        return Ok(files);
+    }
+    if own_config.is_some() && own_config != base.tokenizer_config {
+        notes.push(format!(
+            "it has no {TOKENIZER}; the fields of its {TOKENIZER_CONFIG} are put over those of the \
+             base's"
+        ));
+        base_config.extend(config);
+        files.tokenizer_config = Some(Value::Object(base_config).to_string().into_bytes());
+    }
+    files.special_tokens_map = own.special_tokens_map.or(files.special_tokens_map);
+    files.added_tokens = own.added_tokens.or(files.added_tokens);
+    Ok(files)
 }
 
 /// The default template's text.

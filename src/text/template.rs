@@ -13,9 +13,9 @@ use minijinja::{AutoEscape, Environment, ErrorKind, context};
 use super::capped::Capped;
 use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
 use super::error::TextError;
-use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json, token_content};
+use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json};
 use super::limits::text_bytes_max;
-use super::{jinja, python};
+use super::{jinja, python, special};
 
 /// One is an instruction or 64 bytes of data; a message takes about a hundred instructions. Used
 /// up, rendering fails with [`TextError::TemplateFuel`] after less than a second.
@@ -64,12 +64,7 @@ impl ChatTemplate {
             CHAT_TEMPLATE => TextError::broken(file, "it is not UTF-8"),
             _ => TextError::broken(file, problem),
         })?;
-        let mut special_tokens = BTreeMap::new();
-        for (key, value) in config.as_object().into_iter().flatten() {
-            if let Some(token) = token_content(value).filter(|_| key.ends_with("_token")) {
-                special_tokens.insert(key.clone(), token.to_owned());
-            }
-        }
+        let special_tokens = special::named(files)?;
         let read =
             |source: &str| match Self::new(source, special_tokens.clone(), context_tokens_max) {
                 Err(TextError::FileBroken { problem, .. }) => Err(TextError::broken(file, problem)),

@@ -1,14 +1,17 @@
-//! `tokenizer.json`, kept from taking the process down with it.
+//! A model's tokenizer, of all its files.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::assembly::Assembly;
+use super::caught::caught;
 use super::error::TextError;
 use super::files::{TOKENIZER, TextFiles};
 use super::limits::text_bytes_max;
+use super::merge::{Merged, merge};
 use super::vocabulary::Vocabulary;
-use crate::ids::TokenId;
+use crate::ids::{Digest, TokenId};
 
 /// Text that every tokenizer must be able to encode, with its special tokens. A tokenizer that
 /// panics on any text usually does on this one, and is then refused when it is loaded.
@@ -19,37 +22,86 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocabulary: Vocabulary,
     text_bytes_max: usize,
+    notes: Vec<String>,
+}
+
+/// A token that was added to a vocabulary, or marked in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddedToken {
+    /// Its id.
+    pub id: TokenId,
+    /// How a text spells it.
+    pub content: String,
+    /// Whether it is no part of the text.
+    pub is_special: bool,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a model directory; `context_tokens_max` bounds the texts that
+    /// Reads the tokenizer of a model directory; `context_tokens_max` bounds the texts that
     /// [`Tokenizer::encode`] takes (see [`text_bytes_max`]).
     ///
     /// # Errors
-    /// [`TextError::FileMissing`] or [`TextError::FileBroken`].
+    /// [`TextError::FileMissing`], [`TextError::OtherTokenizer`] or [`TextError::FileBroken`].
     pub fn load(dir: &Path, context_tokens_max: u32) -> Result<Self, TextError> {
-        Self::from_bytes(&TextFiles::read(dir)?.tokenizer, context_tokens_max)
+        Self::from_files(&TextFiles::read(dir)?, context_tokens_max)
     }
 
-    /// Parses the content of a `tokenizer.json`. Truncation and padding in it are ignored, as
-    /// transformers ignores them.
+    /// The tokenizer of a `tokenizer.json` alone.
     ///
     /// # Errors
-    /// [`TextError::FileBroken`] for a file that the tokenizers library cannot read or use, or
-    /// whose decoder is none of those that language models have.
+    /// As [`Tokenizer::from_files`].
     pub fn from_bytes(json: &[u8], context_tokens_max: u32) -> Result<Self, TextError> {
+        let files = TextFiles { tokenizer: Some(json.to_vec()), ..TextFiles::default() };
+        Self::from_files(&files, context_tokens_max)
+    }
+
+    /// What transformers makes of `tokenizer.json`, `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` (and of the `model_type` in
+    /// `config.json`). Truncation and padding are ignored, as transformers ignores them.
+    ///
+    /// # Errors
+    /// [`TextError::FileMissing`] without `tokenizer.json`; [`TextError::FileBroken`] for files
+    /// that the tokenizers library cannot read or use, that contradict each other, that ask for
+    /// what is not supported, or whose decoder is none of those that language models have.
+    pub fn from_files(files: &TextFiles, context_tokens_max: u32) -> Result<Self, TextError> {
         let problem = |problem: String| TextError::broken(TOKENIZER, problem);
-        let inner = caught(|| {
-            let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
-            inner.with_truncation(None)?;
-            inner.with_padding(None);
-            Ok(inner)
-        });
-        let inner = inner.map_err(problem)?;
+        let Merged { tokenizer: inner, notes } = merge(files)?;
         let vocabulary = caught(|| Ok(Vocabulary::new(&inner))).and_then(|made| made);
         let vocabulary = vocabulary.map_err(problem)?;
         caught(|| inner.encode_fast(PROBE, true)).map_err(problem)?;
-        Ok(Self { inner, vocabulary, text_bytes_max: text_bytes_max(context_tokens_max) })
+        let text_bytes_max = text_bytes_max(context_tokens_max);
+        Ok(Self { inner, vocabulary, text_bytes_max, notes })
+    }
+
+    /// What the files say that is not used, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The tokens that were added to the vocabulary or marked in it, by id.
+    pub fn added_tokens(&self) -> Vec<AddedToken> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        let token = |(id, token): (TokenId, tokenizers::AddedToken)| AddedToken {
+            id,
+            is_special: self.is_special(id),
+            content: token.content,
+        };
+        let mut added: Vec<AddedToken> = added.map(token).collect();
+        added.sort_by_key(|token| token.id);
+        added
+    }
+
+    /// What tells this tokenizer from those that give other ids or other text: not how its files
+    /// are written, and not the texts that it takes.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        // Serializing a tokenizer cannot fail: it is maps of strings, lists and numbers.
+        let json = serde_json::to_value(&self.inner).unwrap_or_default();
+        hash(&mut hasher, &json);
+        hasher.update(&[u8::from(self.inner.get_encode_special_tokens())]);
+        let ids = 0..self.vocabulary_tokens();
+        hasher.update(&ids.map(|id| u8::from(self.is_special(id))).collect::<Vec<_>>());
+        Digest(*hasher.finalize().as_bytes())
     }
 
     /// The tokens of a text. `add_special_tokens` puts in what the tokenizer's post-processor
@@ -115,16 +167,25 @@ impl Tokenizer {
     }
 }
 
-/// Runs the tokenizers library, which panics on some files and on some texts.
-fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    // Nothing is left half-changed: a tokenizer's only mutable state is its caches, and their
-    // locks are only ever tried, so that a poisoned one costs the cache and no more.
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => {
-            let said = panic.downcast_ref::<String>().map(String::as_str);
-            let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(format!("the tokenizers library panicked: {}", said.unwrap_or("no reason given")))
+/// Hashes a JSON whatever the order of its keys.
+fn hash(hasher: &mut blake3::Hasher, json: &Value) {
+    match json {
+        Value::Array(list) => {
+            hasher.update(b"[").update(&list.len().to_le_bytes());
+            list.iter().for_each(|value| hash(hasher, value));
+        }
+        Value::Object(map) => {
+            hasher.update(b"{").update(&map.len().to_le_bytes());
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(key, _)| *key);
+            for (key, value) in entries {
+                hasher.update(&key.len().to_le_bytes()).update(key.as_bytes());
+                hash(hasher, value);
+            }
+        }
+        scalar => {
+            let text = scalar.to_string();
+            hasher.update(b"=").update(&text.len().to_le_bytes()).update(text.as_bytes());
         }
     }
 }

@@ -149,31 +149,30 @@ pub fn wait_for(mut holds: impl FnMut() -> bool, what: impl Fn() -> String) {
 fn app(engine: EngineHandle, catalog: Arc<Catalog>) -> App {
     let dir = crate::root().join("tests/data/text/byte_level");
     let files = TextFiles::read(&dir).unwrap();
-    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
-    let text = Arc::new(ServedText {
+    let tokenizer = Tokenizer::from_files(&files, CONTEXT_TOKENS_MAX).unwrap();
+    let text = ServedText {
         tokenizer: Arc::new(tokenizer),
         template: ChatTemplate::from_files(&files, CONTEXT_TOKENS_MAX).unwrap().map(Arc::new),
         eos_tokens: vec![EOS],
         defaults: SamplingDefaults::default(),
-    });
-    let model = ServedModel {
-        base_name: BASE.to_owned(),
-        created: 1_700_000_000,
-        merged: None,
-        text: text.clone(),
-        limits: Limits {
-            context_tokens_max: CONTEXT_TOKENS_MAX,
-            vocabulary_tokens: 512,
-            logprobs_max: 20,
-        },
     };
     let settings = TextSettings {
         context_tokens_max: CONTEXT_TOKENS_MAX,
         vocabulary_tokens: 512,
         takes_defaults: true,
     };
-    let texts = AdapterTexts { base_files: files, base: text, settings, uses_own: true };
-    let texts = Arc::new(texts);
+    let texts = Arc::new(AdapterTexts::new(files, text, settings, true));
+    let model = ServedModel {
+        base_name: BASE.to_owned(),
+        created: 1_700_000_000,
+        merged: None,
+        text: texts.base.clone(),
+        limits: Limits {
+            context_tokens_max: CONTEXT_TOKENS_MAX,
+            vocabulary_tokens: 512,
+            logprobs_max: 20,
+        },
+    };
     let http = HttpSettings { runtime_adapters: true, ..HttpSettings::standard() };
     App { engine, catalog, loader: Arc::new(FakeLoad), texts, model, http }
 }

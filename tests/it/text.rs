@@ -289,29 +289,43 @@ fn a_huge_text_is_refused_before_it_is_tokenized() {
 }
 
 #[test]
-fn stop_tokens_come_from_the_first_file_that_names_them() {
+fn stop_tokens_are_those_of_the_configs_and_the_tokenizers_own() {
     let ours = Tokenizer::load(&data("byte_level"), CONTEXT_TOKENS_MAX).unwrap();
     let some = |json: Value| Some(json.to_string().into_bytes());
     let ids = |files: &TextFiles| stop_token_ids(files, &ours);
     let read = TextFiles::read(&data("byte_level")).unwrap();
     assert_eq!(ids(&read).unwrap(), [1]);
     let mut files = TextFiles {
-        generation_config: some(json!({"eos_token_id": [6, 1]})),
+        generation_config: some(json!({"eos_token_id": [5, 1, 5]})),
         config: some(json!({"eos_token_id": 2})),
         tokenizer_config: some(json!({"eos_token": {"content": "<|end|>"}})),
         ..Default::default()
     };
-    assert_eq!(ids(&files).unwrap(), [6, 1]);
+    assert_eq!(ids(&files).unwrap(), [5, 1, 6]);
     files.generation_config = some(json!({"eos_token_id": null}));
     assert_eq!(ids(&files).unwrap(), [2, 6]);
     files.config = None;
     assert_eq!(ids(&files).unwrap(), [6]);
+    files.generation_config = some(json!({"eos_token_id": 6}));
+    assert_eq!(ids(&files).unwrap(), [6]);
+    files.tokenizer_config = some(json!({"eos_token": null}));
+    assert_eq!(ids(&files).unwrap(), [6]);
+    // special_tokens_map.json is read where tokenizer_config.json declares no tokens.
+    files.special_tokens_map = some(json!({"eos_token": "</s>"}));
+    assert_eq!(ids(&files).unwrap(), [6, 1]);
     files.tokenizer_config = some(json!({"eos_token": "</nowhere>"}));
-    assert!(!ids(&files).unwrap_err().is_client_fault());
+    files.special_tokens_map = None;
+    let error = ids(&files).unwrap_err();
+    assert!(!error.is_client_fault() && error.to_string().contains("</nowhere>"), "{error}");
     assert_eq!(ids(&TextFiles::default()).unwrap(), [0u32; 0]);
-    for bad in [json!({"eos_token_id": -1}), json!({"eos_token_id": [1, "2"]})] {
-        let files = TextFiles { config: some(bad), ..Default::default() };
-        let error = ids(&files).unwrap_err();
+    let bad = [json!(-1), json!([1, "2"]), json!(true), json!(1.5), json!({"a": 1}), json!([512])];
+    for bad in bad {
+        let config = some(json!({"eos_token_id": bad}));
+        let error = ids(&TextFiles { config, ..Default::default() }).unwrap_err();
         assert!(matches!(error, TextError::FileBroken { file: "config.json", .. }), "{error}");
+        assert!(error.to_string().contains("eos_token_id"), "{error}");
     }
+    // An id beyond the tokenizer's is right where the model has an embedding for it.
+    let config = some(json!({"eos_token_id": 519, "vocab_size": 520}));
+    assert_eq!(ids(&TextFiles { config, ..Default::default() }).unwrap(), [519]);
 }

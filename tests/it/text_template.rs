@@ -65,7 +65,7 @@ fn a_template_is_found_where_transformers_finds_it() {
     let read = TextFiles::read(&data("byte_level")).unwrap();
     let expected = "<s><|user|>\nhi<|end|>\n<|assistant|>\n";
     assert_eq!(rendered(&read).unwrap().unwrap(), expected);
-    let tokenizer = Tokenizer::from_bytes(&read.tokenizer, CONTEXT_TOKENS_MAX).unwrap();
+    let tokenizer = Tokenizer::from_files(&read, CONTEXT_TOKENS_MAX).unwrap();
     let ids = tokenizer.encode(expected, false).unwrap();
     assert_eq!((ids[0], ids[1], tokenizer.decode(&ids, false).as_str()), (0, 4, expected));
 
