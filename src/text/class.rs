@@ -19,14 +19,19 @@ const QWEN2_SPLIT: &str = concat!(
 
 /// Classes that also make their own tokenizer, in a way that is not rebuilt here. Any other name
 /// is that of the general class, or one that transformers does not know and takes for it.
-const NOT_REBUILT: &str = "Albert Bart Barthez Bartpho BertJapanese Bert Bertweet BigBird BioGpt \
-    BlenderbotSmall Blenderbot ByT5 CLIP CTRL Camembert Canine Clvp CodeGen CodeLlama Cohere \
-    CpmAnt Cpm DPRQuestionEncoder Deberta DebertaV2 Dia DistilBert Electra Esm Esmc FSMT Flaubert \
-    Funnel GPTNeoXJapanese GPTSw3 Gemma Herbert LED Lasr LayoutLM LayoutLMv2 LayoutLMv3 LayoutXLM \
-    Luke Lxmert MBart50 MBart MLuke MPNet MT5 MarkupLM Mgpstr MobileBert Mvp MyT5 Nllb Nougat \
-    OpenAIGPT PLBart Pegasus Perceiver Phobert ProphetNet Qwen3_5 Rag Reformer RemBert RoCBert \
-    RoFormer Roberta SeamlessM4T Siglip Siglip2 Splinter SqueezeBert T5 Tapas Tipsv2 Udop \
-    VideoPrism Vits Wav2Vec2CTC Wav2Vec2PhonemeCTC Whisper XGLM XLMRoberta XLM XLNet";
+const NOT_REBUILT: &str = "Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet \
+    BigBird BioGpt Blenderbot BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Clvp CodeGen \
+    CodeLlama Cohere Cpm CpmAnt DPRContextEncoder DPRQuestionEncoder DPRReader Deberta DebertaV2 \
+    Dia DistilBert Electra Esm Esmc FSMT FastSpeech2Conformer Flaubert Funnel GPTNeoXJapanese \
+    GPTSw3 Gemma Herbert LED Lasr LayoutLM LayoutLMv2 LayoutLMv3 LayoutXLM Luke Lxmert M2M100 \
+    MBart MBart50 MLuke MPNet MT5 Marian MarkupLM Mgpstr MobileBert Mvp MyT5 Nllb Nougat \
+    OpenAIGPT PLBart Pegasus Perceiver Phobert Pop2Piano ProphetNet Qwen3_5 Rag Reformer RemBert \
+    RoCBert RoFormer Roberta SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter \
+    SqueezeBert T5 Tapas Tipsv2 Udop VideoPrism Vits Wav2Vec2CTC Wav2Vec2PhonemeCTC Whisper XGLM \
+    XLM XLMRoberta XLNet";
+
+/// The field that has transformers replace the pre-tokenizer of tokenizer.json.
+pub(super) const REPAIRED: &str = "fix_mistral_regex";
 
 /// The classes that are served.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +103,16 @@ impl Class {
                 ("pad_token", "<|padding|>"),
             ],
         }
+    }
+
+    /// Whether the padding of tokenizer.json names a `pad_token` that no file names.
+    pub fn takes_padding_token(self) -> bool {
+        matches!(self, Self::General | Self::Llama)
+    }
+
+    /// Whether every special token is added once more, without flags.
+    pub fn adds_special_again(self) -> bool {
+        self == Self::Qwen2
     }
 
     /// The tokenizer.json that the class stands for, without added tokens; `None` for the file's

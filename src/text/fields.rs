@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::class;
 use super::error::TextError;
 use super::files::TOKENIZER_CONFIG;
 
@@ -65,7 +66,7 @@ const HARMLESS: &[&str] = &[
 /// Fields that change ids or text and are not modelled: refused unless they ask for nothing.
 const REFUSED: &[&str] = &[
     "fast_tokenizer_files",
-    "fix_mistral_regex",
+    class::REPAIRED,
     "init_inputs",
     "merges",
     "post_processor",

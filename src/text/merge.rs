@@ -49,8 +49,7 @@ pub(super) fn merge(files: &TextFiles) -> Result<Merged, TextError> {
     let before = Ids::of(&tokenizer, &special.declared);
     let add = to_add(&tokenizer, &special);
     caught(|| tokenizer.add_tokens(add)).map_err(broken)?;
-    if special.class == Class::Qwen2 {
-        // It adds every special token once more, without flags.
+    if special.class.adds_special_again() {
         let named = special.named.iter().map(|(_, token)| token);
         let all = named.chain(&special.extra).map(|t| AddedToken::from(&*t.content, true));
         caught(|| tokenizer.add_tokens(all.collect::<Vec<_>>())).map_err(broken)?;
@@ -85,12 +84,11 @@ pub(super) fn merge(files: &TextFiles) -> Result<Merged, TextError> {
     Ok(Merged { tokenizer, notes })
 }
 
-/// The tokens that a tokenizer lacks, or has with other flags, in the order in which they get ids.
+/// The tokens that a tokenizer lacks, or may have with other flags, in the order in which they get
+/// ids.
 fn to_add(tokenizer: &Tokenizer, special: &Special) -> Vec<AddedToken> {
     let present = tokenizer.get_added_tokens_decoder();
-    let is_present = |token: &AddedToken| present.values().any(|other| other == token);
-    let mut add: Vec<AddedToken> =
-        special.declared.values().map(Token::added).filter(|token| !is_present(token)).collect();
+    let mut add: Vec<AddedToken> = special.declared.values().map(Token::added).collect();
     let mut contents: Vec<String> = present.values().map(|token| token.content.clone()).collect();
     contents.extend(add.iter().map(|token| token.content.clone()));
     let named = || special.named.iter().map(|(_, token)| token);

@@ -49,14 +49,7 @@ pub(super) fn named(files: &TextFiles) -> Result<BTreeMap<String, String>, TextE
 /// # Errors
 /// [`TextError::FileBroken`] for a file that is no JSON or a token that is none.
 pub(super) fn of_tokenizer(files: &TextFiles) -> Result<BTreeMap<u64, Token>, TextError> {
-    #[derive(Deserialize)]
-    struct Part {
-        #[serde(default)]
-        added_tokens: Vec<Value>,
-    }
-    let Some(file) = files.tokenizer.as_deref() else { return Ok(BTreeMap::new()) };
-    let part: Part = serde_json::from_slice(file)
-        .map_err(|error| TextError::broken(TOKENIZER, error.to_string()))?;
+    let part = Part::of(files)?;
     let place = Place { file: TOKENIZER, field: "added_tokens" };
     let token = |value: &Value| {
         let id = value.get("id").and_then(Value::as_u64);
@@ -64,6 +57,27 @@ pub(super) fn of_tokenizer(files: &TextFiles) -> Result<BTreeMap<u64, Token>, Te
         Ok((id, Token::of(place, value)?))
     };
     part.added_tokens.iter().map(token).collect()
+}
+
+/// What of `tokenizer.json` is read here.
+#[derive(Default, Deserialize)]
+struct Part {
+    #[serde(default)]
+    added_tokens: Vec<Value>,
+    padding: Option<Padding>,
+}
+
+#[derive(Deserialize)]
+struct Padding {
+    pad_token: Option<String>,
+}
+
+impl Part {
+    fn of(files: &TextFiles) -> Result<Self, TextError> {
+        let Some(file) = files.tokenizer.as_deref() else { return Ok(Self::default()) };
+        let broken = |error: serde_json::Error| TextError::broken(TOKENIZER, error.to_string());
+        serde_json::from_slice(file).map_err(broken)
+    }
 }
 
 impl Special {
@@ -88,6 +102,12 @@ impl Special {
             special.notes.append(&mut names.notes);
             special.declared = legacy(files, &names)?;
             special.declared.extend(of_tokenizer(files)?);
+        }
+        if class.takes_padding_token() {
+            // Otherwise padding is not read, but for the name of its token.
+            let padding = Part::of(files)?.padding.and_then(|padding| padding.pad_token);
+            let token = padding.map(|content| Token::special(&content));
+            names.standard.entry("pad_token").or_insert(token);
         }
         names.finish(&mut special);
         Ok(special)
@@ -155,19 +175,17 @@ impl Names {
         }
         let extra = config.get(EXTRA).filter(|value| is_something(value));
         let additional = config.get(ADDITIONAL).filter(|value| is_something(value));
-        let (field, chosen) = match (extra, additional) {
-            (None, Some(_)) => (ADDITIONAL, additional),
+        match (extra, additional) {
+            (Some(Value::Object(_)), Some(_)) => names.add_lists(config, &[EXTRA, ADDITIONAL])?,
+            (None, Some(_)) => names.add_lists(config, &[ADDITIONAL])?,
             (Some(extra), Some(additional)) if extra != additional => {
                 names.notes.push(format!(
                     "{TOKENIZER_CONFIG}: {ADDITIONAL} {additional} is not used beside {EXTRA} \
                      {extra}"
                 ));
-                (EXTRA, Some(extra))
+                names.add_lists(config, &[EXTRA])?;
             }
-            _ => (EXTRA, config.get(EXTRA)),
-        };
-        if let Some(value) = chosen {
-            names.add_extra(Place { file: TOKENIZER_CONFIG, field }, value)?;
+            _ => names.add_lists(config, &[EXTRA])?,
         }
         if names.specific[1].is_empty()
             && let Some(Value::Object(specific)) = config.get(SPECIFIC)
@@ -178,6 +196,16 @@ impl Names {
         Ok(names)
     }
 
+    /// Lists of tokens of tokenizer_config.json.
+    fn add_lists(&mut self, config: &Map<String, Value>, fields: &[&str]) -> Result<(), TextError> {
+        for field in fields {
+            if let Some(value) = config.get(*field) {
+                self.add_extra(Place { file: TOKENIZER_CONFIG, field }, value)?;
+            }
+        }
+        Ok(())
+    }
+
     fn add_extra(&mut self, place: Place<'_>, value: &Value) -> Result<(), TextError> {
         match value {
             Value::Null => self.extra = Some(self.extra.take().unwrap_or_default()),
@@ -185,7 +213,10 @@ impl Names {
             Value::Array(tokens) => {
                 let list = self.extra.get_or_insert_default();
                 for token in tokens {
-                    let token = Token::of(place, token)?;
+                    let mut token = Token::of(place, token)?;
+                    if place.file == SPECIAL_TOKENS_MAP {
+                        token = token.made_special();
+                    }
                     if !list.contains(&token) {
                         list.push(token);
                     }

@@ -53,6 +53,7 @@ mod text_jinja;
 mod text_template;
 mod tidy;
 mod tidy_circles;
+mod tokenizer_files;
 
 use std::path::PathBuf;
 

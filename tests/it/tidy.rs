@@ -143,8 +143,10 @@ fn no_method_is_named_outside_of_adapter_and_no_family_outside_of_model() {
             "{shown}: {named:?}"
         );
         let named = families.iter().find(|name| words.contains(*name));
+        // transformers has a tokenizer's class go by the family, and names both alike.
+        let is_class = shown == "src/text/class.rs";
         assert!(
-            named.is_none() || within("src/model/") || within("src/cli/"),
+            named.is_none() || within("src/model/") || within("src/cli/") || is_class,
             "{shown}: {named:?}"
         );
     }
