@@ -84,6 +84,14 @@ impl Values {
         }
     }
 
+    /// Little-endian f64 `bytes`, each rounded to the nearest f32. `bytes` must be a multiple of 8:
+    /// the caller has checked it against a shape.
+    pub fn from_f64_le_bytes(bytes: &[u8]) -> Self {
+        let (eights, rest) = bytes.as_chunks::<8>();
+        assert!(rest.is_empty(), "This is a bug: ragged tensor bytes.");
+        Values::F32(eights.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32).collect())
+    }
+
     /// The same numbers, widened (exact) to f32.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::hub::{HubSettings, Kind, resolve};
 use super::{CliError, demo};
 use crate::dtype::Dtype;
-use crate::model::Checkpoint;
+use crate::model::{Checkpoint, of_a_file};
 use crate::text::TextFiles;
 
 /// A base model's files, opened.
@@ -40,15 +40,16 @@ impl BaseModel {
     }
 }
 
-/// The weights of `model` alone, or the demo's where there is none: no tokenizer is needed.
+/// The weights of `model` alone, or the demo's where there is none: no tokenizer is needed. What is
+/// to be said of them goes to stderr: stdout is for the command's own results.
 ///
 /// # Errors
 /// [`CliError::Model`] where it cannot be found or opened.
 pub fn checkpoint(model: Option<&str>, dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
-    match model {
-        None => demo::checkpoint(dtype),
-        Some(model) => open(model, &find(model)?, dtype),
-    }
+    let Some(model) = model else { return demo::checkpoint(dtype) };
+    let checkpoint = open(model, &find(model)?, dtype)?;
+    checkpoint.notes.iter().for_each(|note| tracing::warn!("model {model}: {note}"));
+    Ok(checkpoint)
 }
 
 fn failed(model: &str, e: &dyn Display) -> CliError {
@@ -56,6 +57,9 @@ fn failed(model: &str, e: &dyn Display) -> CliError {
 }
 
 fn find(model: &str) -> Result<PathBuf, CliError> {
+    if Path::new(model).is_file() {
+        return Err(failed(model, &of_a_file(Path::new(model))));
+    }
     resolve(model, Kind::Model, &HubSettings::from_env()).map_err(|e| failed(model, &e))
 }
 

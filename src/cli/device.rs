@@ -231,8 +231,8 @@ impl Start<'_> {
         let wanted = self.config.max_model_len.unwrap_or(trained);
         if wanted > trained {
             return Err(CliError::Config(format!(
-                "--max-model-len {wanted} is more than the {trained} tokens the model was trained \
-                 for (max_position_embeddings in config.json)"
+                "--max-model-len {wanted} is more than the {trained} tokens the model is for \
+                 (max_position_embeddings in config.json, times the factor of linear scaling)"
             )));
         }
         Ok(wanted)

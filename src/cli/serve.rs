@@ -89,6 +89,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
     let bytes = human(checkpoint.weight_bytes());
     let (architecture, dtype) = (&checkpoint.config.architecture, checkpoint.dtype.name());
     report.push(format!("model {name}: {architecture}, {dtype}, {bytes} of weights"));
+    report.extend(checkpoint.notes.iter().map(|note| format!("warning: model {name}: {note}")));
     let started = device::start(config, &checkpoint, &catalog, &say, &mut report)?;
     let merged = config.merge.clone();
     let context = started.context_tokens as u32;

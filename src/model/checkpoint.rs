@@ -1,36 +1,20 @@
 //! A base model's files: what is in them, by site.
 
-use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use memmap2::Mmap;
-use safetensors::SafeTensors;
+use std::path::Path;
 
 use super::config::ModelConfig;
 use super::error::ModelError;
+use super::folder::Folder;
+use super::leftovers;
+use super::weights::{Source, Weights};
 use super::{mmap, outline};
 use crate::backend::HostMatrix;
-use crate::dtype::{Dtype, Values};
+use crate::dtype::Dtype;
 use crate::ids::{ModuleId, SiteId};
 use crate::site::{Module, ModuleMap, ModulePart, RowSet, SiteKind, SiteMap};
 
-/// Where the bytes of a weight file are.
-pub enum Source {
-    /// Built into the program.
-    Static(&'static [u8]),
-    /// A mapped file.
-    Mapped(Mmap),
-}
-
-impl Source {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Source::Static(bytes) => bytes,
-            Source::Mapped(map) => map,
-        }
-    }
-}
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// A model's config, its sites, and its weights on disk.
 pub struct Checkpoint {
@@ -44,16 +28,11 @@ pub struct Checkpoint {
     owners: Vec<(ModuleId, RowSet)>,
     /// Width weights are served in.
     pub dtype: Dtype,
-    sources: Vec<Source>,
-    tensors: HashMap<String, Stored>,
-}
-
-struct Stored {
-    source: usize,
-    start: usize,
-    end: usize,
-    shape: Vec<usize>,
-    dtype: Dtype,
+    /// What of the files is not used or not as it says, for people.
+    pub notes: Vec<String>,
+    /// The tensor of the embedding: the head's where a tied model has only that.
+    table: &'static str,
+    weights: Weights,
 }
 
 impl Checkpoint {
@@ -63,9 +42,10 @@ impl Checkpoint {
     /// # Errors
     /// [`ModelError`] with the file's name and what to do.
     pub fn open(dir: &Path, dtype: Option<Dtype>) -> Result<Self, ModelError> {
-        let config = read(dir, "config.json")?;
-        let single = dir.join("model.safetensors");
-        let files = if single.exists() { vec![single] } else { shards(dir)? };
+        let folder = Folder::open(dir)?;
+        let config = folder.config()?;
+        let mut notes = Vec::new();
+        let files = folder.weights(&mut notes)?;
         let sources = files.iter().map(|path| {
             let mapped = mmap::map(path);
             mapped
@@ -73,7 +53,9 @@ impl Checkpoint {
                 .map_err(|e| ModelError::File(format!("{} cannot be read: {e}", path.display())))
         });
         let names = files.iter().map(|path| path.display().to_string()).collect();
-        Self::new(&config, sources.collect::<Result<_, _>>()?, names, dtype)
+        let mut checkpoint = Self::new(&config, sources.collect::<Result<_, _>>()?, names, dtype)?;
+        checkpoint.notes.extend(notes);
+        Ok(checkpoint)
     }
 
     /// Reads a config and weight files that are in memory already.
@@ -86,64 +68,69 @@ impl Checkpoint {
         names: Vec<String>,
         dtype: Option<Dtype>,
     ) -> Result<Self, ModelError> {
-        let config = ModelConfig::parse(config)?;
-        let mut tensors = HashMap::new();
-        for (index, source) in sources.iter().enumerate() {
-            read_header(index, source.bytes(), &names[index], &mut tensors)?;
-        }
+        let mut config = ModelConfig::parse(config)?;
+        let weights = Weights::read(sources, &names)?;
+        let mut notes = std::mem::take(&mut config.notes);
         // The width of the first linear is the model's: norms may be kept wider.
-        let probe = "model.layers.0.self_attn.q_proj.weight";
-        let found = tensors.get(probe).map(|t| t.dtype);
+        let found = weights.dtype("model.layers.0.self_attn.q_proj.weight");
+        if let (None, Some(found), Some(said)) = (dtype, found, config.dtype)
+            && found != said
+        {
+            let (found, said) = (found.name(), said.name());
+            notes.push(format!(
+                "the weights are {found} and served so, though config.json says {said}; --dtype \
+                 {said} rounds them"
+            ));
+        }
         let dtype = dtype.or(found).or(config.dtype).unwrap_or(Dtype::F32);
+        if weights.wider() > 0 {
+            let count = weights.wider();
+            notes.push(format!("{count} tensors are F64 and rounded to {}", dtype.name()));
+        }
+        let table = resolve_tie(&mut config, &weights, dtype, &mut notes);
         let sites = outline::sites(&config);
         let modules = sites.as_modules();
         let owners = owners(&sites, &modules);
-        let checkpoint = Self { config, sites, modules, owners, dtype, sources, tensors };
-        checkpoint.check()?;
-        Ok(checkpoint)
+        let checkpoint =
+            Self { config, sites, modules, owners, dtype, notes: Vec::new(), table, weights };
+        checkpoint.check(&mut notes)?;
+        Ok(Self { notes, ..checkpoint })
     }
 
-    /// Every tensor must be there with the shape the config implies, and no other: a bias that
-    /// nothing reads would silently change the model.
-    fn check(&self) -> Result<(), ModelError> {
-        let mut expected = HashMap::new();
+    /// Every tensor must be there with the shape the config implies, and no other that could
+    /// matter: a bias that nothing reads would silently change the model.
+    fn check(&self, notes: &mut Vec<String>) -> Result<(), ModelError> {
+        let mut expected = Vec::new();
         for (_, module) in self.modules.iter() {
-            expected.insert(self.weight_name(module), module.weight_shape());
+            expected.push((self.weight_name(module), module.weight_shape()));
             if module.has_bias {
-                expected.insert(format!("{}.bias", module.name), vec![module.out_features]);
+                expected.push((format!("{}.bias", module.name), vec![module.out_features]));
             }
         }
         for (name, shape) in &expected {
-            match self.tensors.get(name) {
+            match self.weights.shape(name) {
                 None => {
-                    let text = format!("the weights hold no tensor '{name}', expected {shape:?}");
-                    return Err(ModelError::Weights(text));
-                }
-                Some(found) if found.shape != *shape => {
+                    let why = leftovers::why_missing(name, &self.weights.names());
                     return Err(ModelError::Weights(format!(
-                        "tensor '{name}' has shape {:?}; config.json implies {shape:?}",
-                        found.shape
+                        "the weights hold no tensor '{name}', expected {shape:?}{why}"
+                    )));
+                }
+                Some(found) if found != *shape => {
+                    return Err(ModelError::Weights(format!(
+                        "tensor '{name}' has shape {found:?}; config.json implies {shape:?}"
                     )));
                 }
                 Some(_) => {}
             }
         }
-        // Written by some exporters; a tied head is the embedding whatever the copy says.
-        let harmless =
-            |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
-        let mut names = self.tensors.keys();
-        match names.find(|name| !expected.contains_key(*name) && !harmless(name)) {
-            None => Ok(()),
-            Some(name) => Err(ModelError::Weights(format!(
-                "tensor '{name}' is not part of {}: serving without it would not be this model",
-                self.config.architecture
-            ))),
-        }
+        let expected = expected.iter().map(|(name, _)| name.as_str()).collect();
+        leftovers::check(&self.weights, &expected, &self.modules, &self.config, notes)
     }
 
     fn weight_name(&self, module: &Module) -> String {
         match module.name.as_str() {
-            "lm_head" if self.config.tied => "model.embed_tokens.weight".to_owned(),
+            "model.embed_tokens" => self.table.to_owned(),
+            "lm_head" if self.config.tied => self.table.to_owned(),
             name => format!("{name}.weight"),
         }
     }
@@ -153,7 +140,7 @@ impl Checkpoint {
     pub fn weight(&self, id: SiteId) -> HostMatrix {
         let (module, rows) = &self.owners[id.0 as usize];
         let module = self.modules.get(*module);
-        let values = self.read(&self.weight_name(module));
+        let values = self.weights.values(&self.weight_name(module));
         let (count, cols) = match module.kind {
             SiteKind::Norm => return HostMatrix { values, rows: 1, cols: module.out_features },
             SiteKind::Linear => (rows.rows(), module.in_features),
@@ -176,7 +163,7 @@ impl Checkpoint {
     /// embedding, `[out]` for a norm. In the serving width but for norms.
     pub fn module_weight(&self, id: ModuleId) -> Vec<f32> {
         let module = self.modules.get(id);
-        let values = self.read(&self.weight_name(module));
+        let values = self.weights.values(&self.weight_name(module));
         match module.kind {
             SiteKind::Norm => values.to_f32(),
             SiteKind::Linear | SiteKind::Embedding => values.cast(self.dtype).to_f32(),
@@ -186,7 +173,7 @@ impl Checkpoint {
     /// A module's bias, `[out]`.
     pub fn module_bias(&self, id: ModuleId) -> Option<Vec<f32>> {
         let module = self.modules.get(id);
-        module.has_bias.then(|| self.read(&format!("{}.bias", module.name)).to_f32())
+        module.has_bias.then(|| self.weights.values(&format!("{}.bias", module.name)).to_f32())
     }
 
     /// Bytes of all weights in the serving width.
@@ -196,12 +183,31 @@ impl Checkpoint {
         let modules = self.modules.iter().filter(|(_, module)| own(module));
         modules.map(|(_, module)| elements(module) * self.dtype.bytes() as u64).sum()
     }
+}
 
-    fn read(&self, name: &str) -> Values {
-        let stored = &self.tensors[name];
-        let bytes = &self.sources[stored.source].bytes()[stored.start..stored.end];
-        Values::from_le_bytes(bytes, stored.dtype)
+/// Makes `config.tied` what the weights say, as transformers does (`tie_weights`); returns the
+/// name of the embedding's tensor. A head that is stored beside the embedding is tied to it only
+/// if it is the same matrix; whichever of the two is stored alone is both.
+fn resolve_tie(
+    config: &mut ModelConfig,
+    weights: &Weights,
+    dtype: Dtype,
+    notes: &mut Vec<String>,
+) -> &'static str {
+    if !config.tied || !weights.contains(HEAD) {
+        return EMBEDDING;
     }
+    if !weights.contains(EMBEDDING) {
+        return HEAD;
+    }
+    if !weights.equal(HEAD, EMBEDDING, dtype) {
+        config.tied = false;
+        notes.push(format!(
+            "config.json says 'tie_word_embeddings', but {HEAD} is not the embedding: they are \
+             served apart, as in transformers"
+        ));
+    }
+    EMBEDDING
 }
 
 /// By site: the module it is a part of, and its rows of it.
@@ -214,82 +220,4 @@ fn owners(sites: &SiteMap, modules: &ModuleMap) -> Vec<(ModuleId, RowSet)> {
     }
     let owner = |owner: Option<_>| owner.expect("This is a bug: a site without a module.");
     owners.into_iter().map(owner).collect()
-}
-
-/// A small file of the model directory.
-///
-/// # Errors
-/// [`ModelError::File`] with its path.
-fn read(dir: &Path, name: &str) -> Result<Vec<u8>, ModelError> {
-    if !dir.is_dir() {
-        return Err(ModelError::File(format!(
-            "{} is not a directory; give the directory of a Hugging Face model or a Hub id \
-             (organisation/name)",
-            dir.display()
-        )));
-    }
-    let path = dir.join(name);
-    fs::read(&path).map_err(|e| ModelError::File(format!("{} cannot be read: {e}", path.display())))
-}
-
-/// The files of a sharded checkpoint.
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let name = "model.safetensors.index.json";
-    if !dir.join(name).exists() {
-        let pickle = dir.join("pytorch_model.bin").exists();
-        let hint = if pickle { "; pytorch_model.bin is a pickle and is not read" } else { "" };
-        return Err(ModelError::File(format!(
-            "{} holds neither model.safetensors nor {name}{hint}",
-            dir.display()
-        )));
-    }
-    let index: serde_json::Value = serde_json::from_slice(&read(dir, name)?)
-        .map_err(|e| ModelError::File(format!("{name} is not JSON: {e}")))?;
-    let map = index.get("weight_map").and_then(|map| map.as_object());
-    let files = map.map(|map| map.values().map(|v| v.as_str()).collect::<Option<Vec<_>>>());
-    let Some(Some(mut files)) = files else {
-        return Err(ModelError::File(format!("{name} has no 'weight_map' of file names")));
-    };
-    files.sort_unstable();
-    files.dedup();
-    if let Some(bad) = files.iter().find(|file| file.contains(['/', '\\']) || file.starts_with('.'))
-    {
-        return Err(ModelError::File(format!(
-            "{name} names '{bad}', which is not a plain file name"
-        )));
-    }
-    Ok(files.into_iter().map(|file| dir.join(file)).collect())
-}
-
-fn read_header(
-    source: usize,
-    bytes: &[u8],
-    name: &str,
-    tensors: &mut HashMap<String, Stored>,
-) -> Result<(), ModelError> {
-    let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
-        ModelError::Weights(format!("{name} is not a complete safetensors file: {e}"))
-    })?;
-    let base = bytes.as_ptr() as usize;
-    for (tensor, view) in parsed.iter() {
-        let dtype = match view.dtype() {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::BF16 => Dtype::BF16,
-            other => {
-                return Err(ModelError::Unsupported(format!(
-                    "tensor '{tensor}' in {name} holds {other:?} numbers (supported: F32, F16, \
-                     BF16)"
-                )));
-            }
-        };
-        let start = view.data().as_ptr() as usize - base;
-        let (end, shape) = (start + view.data().len(), view.shape().to_vec());
-        let stored = Stored { source, start, end, shape, dtype };
-        if tensors.insert(tensor.to_owned(), stored).is_some() {
-            let text = format!("tensor '{tensor}' is in two of the model's files");
-            return Err(ModelError::Weights(text));
-        }
-    }
-    Ok(())
 }

@@ -3,10 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::error::ModelError;
-use super::family::Family;
-use super::fields::{Fields, bad};
+use super::family::{Defaults, Family};
+use super::fields::Fields;
 use super::rope::Rope;
-use super::{llama, mistral, qwen2, qwen3};
+use super::rotary::Rotary;
+use super::{foreign, identity, llama, mistral, qwen2, qwen3};
 use crate::dtype::Dtype;
 
 /// Reads what a family's `config.json` says.
@@ -23,7 +24,7 @@ pub static FAMILIES: &[(&str, ReadFamily)] = &[
 /// A model's numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// First entry of `architectures`.
+    /// Its family, as [`FAMILIES`] names it.
     pub architecture: String,
     /// Rows of the embedding.
     pub vocabulary: usize,
@@ -45,14 +46,16 @@ pub struct ModelConfig {
     pub ropes: Vec<Rope>,
     /// Which of them each layer uses; `None`: its heads are not rotated.
     pub rope_of_layer: Vec<Option<usize>>,
-    /// Whether the head is the embedding.
+    /// Whether the head is the embedding. A checkpoint corrects it to what its weights say.
     pub tied: bool,
-    /// Longest trained context, in tokens.
+    /// Longest context, in tokens: `max_position_embeddings`, times the factor of linear scaling.
     pub positions_max: usize,
     /// Width the checkpoint says it has.
     pub dtype: Option<Dtype>,
     /// The rest.
     pub family: Family,
+    /// What of the file is not used, for people.
+    pub notes: Vec<String>,
 }
 
 impl ModelConfig {
@@ -63,63 +66,74 @@ impl ModelConfig {
     pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
         let object: Map<String, Value> = serde_json::from_slice(bytes)
             .map_err(|e| ModelError::Config(format!("not a JSON object: {e}")))?;
-        let fields = Fields(&object);
-        let first = fields.get("architectures").and_then(|list| list.get(0)?.as_str());
-        let Some(architecture) = first else {
-            let found = fields.get("architectures");
-            return Err(bad("architectures", "a list with one name", found));
-        };
-        let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == architecture) else {
-            let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
-            let known = known.join(", ");
-            return Err(ModelError::Unsupported(format!(
-                "architecture '{architecture}' (supported: {known})"
-            )));
-        };
-        if let Some(quantised) = fields.get("quantization_config") {
-            let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            return Err(ModelError::Unsupported(format!(
-                "quantised weights ('quantization_config' with method '{method}'); use the f32, \
-                 f16 or bf16 checkpoint"
-            )));
-        }
-        let act = fields.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
-        if act != "silu" && act != "swish" {
-            return Err(ModelError::Unsupported(format!("hidden_act '{act}' (supported: silu)")));
-        }
+        let fields = Fields::new(&object);
+        let mut notes = Vec::new();
+        let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
+        let architecture = identity::architecture(&fields, &known, &mut notes)?;
+        let served = FAMILIES.iter().find(|(name, _)| *name == architecture);
+        let (_, family) = served.expect("This is a bug: an architecture that is not in the table.");
+        foreign::check(&fields)?;
         let family = family(&fields)?;
-        let hidden = fields.count("hidden_size", None)?;
-        let heads = fields.count("num_attention_heads", None)?;
-        let kv_default = family.kv_heads_default.unwrap_or(heads);
-        let kv_heads = fields.count("num_key_value_heads", Some(kv_default))?;
-        let dim_default = family.head_dim_default.unwrap_or(hidden / heads);
-        let head_dim = fields.count("head_dim", Some(dim_default))?;
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(ModelError::Config(format!(
-                "'num_attention_heads' {heads} must be a multiple of 'num_key_value_heads' \
-                 {kv_heads}"
-            )));
-        }
-        if !head_dim.is_multiple_of(2) {
-            return Err(ModelError::Config(format!("'head_dim' must be even, got {head_dim}")));
-        }
-        let layers = fields.count("num_hidden_layers", None)?;
-        Ok(Self {
+        let Defaults { vocabulary, inner, positions, .. } = family.defaults;
+        let heads = Heads::read(&fields, &family.defaults)?;
+        let layers = fields.count("num_hidden_layers", Some(Defaults::LAYERS))?;
+        let positions = fields.count("max_position_embeddings", Some(positions))?;
+        let Rotary { rope, positions_max } =
+            Rotary::read(&fields, heads.dim, positions, &mut notes)?;
+        let mut config = Self {
             architecture: architecture.to_owned(),
-            vocabulary: fields.count("vocab_size", None)?,
-            hidden,
-            inner: fields.count("intermediate_size", None)?,
+            vocabulary: fields.count("vocab_size", Some(vocabulary))?,
+            hidden: heads.hidden,
+            inner: fields.count("intermediate_size", Some(inner))?,
             layers,
-            heads,
-            kv_heads,
-            head_dim,
+            heads: heads.queries,
+            kv_heads: heads.keys,
+            head_dim: heads.dim,
             eps: fields.number("rms_norm_eps", Some(1e-6))? as f32,
-            ropes: vec![fields.rope(head_dim)?],
+            ropes: vec![rope],
             rope_of_layer: vec![Some(0); layers],
             tied: fields.flag("tie_word_embeddings", false)?,
-            positions_max: fields.count("max_position_embeddings", Some(2048))?,
-            dtype: fields.dtype()?,
+            positions_max,
+            dtype: fields.dtype(&mut notes)?,
             family,
-        })
+            notes: Vec::new(),
+        };
+        foreign::unread(&fields, &mut notes);
+        config.notes = notes.into_iter().map(|note| format!("config.json: {note}")).collect();
+        Ok(config)
+    }
+}
+
+/// The model's width and how heads share it.
+struct Heads {
+    hidden: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
+}
+
+impl Heads {
+    fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Self, ModelError> {
+        let hidden = fields.count("hidden_size", Some(Defaults::HIDDEN))?;
+        let queries = fields.count("num_attention_heads", Some(Defaults::LAYERS))?;
+        // Both may be null, which is not the same as absent: then the other numbers decide.
+        let keys = match fields.raw("num_key_value_heads") {
+            Some(Value::Null) => queries,
+            _ => fields.count("num_key_value_heads", defaults.kv_heads.or(Some(queries)))?,
+        };
+        let shared = hidden / queries;
+        let dim = match fields.raw("head_dim") {
+            Some(Value::Null) if defaults.head_dim.is_none() => shared,
+            _ => fields.count("head_dim", defaults.head_dim.or(Some(shared)))?,
+        };
+        if !queries.is_multiple_of(keys) {
+            return Err(ModelError::Config(format!(
+                "'num_attention_heads' {queries} must be a multiple of 'num_key_value_heads' {keys}"
+            )));
+        }
+        if dim == 0 || !dim.is_multiple_of(2) {
+            return Err(ModelError::Config(format!("'head_dim' must be even, got {dim}")));
+        }
+        Ok(Self { hidden, queries, keys, dim })
     }
 }

@@ -15,10 +15,30 @@ pub struct Family {
     pub norms: NormPlaces,
     /// A layer's sliding window, in layer order; `None` attends to everything.
     pub windows: Vec<Option<u32>>,
-    /// Key/value heads where the config does not say.
-    pub kv_heads_default: Option<usize>,
-    /// Head width where the config does not say.
-    pub head_dim_default: Option<usize>,
+    /// What transformers takes where the config does not say.
+    pub defaults: Defaults,
+}
+
+/// Numbers of a family's configuration class (transformers `models/*/configuration_*.py`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// `vocab_size`.
+    pub vocabulary: usize,
+    /// `intermediate_size`.
+    pub inner: usize,
+    /// `num_key_value_heads`; `None`: as many as heads.
+    pub kv_heads: Option<usize>,
+    /// `head_dim`; `None`: the model's width shared among the heads.
+    pub head_dim: Option<usize>,
+    /// `max_position_embeddings`.
+    pub positions: usize,
+}
+
+impl Defaults {
+    /// `hidden_size`, alike in all families.
+    pub const HIDDEN: usize = 4096;
+    /// `num_hidden_layers` and `num_attention_heads`, likewise.
+    pub const LAYERS: usize = 32;
 }
 
 /// RMS norms of queries and keys.

@@ -1,13 +1,19 @@
 //! The fields of one `config.json`, with errors that name them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::error::ModelError;
-use super::rope::{Rope, RopeScaling};
+use super::family::Defaults;
 use crate::dtype::Dtype;
 
-/// A config, or an object in it.
-pub struct Fields<'a>(pub &'a Map<String, Value>);
+/// A config, or an object in it, that remembers what was read.
+pub struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    read: RefCell<BTreeSet<&'static str>>,
+}
 
 /// A field of the wrong form.
 pub fn bad(key: &str, expected: &str, found: Option<&Value>) -> ModelError {
@@ -15,18 +21,49 @@ pub fn bad(key: &str, expected: &str, found: Option<&Value>) -> ModelError {
     ModelError::Config(format!("'{key}' must be {expected}, got {found}"))
 }
 
-impl Fields<'_> {
+/// Names as a list for people.
+pub fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
+}
+
+impl<'a> Fields<'a> {
+    /// A view with nothing read yet.
+    pub fn new(map: &'a Map<String, Value>) -> Self {
+        Self { map, read: RefCell::default() }
+    }
+
+    /// The value of `key`, null included.
+    pub fn raw(&self, key: &'static str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(key);
+        self.map.get(key)
+    }
+
     /// The value of `key`, unless it is absent or null.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key).filter(|value| !value.is_null())
+    pub fn get(&self, key: &'static str) -> Option<&'a Value> {
+        self.raw(key).filter(|value| !value.is_null())
+    }
+
+    /// Keys that nobody asked for and whose values say something: neither null, false nor empty.
+    /// `inert` are left out, and what begins with an underscore: a library's own notes.
+    pub fn unread(&self, inert: &[&str]) -> Vec<&'a str> {
+        let read = self.read.borrow();
+        let said = self.map.iter().filter(|(_, value)| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Object(object) => !object.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            Value::Bool(true) | Value::Number(_) | Value::String(_) => true,
+        });
+        let keys = said.map(|(key, _)| key.as_str());
+        let known = |key: &str| read.contains(key) || inert.contains(&key) || key.starts_with('_');
+        keys.filter(|key| !known(key)).collect()
     }
 
     /// A whole number of at least 1.
     ///
     /// # Errors
-    /// When it is absent without a default, or anything else.
-    pub fn count(&self, key: &str, default: Option<usize>) -> Result<usize, ModelError> {
-        let found = self.get(key);
+    /// When it is absent without a default, or anything else; null is no number.
+    pub fn count(&self, key: &'static str, default: Option<usize>) -> Result<usize, ModelError> {
+        let found = self.raw(key);
         if let (None, Some(default)) = (found, default) {
             return Ok(default);
         }
@@ -37,9 +74,9 @@ impl Fields<'_> {
     /// A finite positive number.
     ///
     /// # Errors
-    /// When it is absent without a default, or anything else.
-    pub fn number(&self, key: &str, default: Option<f64>) -> Result<f64, ModelError> {
-        let found = self.get(key);
+    /// When it is absent without a default, or anything else; null is no number.
+    pub fn number(&self, key: &'static str, default: Option<f64>) -> Result<f64, ModelError> {
+        let found = self.raw(key);
         if let (None, Some(default)) = (found, default) {
             return Ok(default);
         }
@@ -51,7 +88,7 @@ impl Fields<'_> {
     ///
     /// # Errors
     /// When it is anything else.
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+    pub fn flag(&self, key: &'static str, default: bool) -> Result<bool, ModelError> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => value.as_bool().ok_or_else(|| bad(key, "true or false", Some(value))),
@@ -67,7 +104,7 @@ impl Fields<'_> {
         window: Option<usize>,
         all: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<Option<u32>>, ModelError> {
-        let layers = self.count("num_hidden_layers", None)?;
+        let layers = self.count("num_hidden_layers", Some(Defaults::LAYERS))?;
         let window = window.map(|w| w as u32);
         let Some(types) = self.get("layer_types") else {
             return Ok((0..layers).map(|i| window.filter(|_| all(i))).collect());
@@ -84,63 +121,25 @@ impl Fields<'_> {
         list.iter().map(one).collect()
     }
 
-    /// Rotary frequencies, from `rope_parameters` (transformers 5) or `rope_theta` and
-    /// `rope_scaling` (transformers 4).
+    /// Width that the checkpoint says it has. `dtype` wins over `torch_dtype`, its older name.
     ///
     /// # Errors
-    /// When a field is of the wrong form, or the kind of scaling is not known here.
-    pub fn rope(&self, head_dim: usize) -> Result<Rope, ModelError> {
-        let new = self.get("rope_parameters");
-        let block = new.or_else(|| self.get("rope_scaling"));
-        let empty = Map::new();
-        let block = match block {
-            None => Fields(&empty),
-            Some(Value::Object(block)) => Fields(block),
-            Some(other) => return Err(bad("rope_parameters", "an object", Some(other))),
-        };
-        let default = self.number("rope_theta", Some(10000.0))?;
-        let theta = block.number("rope_theta", Some(default))?;
-        let kind = block.get("rope_type").or_else(|| block.get("type"));
-        let partial = block.number("partial_rotary_factor", Some(1.0))?
-            * self.number("partial_rotary_factor", Some(1.0))?;
-        if partial != 1.0 {
-            return Err(ModelError::Config(format!(
-                "'partial_rotary_factor' {partial} is not supported; expected 1"
-            )));
-        }
-        let scaling = match kind.map(|kind| kind.as_str().unwrap_or_default()) {
-            None if block.get("factor").is_some() => {
-                return Err(bad("rope_type", "given beside 'factor'", None));
-            }
-            None | Some("default") => RopeScaling::Default,
-            Some("linear") => RopeScaling::Linear { factor: block.number("factor", None)? },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: block.number("factor", None)?,
-                low: block.number("low_freq_factor", None)?,
-                high: block.number("high_freq_factor", None)?,
-                original: block.number("original_max_position_embeddings", None)?,
-            },
-            Some(other) => {
-                return Err(ModelError::Unsupported(format!(
-                    "rope type '{other}' (supported: default, linear, llama3)"
-                )));
-            }
-        };
-        Ok(Rope { theta, scaling, dims: head_dim })
-    }
-
-    /// Width that the checkpoint says it has.
-    ///
-    /// # Errors
-    /// When it is none of the three.
-    pub fn dtype(&self) -> Result<Option<Dtype>, ModelError> {
+    /// When it is no float of at least 16 bits.
+    pub fn dtype(&self, notes: &mut Vec<String>) -> Result<Option<Dtype>, ModelError> {
         let key = if self.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-        match self.get(key).map(|value| value.as_str().unwrap_or_default()) {
-            None => Ok(None),
-            Some("float32") => Ok(Some(Dtype::F32)),
+        let (found, older) = (self.get(key), self.get("torch_dtype"));
+        if let (Some(found), Some(older)) = (found, older.filter(|older| found != Some(*older))) {
+            let text = format!("'torch_dtype' {older} is not used: 'dtype' says {found}");
+            notes.push(text);
+        }
+        match found.map(|value| value.as_str().unwrap_or_default()) {
+            // The width of the weights themselves.
+            None | Some("auto") => Ok(None),
+            // Nothing is computed in more than 32 bits here.
+            Some("float32" | "float64") => Ok(Some(Dtype::F32)),
             Some("float16") => Ok(Some(Dtype::F16)),
             Some("bfloat16") => Ok(Some(Dtype::BF16)),
-            Some(_) => Err(bad(key, "float32, float16 or bfloat16", self.get(key))),
+            Some(_) => Err(bad(key, "float32, float16 or bfloat16", found)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Llama 2 and 3.x (transformers `models/llama`).
 
 use super::error::ModelError;
-use super::family::{Family, NormPlaces, QkNorm};
+use super::family::{Defaults, Family, NormPlaces, QkNorm};
 use super::fields::Fields;
 
 /// `LlamaForCausalLM`.
@@ -13,8 +13,14 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         mlp_bias: fields.flag("mlp_bias", false)?,
         qk_norm: QkNorm::Absent,
         norms: NormPlaces::BEFORE,
-        windows: fields.windows(None, &|_| false)?,
-        kv_heads_default: None,
-        head_dim_default: None,
+        // `sliding_window` and `layer_types` say nothing to this family.
+        windows: vec![None; fields.count("num_hidden_layers", Some(Defaults::LAYERS))?],
+        defaults: Defaults {
+            vocabulary: 32000,
+            inner: 11008,
+            kv_heads: None,
+            head_dim: None,
+            positions: 2048,
+        },
     })
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::error::ModelError;
-use super::family::{Family, NormPlaces, QkNorm};
+use super::family::{Defaults, Family, NormPlaces, QkNorm};
 use super::fields::Fields;
 
 /// transformers' value where a config has no such key; null switches it off.
@@ -11,7 +11,7 @@ const SLIDING_WINDOW_DEFAULT: usize = 4096;
 
 /// `MistralForCausalLM`.
 pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
-    let window = match fields.0.get("sliding_window") {
+    let window = match fields.raw("sliding_window") {
         Some(Value::Null) => None,
         _ => Some(fields.count("sliding_window", Some(SLIDING_WINDOW_DEFAULT))?),
     };
@@ -22,7 +22,12 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         qk_norm: QkNorm::Absent,
         norms: NormPlaces::BEFORE,
         windows: fields.windows(window, &|_| true)?,
-        kv_heads_default: Some(8),
-        head_dim_default: None,
+        defaults: Defaults {
+            vocabulary: 32000,
+            inner: 14336,
+            kv_heads: Some(8),
+            head_dim: None,
+            positions: 131_072,
+        },
     })
 }

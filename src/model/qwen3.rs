@@ -1,7 +1,7 @@
 //! Qwen3, dense (transformers `models/qwen3`): Llama with a norm on each head of q and k.
 
 use super::error::ModelError;
-use super::family::{Family, NormPlaces, QkNorm};
+use super::family::{Defaults, Family, NormPlaces, QkNorm};
 use super::fields::Fields;
 use super::qwen2::windows;
 
@@ -15,7 +15,12 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         qk_norm: QkNorm::Head,
         norms: NormPlaces::BEFORE,
         windows: windows(fields)?,
-        kv_heads_default: Some(32),
-        head_dim_default: Some(128),
+        defaults: Defaults {
+            vocabulary: 151_936,
+            inner: 22016,
+            kv_heads: Some(32),
+            head_dim: Some(128),
+            positions: 32768,
+        },
     })
 }

@@ -39,6 +39,8 @@ fn transformers_4_and_5_spell_the_same_model() {
     let plain = parse("LlamaForCausalLM", json!({"rope_scaling": null})).unwrap();
     let halved = plain.ropes[0].frequencies().iter().map(|f| f / 2.0).collect::<Vec<_>>();
     assert_eq!(linear.ropes[0].frequencies(), halved);
+    let auto = parse("LlamaForCausalLM", json!({"torch_dtype": "auto"})).unwrap();
+    assert_eq!((auto.dtype, auto.notes), (None, Vec::new()), "the weights say");
 }
 
 #[test]
@@ -68,6 +70,11 @@ fn what_is_not_served_is_refused_by_name() {
         ("LlamaForCausalLM", json!({"hidden_act": "gelu"}), "gelu"),
         ("LlamaForCausalLM", json!({"quantization_config": {"quant_method": "awq"}}), "awq"),
         ("LlamaForCausalLM", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (
+            "LlamaForCausalLM",
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}),
+            "full_attention",
+        ),
         ("LlamaForCausalLM", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         ("LlamaForCausalLM", json!({"head_dim": 15}), "head_dim"),
         ("LlamaForCausalLM", json!({"hidden_size": "64"}), "hidden_size"),
@@ -76,6 +83,23 @@ fn what_is_not_served_is_refused_by_name() {
         ("LlamaForCausalLM", json!({"rms_norm_eps": -1}), "rms_norm_eps"),
         ("Qwen2ForCausalLM", json!({"layer_types": vec!["linear_attention"; 3]}), "linear"),
         ("Qwen2ForCausalLM", json!({"layer_types": ["full_attention"]}), "layer_types"),
+        ("Qwen2ForCausalLM", json!({"max_window_layers": -1}), "max_window_layers"),
+        ("LlamaForCausalLM", json!({"architectures": [], "model_type": 3}), "model_type"),
+        ("LlamaForCausalLM", json!({"architectures": "LlamaForCausalLM"}), "architectures"),
+        ("LlamaForCausalLM", json!({"model_type": "qwen2"}), "'architectures' says"),
+        ("LlamaForCausalLM", json!({"model_type": "llama4"}), "llama4"),
+        ("LlamaForCausalLM", json!({"is_causal": false}), "is_causal"),
+        ("LlamaForCausalLM", json!({"text_config": {"hidden_size": 4}}), "text_config"),
+        ("LlamaForCausalLM", json!({"per_layer_config": [{}]}), "per_layer_config"),
+        ("LlamaForCausalLM", json!({"transformers_weights": "a.safetensors"}), "transformers_we"),
+        ("LlamaForCausalLM", json!({"quantization": {"bits": 4}}), "'quantization'"),
+        ("LlamaForCausalLM", json!({"architectures": ["LlamaModel", "X"]}), "architectures"),
+        ("LlamaForCausalLM", json!({"hidden_act": null}), "hidden_act"),
+        ("LlamaForCausalLM", json!({"rope_theta": null}), "rope_theta"),
+        ("LlamaForCausalLM", json!({"rms_norm_eps": null}), "rms_norm_eps"),
+        ("LlamaForCausalLM", json!({"rope_scaling": {"type": "linear"}}), "factor"),
+        ("LlamaForCausalLM", json!({"rope_scaling": "linear"}), "rope_scaling"),
+        ("Qwen3ForCausalLM", json!({"head_dim": null}), "head_dim"),
     ];
     for (architecture, more, named) in cases {
         let error = parse(architecture, more.clone()).expect_err(named).to_string();

@@ -72,6 +72,12 @@ impl Raw {
         self.dtype = dtype;
     }
 
+    /// F32 as F64.
+    pub fn widen(&mut self) {
+        self.bytes = self.floats().iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect();
+        self.dtype = Dtype::F64;
+    }
+
     /// F32 rounded to a narrower float.
     pub fn narrow(&mut self, dtype: Dtype) {
         let floats = self.floats();
