@@ -8,6 +8,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::added::Token;
 use super::error::TextError;
 use super::files::{TOKENIZER, TOKENIZER_CONFIG};
 
@@ -21,7 +22,7 @@ const QWEN2_SPLIT: &str = concat!(
 /// is that of the general class, or one that transformers does not know and takes for it.
 const NOT_REBUILT: &str = "Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet \
     BigBird BioGpt Blenderbot BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Clvp CodeGen \
-    CodeLlama Cohere Cpm CpmAnt DPRContextEncoder DPRQuestionEncoder DPRReader Deberta DebertaV2 \
+    Cohere Cpm CpmAnt DPRContextEncoder DPRQuestionEncoder DPRReader Deberta DebertaV2 \
     Dia DistilBert Electra Esm Esmc FSMT FastSpeech2Conformer Flaubert Funnel GPTNeoXJapanese \
     GPTSw3 Gemma Herbert LED Lasr LayoutLM LayoutLMv2 LayoutLMv3 LayoutXLM Luke Lxmert M2M100 \
     MBart MBart50 MLuke MPNet MT5 Marian MarkupLM Mgpstr MobileBert Mvp MyT5 Nllb Nougat \
@@ -39,6 +40,7 @@ pub(super) enum Class {
     /// tokenizer.json as it stands.
     General,
     Llama,
+    CodeLlama,
     Qwen2,
     Gpt2,
     GptNeoX,
@@ -76,6 +78,7 @@ impl Class {
             (Some("mistral"), _) => Ok(Self::General),
             (_, Some("LlamaTokenizer")) if tokenizer.is_none_or(is_byte_level) => Ok(Self::General),
             (_, Some("LlamaTokenizer")) => Ok(Self::Llama),
+            (_, Some("CodeLlamaTokenizer")) => Ok(Self::CodeLlama),
             (_, Some("Qwen2Tokenizer")) => Ok(Self::Qwen2),
             (_, Some("GPT2Tokenizer")) => Ok(Self::Gpt2),
             (_, Some("GPTNeoXTokenizer")) => Ok(Self::GptNeoX),
@@ -93,7 +96,9 @@ impl Class {
         const END: &str = "<|endoftext|>";
         match self {
             Self::General => &[],
-            Self::Llama => &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
+            Self::Llama | Self::CodeLlama => {
+                &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]
+            }
             Self::Qwen2 => &[("eos_token", END), ("unk_token", END), ("pad_token", END)],
             Self::Gpt2 => &[("bos_token", END), ("eos_token", END), ("unk_token", END)],
             Self::GptNeoX => &[
@@ -105,9 +110,23 @@ impl Class {
         }
     }
 
+    /// Further names that the class has, unless a file says that there is no such token.
+    pub fn own_names(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::CodeLlama => &[
+                ("prefix_token", "▁<PRE>"),
+                ("middle_token", "▁<MID>"),
+                ("suffix_token", "▁<SUF>"),
+                ("eot_token", "▁<EOT>"),
+                ("fill_token", "<FILL_ME>"),
+            ],
+            _ => &[],
+        }
+    }
+
     /// Whether the padding of tokenizer.json names a `pad_token` that no file names.
     pub fn takes_padding_token(self) -> bool {
-        matches!(self, Self::General | Self::Llama)
+        matches!(self, Self::General | Self::Llama | Self::CodeLlama)
     }
 
     /// Whether every special token is added once more, without flags.
@@ -117,7 +136,12 @@ impl Class {
 
     /// The tokenizer.json that the class stands for, without added tokens; `None` for the file's
     /// own.
-    pub fn rebuild(self, file: &[u8], config: &Value) -> Result<Option<Value>, TextError> {
+    pub fn rebuild(
+        self,
+        file: &[u8],
+        config: &Value,
+        named: &[(String, Token)],
+    ) -> Result<Option<Value>, TextError> {
         if self == Self::General {
             return Ok(None);
         }
@@ -135,6 +159,10 @@ impl Class {
         };
         let prefix = flag("add_prefix_space")?.flatten();
         let legacy = flag("legacy")?;
+        let content = |name: &str| {
+            let mut named = named.iter().filter(|(other, _)| other == name);
+            named.next().map(|(_, token)| token.content.as_str())
+        };
         let model = file.get_mut("model").map(Value::take).unwrap_or_default();
         if model.get("type").is_some_and(|kind| kind != "BPE") || !model["merges"].is_array() {
             return Err(broken(format!(
@@ -144,14 +172,24 @@ impl Class {
                 model["type"]
             )));
         }
+        let model = self.model(model, content("unk_token"));
         let processor = match self {
             // Its __init__ makes one of add_bos_token and add_eos_token, which are not read
             // where there is a tokenizer.json.
             Self::GptNeoX => Value::Null,
+            Self::CodeLlama => match content("bos_token") {
+                None => Value::Null,
+                Some(bos) => begin(bos, &model["vocab"][bos]),
+            },
             _ => file.get_mut("post_processor").map(Value::take).unwrap_or_default(),
         };
         let (normalizer, pre_tokenizer, decoder) = match self {
-            Self::Llama => llama(prefix, legacy),
+            Self::Llama => {
+                // False if it is not said, and true if it is null.
+                let always = legacy == Some(Some(true));
+                metaspace(prefix.unwrap_or(true), always, prefix.unwrap_or(true))
+            }
+            Self::CodeLlama => metaspace(prefix.unwrap_or(true), false, true),
             Self::Qwen2 => {
                 let split = json!({"type": "Split", "pattern": {"Regex": QWEN2_SPLIT},
                     "behavior": "Isolated", "invert": false});
@@ -170,12 +208,13 @@ impl Class {
         Ok(Some(json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
             "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder,
-            "post_processor": processor, "model": self.model(model),
+            "post_processor": processor, "model": model,
         })))
     }
 
-    fn model(self, mut file: Value) -> Value {
-        let llama = self == Self::Llama;
+    fn model(self, mut file: Value, unk_token: Option<&str>) -> Value {
+        let llama = matches!(self, Self::Llama | Self::CodeLlama);
+        let unk_token = unk_token.filter(|_| self == Self::CodeLlama);
         let affix = if llama { Value::Null } else { "".into() };
         let vocabulary = match file["vocab"].take() {
             // Older files list the tokens in the order of their ids.
@@ -188,7 +227,7 @@ impl Class {
             vocabulary => vocabulary,
         };
         json!({
-            "type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": llama,
+            "type": "BPE", "dropout": null, "unk_token": unk_token, "fuse_unk": llama,
             "continuing_subword_prefix": affix, "end_of_word_suffix": affix,
             "byte_fallback": llama, "ignore_merges": false, "vocab": vocabulary,
             "merges": file["merges"].take(),
@@ -201,14 +240,22 @@ fn byte_level(add_prefix_space: bool, use_regex: bool) -> Value {
         "use_regex": use_regex})
 }
 
-/// Before which pieces of a text a space stands depends on `legacy`, which is false if it is not
-/// said and true if it is null.
-fn llama(prefix: Option<bool>, legacy: Option<Option<bool>>) -> (Value, Value, Value) {
-    let prefix = prefix.unwrap_or(true);
-    let scheme = match (prefix, legacy) {
+/// A post-processor that puts a token before a text.
+fn begin(token: &str, id: &Value) -> Value {
+    let special = json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let second = json!({"Sequence": {"id": "B", "type_id": 1}});
+    json!({"type": "TemplateProcessing", "single": [special, text], "pair": [text, second],
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}})
+}
+
+/// A space stands before a text or, if it does `always`, before each piece of it; `strips`: the
+/// first space of decoded text goes.
+fn metaspace(prefix: bool, always: bool, strips: bool) -> (Value, Value, Value) {
+    let scheme = match (prefix, always) {
         (false, _) => "never",
-        (true, Some(Some(true))) => "always",
-        (true, _) => "first",
+        (true, true) => "always",
+        (true, false) => "first",
     };
     let pre_tokenizer = json!({"type": "Metaspace", "replacement": "▁",
         "prepend_scheme": scheme, "split": false});
@@ -217,7 +264,7 @@ fn llama(prefix: Option<bool>, legacy: Option<Option<bool>>) -> (Value, Value, V
         json!({"type": "ByteFallback"}),
         json!({"type": "Fuse"}),
     ];
-    if prefix {
+    if strips {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
     (Value::Null, pre_tokenizer, json!({"type": "Sequence", "decoders": decoders}))

@@ -31,7 +31,7 @@ pub(super) fn merge(files: &TextFiles) -> Result<Merged, TextError> {
     let file = files.tokenizer.as_deref().ok_or(missing)?;
     let config = json(TOKENIZER_CONFIG, files.tokenizer_config.as_deref())?;
     let special = Special::of(files)?;
-    let rebuilt = special.class.rebuild(file, &config)?;
+    let rebuilt = special.class.rebuild(file, &config, &special.named)?;
     let made = caught(|| {
         let mut tokenizer = match rebuilt {
             Some(json) => serde_json::from_value(json)?,

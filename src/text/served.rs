@@ -188,8 +188,9 @@ impl AdapterTexts {
         notes: &mut Vec<String>,
     ) -> Result<(), TextError> {
         let rows = self.settings.vocabulary_tokens;
-        let tokens = rows.max(self.base.tokenizer.vocabulary_tokens());
-        let beyond = tokens..tokenizer.vocabulary_tokens();
+        let of_base = &self.base.tokenizer;
+        let beyond = rows..tokenizer.vocabulary_tokens();
+        let beyond = beyond.filter(|&id| tokenizer.token_str(id) != of_base.token_str(id));
         let named = special::named(files)?;
         let fills = |id: TokenId| {
             let token = tokenizer.token_str(id);

@@ -109,6 +109,10 @@ impl Special {
             let token = padding.map(|content| Token::special(&content));
             names.standard.entry("pad_token").or_insert(token);
         }
+        let is_null = |name: &str| config.get(name).is_some_and(Value::is_null);
+        let own = class.own_names().iter().filter(|(name, _)| !is_null(name));
+        special.named =
+            own.map(|(name, token)| (name.to_string(), Token::special(token))).collect();
         names.finish(&mut special);
         Ok(special)
     }
@@ -277,6 +281,8 @@ impl Names {
     }
 
     fn finish(mut self, special: &mut Special) {
+        let own = std::mem::take(&mut special.named);
+        let listed: Vec<Token> = own.iter().map(|(_, token)| token.clone()).collect();
         for (name, content) in special.class.defaults() {
             self.standard.entry(name).or_insert_with(|| Some(Token::special(content)));
         }
@@ -288,10 +294,10 @@ impl Names {
                 special.named.push((name.to_owned(), token));
             }
         }
-        for (name, token) in self.specific.into_iter().flatten() {
+        for (name, token) in own.into_iter().chain(self.specific.into_iter().flatten()) {
             put(&mut special.named, &name, token);
         }
-        special.extra = self.extra.unwrap_or_default();
+        special.extra = self.extra.unwrap_or(listed);
     }
 }
 

@@ -329,8 +329,8 @@ def classes():
                 label = "none" if name is ... else name
                 add(f"class {label} of a {model} over {base}", base=base, model=model,
                     config={"tokenizer_class": name})
-    for name in ["LlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer", "PreTrainedTokenizerFast"]:
-        base = "metaspace" if name.startswith("Llama") else "byte_level"
+    for name in ["LlamaTokenizer", "CodeLlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer", "PreTrainedTokenizerFast"]:
+        base = "metaspace" if "Llama" in name else "byte_level"
         free = str(NEXT[base])
         for fields in [{"add_prefix_space": True}, {"add_prefix_space": False}, {"add_prefix_space": None},
                        {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True},
@@ -345,6 +345,11 @@ def classes():
         add(f"{name} with added tokens in tokenizer.json", base=base, config={"tokenizer_class": name},
             tokenizer={"/added_tokens": [file_token(NEXT[base], "<tool>"), file_token(NEXT[base] + 1, "<image>",
                                                                                       special=False)]})
+    for fields in [{"prefix_token": "<tool>"}, {"prefix_token": None, "fill_token": None},
+                   {"additional_special_tokens": ["<tool>"]}, {"extra_special_tokens": {"think_token": "<tool>"}},
+                   {"bos_token": None}]:
+        add(f"CodeLlamaTokenizer with {json.dumps(fields)}", base="metaspace",
+            config={"tokenizer_class": "CodeLlamaTokenizer", **fields})
     CASES.append(Case("class named by config.json", base="metaspace"))
     CASES[-1].files["config"]["tokenizer_class"] = "LlamaTokenizer"
 
