@@ -132,7 +132,7 @@ impl<'a> Fields<'a> {
             let text = format!("'torch_dtype' {older} is not used: 'dtype' says {found}");
             notes.push(text);
         }
-        match found.map(|value| value.as_str().unwrap_or_default()) {
+        match found.map(|value| value.as_str().unwrap_or_default().trim_start_matches("torch.")) {
             // The width of the weights themselves.
             None | Some("auto") => Ok(None),
             // Nothing is computed in more than 32 bits here.

@@ -22,7 +22,7 @@ pub fn check(
     config: &ModelConfig,
     notes: &mut Vec<String>,
 ) -> Result<(), ModelError> {
-    let (mut biases, mut heads) = (Vec::new(), Vec::new());
+    let (mut biases, mut heads, mut rotary) = (Vec::new(), Vec::new(), Vec::new());
     for name in weights.names().into_iter().filter(|name| !expected.contains(name)) {
         let of = name.strip_suffix(".bias");
         let is_bias = of.is_some_and(|of| modules.iter().any(|(_, module)| module.name == of));
@@ -30,10 +30,12 @@ pub fn check(
             biases.push(name);
         } else if name.starts_with(OTHER_HEADS) {
             heads.push(name);
-        } else if !(name.ends_with("rotary_emb.inv_freq")
-            // The embedding again: a tied head that differed is no longer tied here.
-            || (name == "lm_head.weight" && config.tied))
-        {
+        } else if name.ends_with("rotary_emb.inv_freq") {
+            if !is_rotation(&weights.values(name).to_f32(), config) {
+                rotary.push(name);
+            }
+        } else if !(name == "lm_head.weight" && config.tied) {
+            // That one is the embedding again: a tied head that differed is no longer tied here.
             return Err(ModelError::Weights(format!(
                 "tensor '{name}' is not part of {}: serving without it would not be this model",
                 config.architecture
@@ -49,7 +51,22 @@ pub fn check(
     if !heads.is_empty() {
         notes.push(format!("not used for generation: {}", heads.join(", ")));
     }
+    if let Some(first) = rotary.first() {
+        notes.push(format!(
+            "{first} has other rotary frequencies than config.json tells of, which are followed, \
+             as in transformers"
+        ));
+    }
     Ok(())
+}
+
+/// Whether stored frequencies are those that are used; some are stored in 16 bits.
+fn is_rotation(stored: &[f32], config: &ModelConfig) -> bool {
+    let near = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs() <= 0.01 * b.abs();
+    config.ropes.iter().any(|rope| {
+        let used = rope.frequencies();
+        used.len() == stored.len() && stored.iter().zip(&used).all(near)
+    })
 }
 
 /// The likely reason that `missing` is not among `names`; begins with a separator.

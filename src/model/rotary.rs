@@ -21,8 +21,9 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Reads both blocks and what stands beside them. A block that is absent, null or empty says
-    /// nothing; of two, `rope_scaling` is taken whole. `positions` is `max_position_embeddings`.
+    /// Reads both blocks and what stands beside them. A block that is absent, null, false or
+    /// empty says nothing; of two, `rope_scaling` is taken whole. `positions` is
+    /// `max_position_embeddings`.
     ///
     /// # Errors
     /// When a field is of the wrong form, or the kind of scaling is not known here.
@@ -84,7 +85,8 @@ fn block<'a>(
     key: &'static str,
 ) -> Result<Option<&'a Map<String, Value>>, ModelError> {
     match fields.raw(key) {
-        None | Some(Value::Null) => Ok(None),
+        None | Some(Value::Null | Value::Bool(false)) => Ok(None),
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
         Some(Value::Object(block)) => Ok(Some(block).filter(|block| !block.is_empty())),
         Some(other) => Err(bad(key, "an object", Some(other))),
     }

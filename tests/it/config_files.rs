@@ -173,7 +173,7 @@ fn named(case: &Value, error: &str) -> Result<(), String> {
     let changed: Vec<&str> = fields.chain(unset).collect();
     let tensor = error.contains("tensor '") || error.contains("the weights hold no tensor");
     let rope = changed.iter().any(|key| key.starts_with("rope_")) && error.contains("rope");
-    let inner = ["factor", "partial_rotary"].iter().any(|key| error.contains(key));
+    let inner = ["factor", "partial_rotary", "original_max"].iter().any(|key| error.contains(key));
     match tensor || rope || inner || changed.iter().any(|key| error.contains(key)) {
         true => Ok(()),
         false => Err(format!("the refusal names none of {changed:?}: {error}")),

@@ -41,6 +41,8 @@ fn transformers_4_and_5_spell_the_same_model() {
     assert_eq!(linear.ropes[0].frequencies(), halved);
     let auto = parse("LlamaForCausalLM", json!({"torch_dtype": "auto"})).unwrap();
     assert_eq!((auto.dtype, auto.notes), (None, Vec::new()), "the weights say");
+    let full = parse("LlamaForCausalLM", json!({"dtype": "torch.bfloat16"})).unwrap();
+    assert_eq!(full.dtype, Some(Dtype::BF16));
 }
 
 #[test]

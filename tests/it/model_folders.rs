@@ -436,6 +436,22 @@ fn numbers_that_a_config_leaves_out_are_its_familys() {
 }
 
 #[test]
+fn stored_rotary_frequencies_are_told_of_where_they_are_others() {
+    let dir = tempfile::tempdir().unwrap();
+    model("llama", dir.path(), json!({}));
+    let path = dir.path().join("model.safetensors");
+    let mut tensors = read_tensors(&path);
+    let used: Vec<f32> = (0..8).map(|i| 10000f32.powf(-f32::from(i as u8) / 8.0)).collect();
+    for (factor, told) in [(1.0, false), (0.999, false), (0.5, true)] {
+        let stored: Vec<f32> = used.iter().map(|f| f * factor).collect();
+        let name = "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned();
+        tensors.insert(name, Raw::f32(&[8], &stored));
+        fs::write(&path, tensor_bytes(&tensors)).unwrap();
+        assert_eq!(notes(dir.path()).contains("inv_freq"), told, "{factor}");
+    }
+}
+
+#[test]
 fn zero_biases_and_a_value_head_are_left_out_with_a_note() {
     let dir = tempfile::tempdir().unwrap();
     model("llama", dir.path(), json!({}));

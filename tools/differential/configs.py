@@ -89,6 +89,8 @@ def cases():
         numbers(case, model)
         weights(case, model)
     families(case)
+    for model in ["llama", "llama3", "mistral", "qwen2", "qwen3"]:
+        odd(case, model)
     return out
 
 
@@ -223,6 +225,79 @@ def weights(case, m):
         case(m, f"prefix {prefix}", {}, (), [["prefix", prefix]])
 
 
+def odd(case, m):
+    """Values that hand edits and other programs leave."""
+    old = ["rope_parameters"]
+    theta = {"rope_theta": 5e5}
+    case(m, "both blocks scaled", {"rope_parameters": {**LLAMA3, **theta}, "rope_scaling": LINEAR})
+    case(m, "scaling default beside linear", {"rope_parameters": {**LINEAR, **theta},
+                                              "rope_scaling": {"rope_type": "default"}})
+    blocks = {
+        "list": [], "false": False, "theta alone": theta,
+        "theta null": {**LINEAR, "rope_theta": None},
+        "rope_type null": {"rope_type": None, "type": "linear", "factor": 2.0},
+        "type null": {"rope_type": "linear", "type": None, "factor": 2.0},
+        "rope_type before type": {"rope_type": "default", "type": "linear", "factor": 2.0},
+        "rope_type of no letters": {"rope_type": "", "factor": 2.0},
+        "rope_type in capitals": {"rope_type": "Linear", "factor": 2.0},
+        "factor string": {"rope_type": "linear", "factor": "2.0"},
+        "factor null": {"rope_type": "linear", "factor": None},
+        "factor 1": {"rope_type": "linear", "factor": 1},
+        "attention_factor": {**LINEAR, "attention_factor": 0.5},
+        "llama3 of equal bounds": {**LLAMA3, "high_freq_factor": 1.0},
+        "llama3 of swapped bounds": {**LLAMA3, "low_freq_factor": 8.0},
+        "llama3 of a null bound": {**LLAMA3, "low_freq_factor": None},
+        "llama3 by float": {**LLAMA3, "original_max_position_embeddings": 64.0},
+        "llama3 by null": {**LLAMA3, "original_max_position_embeddings": None},
+        "llama3 of attention_factor": {**LLAMA3, "attention_factor": 0.5},
+    }
+    for name, block in blocks.items():
+        case(m, f"scaling: {name}", {"rope_scaling": block}, old)
+    case(m, "theta whole", {"rope_theta": 77777}, old)
+    case(m, "theta string", {"rope_theta": "77777"}, old)
+    case(m, "theta 0", {"rope_theta": 0}, old)
+    case(m, "partial null", {"partial_rotary_factor": None})
+    case(m, "original on top, linear", {"rope_scaling": LINEAR,
+                                        "original_max_position_embeddings": 128}, old)
+    values = {
+        "rms_norm_eps": [1, 0, "1e-6", -1e-6], "hidden_act": [None, "SiLU", "relu"],
+        "num_attention_heads": [4.0, None, 0], "tie_word_embeddings": [1, "true"],
+        "attention_bias": [None, 0], "mlp_bias": [None], "use_sliding_window": [None, True],
+        "sliding_window": [0, -1, True, "16", 16.0, None, 1, 72, 71, 73],
+        "max_window_layers": [None, -1, 0],
+        "max_position_embeddings": [None, 512.0, 64, 0], "layer_types": [[], ["chunked"] * 3, "x"],
+        "dtype": ["torch.bfloat16", "bf16", "int8", None, 32], "head_dim": [0, 8, 16.0],
+        "model_type": [m.upper(), None, ""],
+        "architectures": ["X", ["X", "Y"], [None]], "vocab_size": [None, 511, 1024],
+        "num_hidden_layers": [0, None, 3.0, True], "intermediate_size": [None, 4],
+        "quantization_config": [{}, {"quant_method": "awq"}, None], "text_config": [{}, None],
+    }
+    for key, list_ in values.items():
+        for value in list_:
+            case(m, f"{key} {json.dumps(value)}", {key: value})
+    tied = {"tie_word_embeddings": True}
+    case(m, "tied, zero bias of the head", tied, (), [["head", 0.0], ["insert", "lm_head.bias",
+                                                                     [512], 0.0]])
+    case(m, "tied, head in F16", tied, (), [["head", 0.0], ["cast", HEAD, "float16"]])
+    case(m, "tied, head of another shape", tied, (), [["insert", HEAD, [511, 64], 0.1]])
+    case(m, "embedding of more rows", {}, (), [["insert", EMBEDDING, [520, 64], 0.1]])
+    case(m, "prefix of some", {}, (), [["strip", "model.layers.0."]])
+    case(m, "no prefix, only the head", tied, (), [["head", 0.0], ["drop", EMBEDDING],
+                                                   ["strip", "model."]])
+    for prefix in ["language_model.", "model.language_model.", "model.text_model."]:
+        case(m, f"prefix {prefix}", {}, (), [["strip", "model."], ["prefix", prefix]])
+    layer = "model.layers.0."
+    for name, shape, scale in [
+        ("model.norm.bias", [64], 0.0), ("model.norm.bias", [64], 0.5),
+        (layer + "self_attn.q_norm.weight", [16], 1.0),
+        (layer + "mlp.up_proj.weight_scale", [1], 1.0),
+        (layer + "self_attn.rotary_emb.cos_cached", [4], 1.0), (layer + "self_attn.bias", [4], 0.0),
+        ("score.weight", [2, 64], 1.0), ("v_head.weight", [1, 64], 0.0),
+        ("model.layers.3.mlp.up_proj.weight", [4], 1.0), ("model.embed_tokens.bias", [64], 0.0),
+    ]:
+        case(m, f"{name} by {scale}", {}, (), [["insert", name, shape, scale]])
+
+
 def families(case):
     """What one family alone has."""
     sliding = ["full_attention", "sliding_attention", "full_attention"]
@@ -253,7 +328,9 @@ def expected(dir):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1]
     except Exception as e:
-        return {"refused": f"{type(e).__name__}: {e}"[:80].split("\n")[0]}
+        return {"refused": f"{type(e).__name__}: {e}".replace(str(dir), "DIR")[:80].split("\n")[0]}
+    if not logits.isfinite().all():
+        return {"refused": "logits that are no numbers"}
     at = [round(float(logits[i]), 5) for i in PROBES]
     return {"logits": at, "top": logits.topk(8).indices.tolist()}
 
