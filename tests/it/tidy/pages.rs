@@ -87,3 +87,23 @@ fn paths_are_told_from_other_words() {
     assert!(!is_path("src/adapter/NAME.rs") && !is_path("Rows::push") && !is_path(".rs"));
     assert!(!is_path("kernels/*.cu") && !is_path("config.json"));
 }
+
+/// Strings of the list that `name` begins in a source file.
+fn listed(file: &str, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(file)).unwrap();
+    let list = text.split(&format!("const {name}: ")).nth(1).unwrap();
+    let list = list.split("];").next().unwrap();
+    list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_page_of_files_names_every_field_that_is_refused_or_left_out() {
+    let page = fs::read_to_string(root().join("docs/files.md")).unwrap();
+    let mut names = listed("src/text/fields.rs", "REFUSED");
+    names.extend(listed("src/text/defaults.rs", "NOT_APPLIED"));
+    names.extend(listed("src/cli/hub/download.rs", "TEXT_FILES"));
+    assert!(names.len() > 35, "{names:?}");
+    let spans: Vec<&str> = code_spans(&page).collect();
+    let lost: Vec<_> = names.iter().filter(|name| !spans.contains(&name.as_str())).collect();
+    assert!(lost.is_empty(), "docs/files.md does not name {lost:?}");
+}
