@@ -35,7 +35,7 @@ impl Method for Ia3 {
                 )));
             }
             let key = format!("{name}.ia3_l");
-            if feed_forward.matches(name) {
+            if feed_forward.matches(name)? {
                 let l = input.tensors.take(&key, &[1, width_in], name, "input scale l")?;
                 lowering.scale_site(input_scaled_at(input.base.sites(), name)?, &l);
             } else {

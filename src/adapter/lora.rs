@@ -110,12 +110,12 @@ pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
     let mut found = Vec::new();
     for id in targets(config, modules, TARGETS)? {
         let name = &modules.get(id).name;
-        let rank = match ranks.get(name) {
+        let rank = match ranks.get(name)? {
             None => rank,
             Some(r) if r >= 1.0 && r.fract() == 0.0 => r as usize,
             Some(r) => return Err(bad("rank_pattern", "whole numbers of at least 1", &r.into())),
         };
-        let alpha = alphas.get(name).unwrap_or(alpha);
+        let alpha = alphas.get(name)?.unwrap_or(alpha);
         let divisor = if root { (rank as f64).sqrt() } else { rank as f64 };
         found.push(pair(input, id, rank, alpha / divisor, with_bias)?);
     }

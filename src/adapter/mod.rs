@@ -17,6 +17,7 @@ mod lora;
 mod lowering;
 mod method;
 mod mos;
+mod pattern;
 mod registry;
 mod report;
 mod residency;
@@ -25,6 +26,8 @@ mod ssf;
 mod store;
 mod target;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{Catalog, LoadError, Loaded, NameOf};
 pub use error::AdapterError;

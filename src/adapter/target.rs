@@ -1,21 +1,18 @@
 //! Which modules a config means: peft's matching rules (peft
-//! `tuners/tuners_utils.py`, `check_target_module_exists`), on a linear-time regex engine.
+//! `tuners/tuners_utils.py`, `check_target_module_exists`).
 
-use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::config::{Config, bad, short};
 use super::error::AdapterError;
+use super::pattern::PythonPattern;
 use crate::ids::ModuleId;
 use crate::site::{Module, ModuleMap, SiteKind};
-
-/// Compiled patterns may not take more than this; a hostile config cannot make us spend memory.
-const REGEX_BYTES_MAX: usize = 1 << 20;
 
 /// Either form of `target_modules` and `exclude_modules`.
 enum Names {
     /// The whole name must match.
-    Pattern(Regex),
+    Pattern(PythonPattern),
     /// The name is an entry, or ends with a dot and an entry.
     List(Vec<String>),
 }
@@ -25,15 +22,15 @@ impl Names {
         match config.get(key) {
             None => Ok(None),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
-            Some(Value::String(text)) => Ok(Some(Self::Pattern(whole(key, text)?))),
+            Some(Value::String(text)) => Ok(Some(Self::Pattern(PythonPattern::full(key, text)?))),
             Some(_) => Ok(config.texts(key)?.filter(|list| !list.is_empty()).map(Self::List)),
         }
     }
 
-    fn matches(&self, name: &str) -> bool {
+    fn matches(&self, name: &str) -> Result<bool, AdapterError> {
         match self {
-            Self::Pattern(regex) => regex.is_match(name),
-            Self::List(list) => list.iter().any(|entry| is_or_ends_with(name, entry)),
+            Self::Pattern(pattern) => pattern.matches(name),
+            Self::List(list) => Ok(list.iter().any(|entry| is_or_ends_with(name, entry))),
         }
     }
 
@@ -45,28 +42,6 @@ impl Names {
 fn is_or_ends_with(name: &str, entry: &str) -> bool {
     let rest = name.strip_suffix(entry);
     rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
-/// Compiles a Python pattern.
-///
-/// # Errors
-/// Look-around and back-references, which need backtracking, are refused.
-fn compile(key: &str, pattern: &str, shown: &str) -> Result<Regex, AdapterError> {
-    let built = RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).build();
-    built.map_err(|e| {
-        let reason = e.to_string();
-        let reason =
-            reason.lines().last().unwrap_or_default().trim().trim_end_matches('.').to_owned();
-        AdapterError::Invalid(format!(
-            "adapter_config.json: '{key}' holds the pattern '{shown}', which cannot be used: \
-             {reason}; list the module names instead"
-        ))
-    })
-}
-
-/// `re.fullmatch`.
-fn whole(key: &str, pattern: &str) -> Result<Regex, AdapterError> {
-    compile(key, &format!(r"\A(?:{pattern})\z"), pattern)
 }
 
 /// The modules that the tuner wraps, in the order of the model.
@@ -90,27 +65,32 @@ pub fn targets(
     let exclude = Names::read(config, "exclude_modules")?;
     let saved = saved_patterns(config)?;
     let layers = Layers::read(config)?;
-    if layers.indices.is_some() && matches!(target, Some(Names::Pattern(_))) {
+    if layers.indices.is_some() && matches!(target, None | Some(Names::Pattern(_))) {
         return Err(AdapterError::Invalid(
             "adapter_config.json: 'layers_to_transform' cannot go with a pattern in \
              'target_modules'"
                 .into(),
         ));
     }
-    let wanted = |module: &Module| {
+    let wanted = |module: &Module| -> Result<bool, AdapterError> {
         let name = module.name.as_str();
-        let left_out = exclude.as_ref().is_some_and(|e| e.matches(name))
-            || saved.iter().any(|regex| regex.is_match(name));
-        !left_out
-            && match &target {
-                None => module.kind == SiteKind::Linear && name != "lm_head" && layers.keep(name),
-                Some(target) => {
-                    target.matches(name) && (target.lists_exactly(name) || layers.keep(name))
-                }
+        let excluded = exclude.as_ref().map_or(Ok(false), |names| names.matches(name))?;
+        if excluded || any_matches(&saved, name)? {
+            return Ok(false);
+        }
+        match &target {
+            None => Ok(module.kind == SiteKind::Linear && name != "lm_head"),
+            Some(names) => {
+                Ok(names.matches(name)? && (names.lists_exactly(name) || layers.keep(name)?))
             }
+        }
     };
-    let found: Vec<ModuleId> =
-        modules.iter().filter(|(_, m)| wanted(m)).map(|(id, _)| id).collect();
+    let mut found = Vec::new();
+    for (id, module) in modules.iter() {
+        if wanted(module)? {
+            found.push(id);
+        }
+    }
     if found.is_empty() {
         let value = config.get("target_modules").map_or("null".into(), short);
         let narrowed = ["exclude_modules", "layers_to_transform", "modules_to_save"];
@@ -124,17 +104,27 @@ pub fn targets(
     Ok(found)
 }
 
-/// Modules in `modules_to_save` are never wrapped as well: peft's `(^|.*\.)m($|\..*)`.
-fn saved_patterns(config: &Config<'_>) -> Result<Vec<Regex>, AdapterError> {
-    let saved = config.texts("modules_to_save")?.unwrap_or_default();
-    let pattern = |m: &String| compile("modules_to_save", &format!(r"\A(?:|.*\.){m}(?:\z|\.)"), m);
-    saved.iter().map(pattern).collect()
+fn any_matches(patterns: &[PythonPattern], name: &str) -> Result<bool, AdapterError> {
+    for pattern in patterns {
+        if pattern.matches(name)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Modules in `modules_to_save` are never wrapped as well.
+fn saved_patterns(config: &Config<'_>) -> Result<Vec<PythonPattern>, AdapterError> {
+    const KEY: &str = "modules_to_save";
+    let saved = config.texts(KEY)?.unwrap_or_default();
+    let around = [r"(^|.*\.)", r"($|\..*)"];
+    saved.iter().map(|name| PythonPattern::within(KEY, around, name)).collect()
 }
 
 /// `layers_to_transform` and `layers_pattern`.
 struct Layers {
     indices: Option<Vec<usize>>,
-    patterns: Vec<Regex>,
+    patterns: Vec<PythonPattern>,
 }
 
 impl Layers {
@@ -142,24 +132,25 @@ impl Layers {
         let indices = config.indices("layers_to_transform")?.filter(|list| !list.is_empty());
         let named = config.texts("layers_pattern")?.unwrap_or_default();
         let named = named.iter().filter(|pattern| !pattern.is_empty());
-        let compile_named = |pattern: &String| {
-            let full = format!(r"\A(?:|.*?\.){pattern}\.(\d+)\.");
-            compile("layers_pattern", &full, pattern)
-        };
-        let mut patterns: Vec<Regex> = named.map(compile_named).collect::<Result<_, _>>()?;
+        let around = [r"(?:^|.*?\.)", r"\.(\d+)\."];
+        let numbered = |pattern: &str| PythonPattern::within("layers_pattern", around, pattern);
+        let mut patterns = named.map(|name| numbered(name)).collect::<Result<Vec<_>, _>>()?;
         if patterns.is_empty() {
-            let first_index = r"\A.*?\.[^.]*\.(\d+)\.";
-            patterns.push(compile("layers_pattern", first_index, first_index)?);
+            let around = [r".*?\.", r"\.(\d+)\."];
+            patterns.push(PythonPattern::within("layers_pattern", around, "[^.]*")?);
         }
         Ok(Self { indices, patterns })
     }
 
-    fn keep(&self, name: &str) -> bool {
-        let Some(indices) = &self.indices else { return true };
-        let found = self.patterns.iter().find_map(|regex| regex.captures(name));
-        let index =
-            found.and_then(|captures| captures.get(captures.len() - 1)?.as_str().parse().ok());
-        index.is_some_and(|index: usize| indices.contains(&index))
+    fn keep(&self, name: &str) -> Result<bool, AdapterError> {
+        let Some(indices) = &self.indices else { return Ok(true) };
+        for pattern in &self.patterns {
+            if let Some(index) = pattern.last_group(name)? {
+                let index = index.and_then(|index| index.parse().ok());
+                return Ok(index.is_some_and(|index: usize| indices.contains(&index)));
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -185,7 +176,7 @@ pub fn saved(config: &Config<'_>, modules: &ModuleMap) -> Result<Vec<ModuleId>, 
 /// `rank_pattern` or `alpha_pattern`: the first key (in the order of the file) that matches the
 /// end of a module's name decides its value.
 pub struct Pattern {
-    entries: Vec<(Regex, f64)>,
+    entries: Vec<(PythonPattern, f64)>,
 }
 
 impl Pattern {
@@ -195,14 +186,22 @@ impl Pattern {
     /// When it is not an object of numbers, or a key is not a usable pattern.
     pub fn read(config: &Config<'_>, key: &'static str) -> Result<Self, AdapterError> {
         let entries = config.numbers(key)?.into_iter().map(|(pattern, value)| {
-            Ok((compile(key, &format!(r"\A(?:.*\.)?(?:{pattern})\z"), &pattern)?, value))
+            Ok((PythonPattern::within(key, [r"(.*\.)?(", ")$"], &pattern)?, value))
         });
         Ok(Self { entries: entries.collect::<Result<_, AdapterError>>()? })
     }
 
     /// The value for the module of this name, if one is given.
-    pub fn get(&self, name: &str) -> Option<f64> {
-        self.entries.iter().find(|(regex, _)| regex.is_match(name)).map(|(_, value)| *value)
+    ///
+    /// # Errors
+    /// When matching takes too many steps.
+    pub fn get(&self, name: &str) -> Result<Option<f64>, AdapterError> {
+        for (pattern, value) in &self.entries {
+            if pattern.matches(name)? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -219,11 +218,14 @@ impl FeedForward {
     }
 
     /// True where the module's input is scaled instead of its output.
-    pub fn matches(&self, name: &str) -> bool {
+    ///
+    /// # Errors
+    /// When matching takes too many steps.
+    pub fn matches(&self, name: &str) -> Result<bool, AdapterError> {
         match &self.0 {
-            None => false,
-            Some(Names::Pattern(regex)) => regex.is_match(name),
-            Some(Names::List(list)) => list.iter().any(|entry| name.ends_with(entry.as_str())),
+            None => Ok(false),
+            Some(Names::Pattern(pattern)) => pattern.matches(name),
+            Some(Names::List(list)) => Ok(list.iter().any(|entry| name.ends_with(entry.as_str()))),
         }
     }
 }

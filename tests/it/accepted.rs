@@ -10,7 +10,7 @@ use tessera::backend::cpu::Cpu;
 use tessera::ids::{Slot, TokenId};
 use tessera::recipe::Recipe;
 
-use crate::files::Draft;
+use crate::files::{Draft, Raw};
 use crate::harness::{Golden, distance, logits};
 
 /// What a variant is compared with.
@@ -101,12 +101,32 @@ fn spellings() -> Vec<Variant> {
             let keep = ["peft_type", "lora_alpha", "target_modules"];
             d.config.retain(|key, _| keep.contains(&key.as_str()));
         }),
+        same("f64", "lora_all_rs", |d| d.tensors.values_mut().for_each(Raw::widen)),
+        same("f64 that f32 cannot hold", "lora_saved_norm", |d| {
+            for raw in d.tensors.values_mut() {
+                raw.widen();
+                raw.nudge();
+            }
+        }),
         variant("f16", "lora_all_rs", Like::Rounded("lora_all_rs", 2e-2), |d| {
             narrow(d, FileDtype::F16);
         }),
         variant("bf16", "lora_all_rs", Like::Rounded("lora_all_rs", 0.1), |d| {
             narrow(d, FileDtype::BF16);
         }),
+    ]
+}
+
+/// Patterns as trainers write them, for the modules that the plain config lists.
+fn pattern_targets() -> Vec<Variant> {
+    let target = |name: &'static str, text: &'static str| {
+        same(name, "lora_qv", |d| d.set("target_modules", text))
+    };
+    vec![
+        target("look-ahead", r"^(?!.*(visual|lm_head)).*(q_proj|v_proj)$"),
+        target("look-behind", r".*(?<=self_attn)(?<!k)\.[qv]_proj"),
+        target("a back-reference", r"(m)odel\..*(?P<q>[qv])_proj(?<!\1)"),
+        target("possessive, an end by its letter", r"model\.layers\.\d++\.self_attn\.[qv]_proj\Z"),
     ]
 }
 
@@ -199,7 +219,10 @@ fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
     let golden = Golden::open("llama", None);
     let folder = tempfile::tempdir().unwrap();
     let variants: Vec<Variant> =
-        [spellings(), patterns(), targets(), strengths()].into_iter().flatten().collect();
+        [spellings(), pattern_targets(), patterns(), targets(), strengths()]
+            .into_iter()
+            .flatten()
+            .collect();
 
     let mut adapters: Vec<Arc<Adapter>> = Vec::new();
     let mut plain: BTreeMap<&str, Recipe<Slot>> = BTreeMap::new();

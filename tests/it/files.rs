@@ -78,6 +78,14 @@ impl Raw {
         self.dtype = Dtype::F64;
     }
 
+    /// Moves F64 numbers by less than an f32 can tell.
+    pub fn nudge(&mut self) {
+        assert_eq!(self.dtype, Dtype::F64);
+        let chunks = self.bytes.chunks_exact(8);
+        let numbers = chunks.map(|c| f64::from_le_bytes(c.try_into().unwrap()));
+        self.bytes = numbers.flat_map(|x| (x * (1.0 + 1e-9)).to_le_bytes()).collect();
+    }
+
     /// F32 rounded to a narrower float.
     pub fn narrow(&mut self, dtype: Dtype) {
         let floats = self.floats();

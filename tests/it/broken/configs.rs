@@ -180,16 +180,22 @@ fn modules() -> Vec<Case> {
             r#""(q_proj""#,
         ),
         field(
-            "targets by look-around",
-            &[TARGETS, "look-around"],
+            "targets by a condition",
+            &[TARGETS, "'(?(1)q_pro' is not supported"],
             "target_modules",
-            r#"".*(?<!self_attn)\\.q_proj""#,
+            r#""(.*)(?(1)q_proj|x)""#,
         ),
         field(
-            "targets by back-reference",
-            &[TARGETS, "backreferences"],
+            "targets by a group within itself",
+            &[TARGETS, "'\\1' refers to a group that is still open"],
             "target_modules",
-            r#"".*(q|v)\\1""#,
+            r#"".*(q|v\\1)_proj""#,
+        ),
+        field(
+            "targets by a pattern that takes for ever",
+            &[TARGETS, "more than 100000 steps back on the name model.embed_tokens"],
+            "target_modules",
+            r#""(?=((?:.+)+))(?:(?!z).+)+Z""#,
         ),
         field(
             "targets by a pattern too big",

@@ -91,10 +91,10 @@ fn values() -> Vec<Case> {
             cancel_row(d, 2);
         }),
         zeros(
-            "weights in F64",
-            &[A, "holds F64 numbers; expected F32, F16 or BF16"],
-            FileDtype::F64,
-            8,
+            "weights in U16",
+            &[A, "holds U16 numbers; expected F64, F32, F16 or BF16"],
+            FileDtype::U16,
+            2,
         ),
         zeros("weights in I8", &[A, "holds I8 numbers"], FileDtype::I8, 1),
         zeros("weights in BOOL", &[A, "holds BOOL numbers"], FileDtype::BOOL, 1),
