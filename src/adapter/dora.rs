@@ -8,7 +8,7 @@ use super::error::AdapterError;
 use super::lora::{Pair, check_init, pairs, transpose};
 use super::lowering::Lowering;
 use super::method::{Input, Method};
-use super::tensors::named;
+use super::tensors::{Part, named};
 use crate::site::SiteKind;
 
 /// `peft_type = "LORA"` with `use_dora`.
@@ -54,7 +54,12 @@ fn scale(input: &Input<'_>, pair: &Pair) -> Result<Vec<f32>, AdapterError> {
     let plain = format!("{name}.lora_magnitude_vector");
     let with_suffix = format!("{plain}.weight");
     let key = if input.tensors.has(&with_suffix) { with_suffix } else { plain };
-    let magnitude = input.tensors.take(&key, &[width_out], name, "magnitude m")?;
+    let magnitude = input.tensors.take(
+        &key,
+        &[width_out],
+        name,
+        Part::because("magnitude m", "'use_dora' is true"),
+    )?;
     let weight = input.base.weight(pair.module);
     // An embedding's table is [vocabulary, hidden]; its norms run over the vocabulary.
     let weight = match modules.get(pair.module).kind {

@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
 use super::error::AdapterError;
+use super::folder;
 use crate::ids::Digest;
 
 /// What an adapter's files may measure; more is refused before it is read.
@@ -41,6 +42,8 @@ pub struct AdapterFile {
     pub digest: Digest,
     /// The tensor file, as read.
     pub bytes: Vec<u8>,
+    /// What an operator should know of the directory, a line each; names of files, no paths.
+    pub notes: Vec<String>,
 }
 
 /// One tensor, uninterpreted.
@@ -64,27 +67,18 @@ impl AdapterFile {
         limits: &FileLimits,
         within: Option<&Path>,
     ) -> Result<Self, AdapterError> {
-        let config_path = dir.join("adapter_config.json");
+        let config_path = dir.join(folder::CONFIG);
         if !config_path.exists() {
-            let text = "there is no adapter_config.json at the given path";
-            return Err(AdapterError::NotFound(text.into()));
+            return Err(folder::without_config(dir));
         }
         let config = read_file(&config_path, limits.config_bytes_max, within)?;
-        let tensors_path = dir.join("adapter_model.safetensors");
+        let tensors_path = dir.join(folder::TENSORS);
         if !tensors_path.exists() {
-            let pickle = ["adapter_model.bin", "adapter_model.pt", "pytorch_adapter.bin"];
-            let found = pickle.iter().find(|name| dir.join(name).exists());
-            return Err(invalid(match found {
-                Some(name) => format!(
-                    "{name} is a pickle, which can run code when read; save the adapter as \
-                     adapter_model.safetensors (peft: save_pretrained(..., \
-                     safe_serialization=True))"
-                ),
-                None => "adapter_model.safetensors is missing beside adapter_config.json".into(),
-            }));
+            let config = parse_object(folder::CONFIG, &config)?;
+            return Err(folder::without_tensors(dir, &config));
         }
         let bytes = read_file(&tensors_path, limits.tensors_bytes_max, within)?;
-        Self::parse(&config, bytes, limits)
+        Ok(Self { notes: folder::notes(dir), ..Self::parse(&config, bytes, limits)? })
     }
 
     /// Parses the content of `adapter_config.json` and `adapter_model.safetensors`.
@@ -99,9 +93,10 @@ impl AdapterFile {
             hasher.update(part);
         }
         let digest = Digest(*hasher.finalize().as_bytes());
-        let config = parse_object("adapter_config.json", config)?;
+        let config = parse_object(folder::CONFIG, config)?;
+        folder::check_config(&config)?;
         let tensors = parse_tensors(&bytes, limits)?;
-        Ok(Self { config, tensors, digest, bytes })
+        Ok(Self { config, tensors, digest, bytes, notes: Vec::new() })
     }
 
     /// The little-endian bytes of one tensor.

@@ -5,13 +5,17 @@ use super::error::AdapterError;
 use super::lowering::Lowering;
 use super::method::{Input, Method};
 use super::target::{FeedForward, targets};
-use super::tensors::named;
+use super::tensors::{Part, named};
 use crate::ids::SiteId;
 use crate::site::{SiteKind, SiteMap};
 
 /// `peft_type = "IA3"`.
 pub struct Ia3;
 
+/// What asks for a scale of inputs.
+const INPUT: &str = "'target_modules' and 'feedforward_modules' name the module";
+/// What asks for a scale of outputs.
+const OUTPUT: &str = "'target_modules' names the module, 'feedforward_modules' does not";
 /// peft's default for the Llama family.
 const TARGETS: &[&str] = &["k_proj", "v_proj", "down_proj"];
 
@@ -36,10 +40,20 @@ impl Method for Ia3 {
             }
             let key = format!("{name}.ia3_l");
             if feed_forward.matches(name)? {
-                let l = input.tensors.take(&key, &[1, width_in], name, "input scale l")?;
+                let l = input.tensors.take(
+                    &key,
+                    &[1, width_in],
+                    name,
+                    Part::because("input scale l", INPUT),
+                )?;
                 lowering.scale_site(input_scaled_at(input.base.sites(), name)?, &l);
             } else {
-                let l = input.tensors.take(&key, &[width_out, 1], name, "output scale l")?;
+                let l = input.tensors.take(
+                    &key,
+                    &[width_out, 1],
+                    name,
+                    Part::because("output scale l", OUTPUT),
+                )?;
                 lowering.scale(id, &l);
             }
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::config::Config;
 use super::error::AdapterError;
 use super::file::{AdapterFile, FileLimits};
+use super::folder::note_on_base;
 use super::lowering::Lowering;
 use super::method::{Base, Input, Method};
 use super::store::Adapter;
@@ -51,13 +52,17 @@ pub struct Loader<B> {
     pub fits: Option<Fits>,
     /// Caps on the files.
     pub limits: FileLimits,
+    /// The names of the base model, for adapters that say which one they are for.
+    pub base_names: Vec<String>,
     /// Serve an adapter although its config has fields that are not known here.
     pub allow_unknown_config_keys: bool,
 }
 
 impl<B: Base> LoadAdapter for Loader<B> {
     fn read(&self, dir: &Path, within: Option<&Path>) -> Result<AdapterFile, AdapterError> {
-        AdapterFile::read(dir, &self.limits, within)
+        let mut file = AdapterFile::read(dir, &self.limits, within)?;
+        file.notes.extend(note_on_base(&file.config, &self.base_names));
+        Ok(file)
     }
 
     fn lower(&self, file: &AdapterFile) -> Result<Adapter, AdapterError> {

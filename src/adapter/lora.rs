@@ -8,7 +8,7 @@ use super::error::AdapterError;
 use super::lowering::Lowering;
 use super::method::{Input, Method};
 use super::target::{Pattern, targets};
-use super::tensors::named;
+use super::tensors::{Part, named};
 use crate::delta::{LowRank, Side};
 use crate::ids::ModuleId;
 use crate::site::SiteKind;
@@ -23,6 +23,8 @@ const DEFAULT: usize = 8;
 /// Initialisations that subtract their start from the base: the file alone is then not the
 /// adapter. peft's own conversion on save writes `true` instead.
 const RESIDUAL_INITS: &[&str] = &["pissa", "olora", "corda", "lora_ga", "loftq"];
+/// The name of `lora_bias`, below a module.
+const BIAS: &str = "lora_B.bias";
 const PLAIN_INITS: &[&str] = &["eva", "gaussian", "orthogonal", "mica"];
 
 impl Method for Lora {
@@ -110,14 +112,18 @@ pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
     let mut found = Vec::new();
     for id in targets(config, modules, TARGETS)? {
         let name = &modules.get(id).name;
-        let rank = match ranks.get(name)? {
-            None => rank,
-            Some(r) if r >= 1.0 && r.fract() == 0.0 => r as usize,
+        let (rank, field) = match ranks.get(name)? {
+            None => (rank, "r"),
+            Some(r) if r >= 1.0 && r.fract() == 0.0 => (r as usize, "rank_pattern"),
             Some(r) => return Err(bad("rank_pattern", "whole numbers of at least 1", &r.into())),
         };
         let alpha = alphas.get(name)?.unwrap_or(alpha);
         let divisor = if root { (rank as f64).sqrt() } else { rank as f64 };
-        found.push(pair(input, id, rank, alpha / divisor, with_bias)?);
+        let because = match config.get("target_modules") {
+            None => format!("without 'target_modules' {name} is one, and '{field}' is {rank}"),
+            Some(_) => format!("'target_modules' names {name}, and '{field}' is {rank}"),
+        };
+        found.push(pair(input, id, rank, alpha / divisor, with_bias, &because)?);
     }
     Ok(found)
 }
@@ -128,6 +134,7 @@ fn pair(
     rank: usize,
     scaling: f64,
     with_bias: bool,
+    because: &str,
 ) -> Result<Pair, AdapterError> {
     let modules = input.base.modules();
     let (name, width_in, width_out) = named(modules, id);
@@ -142,6 +149,10 @@ fn pair(
         }
     };
     let take = |suffix: &str, shape: &[usize], part: &str| {
+        let part = match suffix {
+            BIAS => Part::because(part, "'lora_bias' is true"),
+            _ => Part::because(part, because),
+        };
         input.tensors.take(&format!("{name}.{suffix}"), shape, name, part)
     };
     let scaled = |v: f32| (f64::from(v) * scaling) as f32;
@@ -149,9 +160,7 @@ fn pair(
     let b = take(b_name, &[width_out, rank], "B")?;
     let bt = transpose(&b, rank).into_iter().map(scaled).collect();
     let shift = match with_bias {
-        true => {
-            Some(take("lora_B.bias", &[width_out], "bias of B")?.into_iter().map(scaled).collect())
-        }
+        true => Some(take(BIAS, &[width_out], "bias of B")?.into_iter().map(scaled).collect()),
         false => None,
     };
     Ok(Pair { module: id, rank, a, bt, shift })

@@ -5,10 +5,13 @@ use super::error::AdapterError;
 use super::lowering::Lowering;
 use super::method::Input;
 use super::target;
-use super::tensors::named;
+use super::tensors::{Part, named};
 use crate::dtype::Values;
 use crate::ids::ModuleId;
 use crate::site::{Module, SiteKind};
+
+/// What asks for whole modules.
+const SAVED: &str = "'modules_to_save' names the module";
 
 /// Lowers them, after the method's own tensors.
 ///
@@ -33,14 +36,19 @@ fn saved_module(
     let name = &module.name;
     let older = format!("{name}.modules_to_save.weight");
     let key = if input.tensors.has(&older) { older } else { format!("{name}.weight") };
-    let weight = input.tensors.take_values(&key, &module.weight_shape(), name, "whole weight")?;
+    let weight = input.tensors.take_values(
+        &key,
+        &module.weight_shape(),
+        name,
+        Part::because("whole weight", SAVED),
+    )?;
     lowering.weight(id, fit(input, module, weight));
     if module.has_bias {
         let bias = input.tensors.take(
             &format!("{name}.bias"),
             &[module.out_features],
             name,
-            "whole bias",
+            Part::because("whole bias", SAVED),
         )?;
         let scale = lowering.scale_of(id);
         replace_bias(input, id, &bias, scale.as_deref(), lowering);

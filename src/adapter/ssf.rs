@@ -4,7 +4,7 @@ use super::error::AdapterError;
 use super::lowering::Lowering;
 use super::method::{Input, Method};
 use super::target::targets;
-use super::tensors::named;
+use super::tensors::{Part, named};
 
 /// `peft_type = "SSF"`, tensors `<module>.ssf_scale` and `<module>.ssf_shift`.
 pub struct Ssf;
@@ -27,7 +27,12 @@ impl Method for Ssf {
         for id in targets(&input.config, modules, &[])? {
             let (name, _, width) = named(modules, id);
             let take = |suffix: &str, part: &str| {
-                input.tensors.take(&format!("{name}.{suffix}"), &[width], name, part)
+                input.tensors.take(
+                    &format!("{name}.{suffix}"),
+                    &[width],
+                    name,
+                    Part::because(part, "'target_modules' names the module"),
+                )
             };
             lowering.scale(id, &take("ssf_scale", "scale γ")?);
             lowering.shift(id, &take("ssf_shift", "shift β")?);

@@ -16,6 +16,46 @@ use crate::site::ModuleMap;
 const WRAPPERS: &[&str] =
     &["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
+/// What names of tensors begin with below a module, and what in a config would ask for them.
+const FIELDS: &[(&str, &str)] = &[
+    ("lora_magnitude_vector", "'use_dora' is not true there"),
+    ("lora_B.bias", "'lora_bias' is not true there"),
+    (
+        "lora_",
+        "'target_modules' does not name it, or 'exclude_modules', 'layers_to_transform' or \
+               'modules_to_save' takes it out; or wrong peft_type?",
+    ),
+    ("ia3_", "'target_modules' does not name it, or wrong peft_type?"),
+    ("ssf_", "'target_modules' does not name it, or wrong peft_type?"),
+    ("token_adapter", "'trainable_token_indices' is not supported"),
+    ("base_layer.bias", "'bias' does not ask for it"),
+    ("bias", "neither 'bias' nor 'modules_to_save' asks for it"),
+    ("weight", "'modules_to_save' does not name it"),
+    ("modules_to_save", "'modules_to_save' does not name it"),
+];
+/// In names of kohya's and diffusers' tensors, and in no decoder's.
+const OF_IMAGES: &[&str] =
+    &["lora_unet_", "lora_te_", "lora_te1_", "lora_down", "lora_up", "unet.", "diffusion_model."];
+
+/// A tensor's part in a formula, and what in the config asks for it.
+pub struct Part {
+    part: String,
+    because: String,
+}
+
+impl From<&str> for Part {
+    fn from(part: &str) -> Self {
+        Self { part: part.to_owned(), because: String::new() }
+    }
+}
+
+impl Part {
+    /// With the fields of the config that a refusal is to name.
+    pub fn because(part: &str, fields: &str) -> Self {
+        Self { part: part.to_owned(), because: format!("; adapter_config.json: {fields}") }
+    }
+}
+
 /// Tensors by name without prefixes, and what became of each.
 pub struct Tensors<'a> {
     file: &'a AdapterFile,
@@ -66,7 +106,7 @@ impl<'a> Tensors<'a> {
         name: &str,
         shape: &[usize],
         site: &str,
-        part: &str,
+        part: impl Into<Part>,
     ) -> Result<Vec<f32>, AdapterError> {
         Ok(self.take_values(name, shape, site, part)?.to_f32())
     }
@@ -80,9 +120,9 @@ impl<'a> Tensors<'a> {
         name: &str,
         shape: &[usize],
         site: &str,
-        part: &str,
+        part: impl Into<Part>,
     ) -> Result<Values, AdapterError> {
-        let (written, tensor) = self.claim(name, shape, site, part)?;
+        let (written, tensor) = self.claim(name, shape, site, &part.into())?;
         let bytes = self.file.bytes(tensor);
         let values = match tensor.dtype {
             FileDtype::F64 => Values::F32(halved(bytes)),
@@ -115,9 +155,9 @@ impl<'a> Tensors<'a> {
         shape: &[usize],
         below: usize,
         site: &str,
-        part: &str,
+        part: impl Into<Part>,
     ) -> Result<Vec<usize>, AdapterError> {
-        let (written, tensor) = self.claim(name, shape, site, part)?;
+        let (written, tensor) = self.claim(name, shape, site, &part.into())?;
         let bytes = self.file.bytes(tensor);
         let indices: Vec<i64> = match tensor.dtype {
             FileDtype::I64 => bytes
@@ -156,16 +196,17 @@ impl<'a> Tensors<'a> {
         name: &str,
         shape: &[usize],
         site: &str,
-        part: &str,
+        part: &Part,
     ) -> Result<(&'a str, &'a RawTensor), AdapterError> {
+        let Part { part, because } = part;
         let Some(&(written, tensor)) = self.by_name.get(name) else {
             return Err(AdapterError::Invalid(format!(
-                "tensor '{name}' is missing; expected it with shape {shape:?} ({part})"
+                "tensor '{name}' is missing; expected it with shape {shape:?} ({part}){because}"
             )));
         };
         if tensor.shape != shape {
             return Err(AdapterError::Invalid(format!(
-                "tensor '{written}' has shape {:?}; expected {shape:?} ({part})",
+                "tensor '{written}' has shape {:?}; expected {shape:?} ({part}){because}",
                 tensor.shape
             )));
         }
@@ -234,13 +275,17 @@ fn why_unused(name: &str, modules: &ModuleMap) -> String {
     let owner = modules.iter().map(|(_, m)| m.name.as_str());
     let owner =
         owner.filter(|owner| name.starts_with(&format!("{owner}."))).max_by_key(|m| m.len());
-    match owner {
-        None => "the base model has no such module".to_owned(),
-        Some(owner) => format!(
-            "the adapter's config does not make it part of {owner} (wrong peft_type, \
-             target_modules, bias or modules_to_save?)"
-        ),
-    }
+    let Some(owner) = owner else {
+        return match OF_IMAGES.iter().any(|part| name.contains(part)) {
+            true => "its name is one of kohya's or diffusers' adapters for models of images",
+            false => "the base model has no such module",
+        }
+        .to_owned();
+    };
+    let part = &name[owner.len() + 1..];
+    let field = FIELDS.iter().find(|(start, _)| part.starts_with(start));
+    let field = field.map_or("wrong peft_type?", |(_, field)| field);
+    format!("the adapter's config does not make it part of {owner} ({field})")
 }
 
 /// The layer a module or tensor belongs to.

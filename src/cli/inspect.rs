@@ -1,6 +1,7 @@
 //! `tessera inspect`: what an adapter holds, tensor by tensor, and whether it would be served.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use super::hub::{self, HubSettings, Kind};
 use super::{CliError, print};
-use crate::adapter::{Adapter, AdapterFile, FileLimits, lower};
+use crate::adapter::{Adapter, AdapterFile, FileLimits, is_a_file, lower, note_on_base};
 use crate::engine::CheckpointBase;
 use crate::model::Checkpoint;
 
@@ -39,20 +40,26 @@ pub type FindBase = dyn Fn(Option<&str>) -> Result<Arc<Checkpoint>, CliError>;
 /// # Errors
 /// [`CliError::Adapter`] with the reason why it would not, or why there is no model to say.
 pub fn run(args: &InspectArgs, find_base: &FindBase) -> Result<(), CliError> {
+    let path = Path::new(&args.adapter);
+    if path.is_file() {
+        return Err(is_a_file(path).into());
+    }
     let found = hub::resolve(&args.adapter, Kind::Adapter, &HubSettings::from_env());
     let dir = found.map_err(|error| CliError::Adapter(error.to_string()))?;
     // Read first: a directory without an adapter is told without loading a model.
-    let file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
+    let mut file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
     let base = CheckpointBase::new(find_base(args.model.as_deref())?);
     let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
-    print(&if args.json { as_json(&adapter) } else { as_table(&adapter) })
+    file.notes.extend(note_on_base(&file.config, args.model.as_slice()));
+    let notes = &file.notes;
+    print(&if args.json { as_json(&adapter, notes) } else { as_table(&adapter, notes) })
 }
 
 fn file_bytes(adapter: &Adapter) -> usize {
     adapter.report.lines.iter().map(|line| line.bytes).sum()
 }
 
-fn as_json(adapter: &Adapter) -> String {
+fn as_json(adapter: &Adapter, notes: &[String]) -> String {
     let tensor = |line: &crate::adapter::ReportLine| {
         json!({
             "name": line.tensor, "site": line.site, "part": line.part, "bytes": line.bytes,
@@ -64,19 +71,24 @@ fn as_json(adapter: &Adapter) -> String {
         "rank_max": adapter.delta.rank_max(),
         "file_bytes": file_bytes(adapter),
         "served_bytes": adapter.delta.bytes(),
+        "notes": notes,
         "tensors": adapter.report.lines.iter().map(tensor).collect::<Vec<_>>(),
     });
     format!("{report:#}\n")
 }
 
-fn as_table(adapter: &Adapter) -> String {
+fn as_table(adapter: &Adapter, notes: &[String]) -> String {
     let mut text = String::new();
     let served = adapter.delta.bytes();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "method    {}", adapter.method);
     let _ = writeln!(text, "digest    {}", adapter.digest);
     let _ = writeln!(text, "rank max  {}", adapter.delta.rank_max());
-    let _ = writeln!(text, "bytes     {} in the file, {served} as served\n", file_bytes(adapter));
+    let _ = writeln!(text, "bytes     {} in the file, {served} as served", file_bytes(adapter));
+    for note in notes {
+        let _ = writeln!(text, "note      {note}");
+    }
+    text.push('\n');
     let heading = ["tensor", "site", "part", "bytes"].map(str::to_owned);
     let lines = adapter.report.lines.iter().map(|line| {
         let site = if line.site.is_empty() { "(shared)" } else { &line.site };

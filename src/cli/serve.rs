@@ -9,7 +9,7 @@ use super::base::BaseModel;
 use super::hub::{HubSettings, Kind, resolve};
 use super::memory::human;
 use super::{CliError, demo, device, print, shutdown};
-use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
+use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source, is_a_file};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
 use crate::engine::CheckpointBase;
 use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
@@ -80,6 +80,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         base: CheckpointBase::new(checkpoint.clone()),
         fits,
         limits: FileLimits::new(config.adapter_file_bytes),
+        base_names: std::iter::once(base.name.clone()).chain(config.model.clone()).collect(),
         allow_unknown_config_keys: config.allow_unknown_config_keys,
     };
     let catalog = Arc::new(Catalog::new(config.adapter_host_bytes));
@@ -262,6 +263,10 @@ fn load_one(
     let (file, own, source) = match given {
         Given::Demo(files) => (files.read(loader), nothing, Source::BuiltIn),
         Given::Place(place) => {
+            let path = Path::new(place);
+            if path.is_file() {
+                return Err(failed(&is_a_file(path)));
+            }
             let dir = resolve(place, Kind::Adapter, &HubSettings::from_env());
             let dir = dir.map_err(|e| failed(&e))?;
             let file = loader.read(&dir, None);
@@ -274,6 +279,7 @@ fn load_one(
     let new = NewName { name, source, text, created: unix_now_s(), replace: false };
     let loaded = catalog.load(new, file.digest, || loader.lower(&file)).map_err(|e| failed(&e))?;
     let adapter = loaded.adapter;
+    let notes = file.notes.iter().chain(&notes);
     let mut lines = vec![format!(
         "adapter {name}: {}, rank {}, {}, digest {}",
         adapter.method,
@@ -281,6 +287,6 @@ fn load_one(
         human(adapter.delta.bytes() as u64),
         &adapter.digest.to_string()[..12]
     )];
-    lines.extend(notes.iter().map(|note| format!("adapter {name}: note: {note}")));
+    lines.extend(notes.map(|note| format!("adapter {name}: note: {note}")));
     Ok(lines)
 }

@@ -60,7 +60,7 @@ fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), 
     let text_refused = |error: TextError| refused(AdapterError::Invalid(error.to_string()));
     let OwnText { text, notes } =
         state.texts.read(&dir, Some(root.canonical())).map_err(text_refused)?;
-    notes.iter().for_each(|note| tracing::info!("adapter {name}: {note}"));
+    file.notes.iter().chain(&notes).for_each(|note| tracing::info!("adapter {name}: {note}"));
     let source = Source::Request(path.to_owned());
     let new = NewName { name, source, text, created: unix_now_s(), replace };
     let loaded = catalog.load(new, file.digest, || loader.lower(&file));

@@ -2,6 +2,7 @@
 
 mod configs;
 mod containers;
+mod folders;
 mod mixed;
 mod tensors;
 
@@ -122,7 +123,13 @@ impl Case {
 fn loader(dtype: Dtype) -> Loader<CheckpointBase> {
     let golden = Golden::open("llama", Some(dtype));
     let limits = FileLimits::new(TENSORS_BYTES_MAX);
-    Loader { base: golden.loader.base, fits: None, limits, allow_unknown_config_keys: false }
+    Loader {
+        base: golden.loader.base,
+        fits: None,
+        limits,
+        base_names: Vec::new(),
+        allow_unknown_config_keys: false,
+    }
 }
 
 fn long_request() -> Request {
@@ -173,7 +180,7 @@ fn every_broken_adapter_is_refused_with_its_own_message_while_a_good_one_streams
     let engine = golden.engine(roomy(), 4);
     let undisturbed = stream(&engine, &golden);
     let cases: Vec<Case> =
-        [containers::cases(), configs::cases(), tensors::cases(), mixed::cases()]
+        [containers::cases(), folders::cases(), configs::cases(), tensors::cases(), mixed::cases()]
             .into_iter()
             .flatten()
             .collect();

@@ -202,6 +202,7 @@ impl LoadAdapter for FakeLoad {
                 tensors: BTreeMap::new(),
                 digest: adapter(digest.parse().unwrap()).digest,
                 bytes: Vec::new(),
+                notes: Vec::new(),
             }),
             None if name == "panic" => panic!("the loader panics for a test"),
             None => Err(AdapterError::Invalid("rank 0 in 'r'; expected 1 or above".to_owned())),

@@ -44,6 +44,7 @@ impl Golden {
             base: CheckpointBase::new(checkpoint.clone()),
             fits: None,
             limits: FileLimits::new(1 << 30),
+            base_names: Vec::new(),
             allow_unknown_config_keys: false,
         };
         Self { dir: dir.to_owned(), checkpoint, loader }

@@ -84,7 +84,13 @@ pub fn random_adapter(
 ) -> Result<Arc<Adapter>, CliError> {
     let base = CheckpointBase::new(checkpoint.clone());
     let limits = FileLimits::new(1 << 32);
-    let loader = Loader { base, fits: None, limits, allow_unknown_config_keys: false };
+    let loader = Loader {
+        base,
+        fits: None,
+        limits,
+        base_names: Vec::new(),
+        allow_unknown_config_keys: false,
+    };
     let dir = scratch.join(format!("adapter-{seed}"));
     let shape = AdapterShape { kind, rank, targets: None, shards: 4, dtype: Dtype::F32, seed };
     synth_adapter(&dir, &shape, &loader.base)?;

@@ -11,10 +11,20 @@ const TARGETS: &str = "'target_modules'";
 const SET: &str = "adapter_config.json sets";
 
 pub fn cases() -> Vec<Case> {
-    [texts(), kinds(), numbers(), modules(), narrowed(), features(), patterns()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        texts(),
+        kinds(),
+        numbers(),
+        target_patterns(),
+        contradictions(),
+        modules(),
+        narrowed(),
+        features(),
+        patterns(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn texts() -> Vec<Case> {
@@ -123,7 +133,7 @@ fn numbers() -> Vec<Case> {
             "1000000000",
         ),
         field("r of 2^64 - 1", &["[18446744073709551615, 64]"], "r", "18446744073709551615"),
-        field("r one too many", &["[8, 64]; expected [9, 64] (A)"], "r", "9"),
+        field("r one too many", &["[8, 64]; expected [9, 64] (A)", "'r' is 9"], "r", "9"),
         field("alpha null", &[FINITE, "got null"], "lora_alpha", "null"),
         field("alpha as a string", &[FINITE, "\"16\""], "lora_alpha", r#""16""#),
         field("alpha NaN in quotes", &[FINITE, "\"NaN\""], "lora_alpha", r#""NaN""#),
@@ -142,6 +152,89 @@ fn numbers() -> Vec<Case> {
             &["'bias' must be none, all or lora_only"],
             "bias",
             r#""some""#,
+        ),
+    ]
+}
+
+/// The config says one thing and the tensors another: a message names both.
+fn contradictions() -> Vec<Case> {
+    vec![
+        edit(
+            "rank_pattern against a tensor",
+            "lora_qv",
+            &["q_proj.lora_A.weight' has shape [8, 64]; expected [4, 64]", "'rank_pattern' is 4"],
+            |d| d.set("rank_pattern", json!({ "q_proj": 4 })),
+        ),
+        edit(
+            "a target that the model lacks",
+            "lora_qv",
+            &["c_attn.lora_A.weight' is not used", "the base model has no such module"],
+            |d| {
+                d.rename(|name| name.replace("v_proj", "c_attn"));
+                d.set("target_modules", json!(["q_proj", "c_attn"]));
+            },
+        ),
+        edit(
+            "use_dora without magnitudes",
+            "lora_qv",
+            &["lora_magnitude_vector' is missing", "'use_dora' is true"],
+            |d| d.set("use_dora", true),
+        ),
+        edit(
+            "lora_bias without its tensors",
+            "lora_qv",
+            &["lora_B.bias' is missing", "'lora_bias' is true"],
+            |d| d.set("lora_bias", true),
+        ),
+        edit(
+            "modules_to_save without its tensors",
+            "lora_qv",
+            &["model.norm.weight' is missing", "'modules_to_save' names the module"],
+            |d| d.set("modules_to_save", json!(["model.norm"])),
+        ),
+        edit(
+            "names of kohya's trainers",
+            "lora_qv",
+            &["lora_unet_", "is not used", "kohya's or diffusers'"],
+            |d| {
+                d.rename(|name| name.replace("base_model.model.model.layers.0", "lora_unet_down"));
+                d.set("layers_to_transform", json!([1, 2]));
+            },
+        ),
+    ]
+}
+
+fn target_patterns() -> Vec<Case> {
+    vec![
+        field(
+            "targets by a broken pattern",
+            &[TARGETS, "'(q_proj'", "unclosed group"],
+            "target_modules",
+            r#""(q_proj""#,
+        ),
+        field(
+            "targets by a condition",
+            &[TARGETS, "'(?(1)q_pro' is not supported"],
+            "target_modules",
+            r#""(.*)(?(1)q_proj|x)""#,
+        ),
+        field(
+            "targets by a group within itself",
+            &[TARGETS, "'\\1' refers to a group that is still open"],
+            "target_modules",
+            r#"".*(q|v\\1)_proj""#,
+        ),
+        field(
+            "targets by a pattern that takes for ever",
+            &[TARGETS, "more than 100000 steps back on the name model.embed_tokens"],
+            "target_modules",
+            r#""(?=((?:.+)+))(?:(?!z).+)+Z""#,
+        ),
+        field(
+            "targets by a pattern too big",
+            &[TARGETS, "size limit"],
+            "target_modules",
+            r#""(.{1000}){1000}""#,
         ),
     ]
 }
@@ -173,46 +266,24 @@ fn modules() -> Vec<Case> {
             "target_modules",
             r#"{"q_proj": 1}"#,
         ),
-        field(
-            "targets by a broken pattern",
-            &[TARGETS, "'(q_proj'", "unclosed group"],
-            "target_modules",
-            r#""(q_proj""#,
-        ),
-        field(
-            "targets by a condition",
-            &[TARGETS, "'(?(1)q_pro' is not supported"],
-            "target_modules",
-            r#""(.*)(?(1)q_proj|x)""#,
-        ),
-        field(
-            "targets by a group within itself",
-            &[TARGETS, "'\\1' refers to a group that is still open"],
-            "target_modules",
-            r#"".*(q|v\\1)_proj""#,
-        ),
-        field(
-            "targets by a pattern that takes for ever",
-            &[TARGETS, "more than 100000 steps back on the name model.embed_tokens"],
-            "target_modules",
-            r#""(?=((?:.+)+))(?:(?!z).+)+Z""#,
-        ),
-        field(
-            "targets by a pattern too big",
-            &[TARGETS, "size limit"],
-            "target_modules",
-            r#""(.{1000}){1000}""#,
-        ),
         edit("targets a norm", "lora_qv", &["model.layers.0.input_layernorm, a norm"], |d| {
             d.set("target_modules", json!(["q_proj", "v_proj", "input_layernorm"]));
         }),
-        edit("targets too many", "lora_qv", &["k_proj.lora_A.weight' is missing"], |d| {
-            d.set("target_modules", json!(["q_proj", "v_proj", "k_proj"]));
-        }),
+        edit(
+            "targets too many",
+            "lora_qv",
+            &[
+                "k_proj.lora_A.weight' is missing",
+                "names model.layers.0.self_attn.k_proj, and 'r' is 8",
+            ],
+            |d| {
+                d.set("target_modules", json!(["q_proj", "v_proj", "k_proj"]));
+            },
+        ),
         edit(
             "targets too few",
             "lora_qv",
-            &["v_proj.lora_A.weight' is not used", "target_modules"],
+            &["v_proj.lora_A.weight' is not used", "'target_modules' does not name it"],
             |d| {
                 d.set("target_modules", json!(["q_proj"]));
             },
