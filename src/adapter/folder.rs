@@ -151,8 +151,8 @@ fn kind_without_config(dir: &Path, listing: &Listing) -> Option<String> {
     }
     if listing.has("lora.safetensors") {
         return Some(
-            "lora.safetensors is what a trainer with a format of its own writes (params.json beside \
-             it); convert it to a peft adapter"
+            "lora.safetensors is what a trainer with a format of its own writes (params.json \
+             beside it); convert it to a peft adapter"
                 .into(),
         );
     }
