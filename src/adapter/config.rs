@@ -45,7 +45,6 @@ const INERT: &[&str] = &[
 const ESSENTIAL: &[&str] = &[
     "alpha_pattern",
     "arrow_config",
-    "ensure_weight_tying",
     "kasa_config",
     "layer_replication",
     "lora_bias",

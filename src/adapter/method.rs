@@ -36,6 +36,8 @@ pub trait Base: Send + Sync {
     fn sites(&self) -> &SiteMap;
     /// The width adapters are kept in.
     fn adapter_dtype(&self) -> Dtype;
+    /// Whether the head is the embedding.
+    fn is_tied(&self) -> bool;
     /// A module's weight, `[out, in]` row-major (`[vocabulary, hidden]` for an embedding, `[out]`
     /// for a norm). Reads the checkpoint: slow.
     fn weight(&self, module: ModuleId) -> Vec<f32>;

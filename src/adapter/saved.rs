@@ -21,6 +21,7 @@ pub fn lower(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), Adapt
     for id in target::saved(&input.config, input.base.modules())? {
         saved_module(input, id, lowering)?;
     }
+    tied(input, lowering)?;
     for (id, module) in input.base.modules().iter() {
         table_copy(input, id, module, lowering)?;
     }
@@ -53,6 +54,46 @@ fn saved_module(
         let scale = lowering.scale_of(id);
         replace_bias(input, id, &bias, scale.as_deref(), lowering);
     }
+    Ok(())
+}
+
+/// `ensure_weight_tying`: on a base whose head is the embedding, a saved embedding is the head too.
+/// peft writes it under both names; on another base the field says nothing.
+fn tied(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
+    const HEAD: &str = "lm_head.weight";
+    if !input.config.flag("ensure_weight_tying")? || !input.base.is_tied() {
+        return Ok(());
+    }
+    let modules = input.base.modules();
+    let table = modules.iter().find(|(_, module)| module.kind == SiteKind::Embedding);
+    let head = modules.iter().find(|(_, module)| module.name == "lm_head");
+    let (Some((table_id, table)), Some((head_id, head))) = (table, head) else { return Ok(()) };
+    let changed = |change: &crate::delta::SiteDelta| change.low_rank.is_some();
+    if lowering.any(table_id, changed) || lowering.any(head_id, changed) {
+        return Err(AdapterError::Invalid(format!(
+            "adapter_config.json sets 'ensure_weight_tying', and 'target_modules' names {} or {}, \
+             which are one table in the base model; tied factors are not supported, save the \
+             table whole ('modules_to_save')",
+            table.name, head.name
+        )));
+    }
+    if !lowering.any(table_id, |change| change.weight.is_some()) {
+        return Ok(());
+    }
+    let part = || Part::because("whole weight", SAVED);
+    let older = format!("{}.modules_to_save.weight", table.name);
+    let key = if input.tensors.has(&older) { older } else { format!("{}.weight", table.name) };
+    let weight = input.tensors.take_values(&key, &table.weight_shape(), &table.name, part())?;
+    if input.tensors.has(HEAD) {
+        let shape = head.weight_shape();
+        if input.tensors.take_values(HEAD, &shape, &head.name, part())? != weight {
+            return Err(AdapterError::Invalid(format!(
+                "tensors '{HEAD}' and '{key}' differ, and adapter_config.json sets \
+                 'ensure_weight_tying': they must be equal"
+            )));
+        }
+    }
+    lowering.weight(head_id, fit(input, head, weight));
     Ok(())
 }
 

@@ -33,6 +33,10 @@ impl Base for CheckpointBase {
         self.checkpoint.dtype
     }
 
+    fn is_tied(&self) -> bool {
+        self.checkpoint.config.tied
+    }
+
     fn weight(&self, module: ModuleId) -> Vec<f32> {
         self.checkpoint.module_weight(module)
     }

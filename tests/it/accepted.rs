@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype as FileDtype;
 use serde_json::{Value, json};
-use tessera::adapter::{Adapter, LoadAdapter};
+use tessera::adapter::{Adapter, Base, LoadAdapter};
 use tessera::backend::cpu::Cpu;
 use tessera::ids::{Slot, TokenId};
 use tessera::recipe::Recipe;
@@ -100,6 +100,9 @@ fn spellings() -> Vec<Variant> {
         same("no optional field", "lora_qv", |d| {
             let keep = ["peft_type", "lora_alpha", "target_modules"];
             d.config.retain(|key, _| keep.contains(&key.as_str()));
+        }),
+        same("weights tied on a base that ties none", "lora_head", |d| {
+            d.set("ensure_weight_tying", true);
         }),
         same("f64", "lora_all_rs", |d| d.tensors.values_mut().for_each(Raw::widen)),
         same("f64 that f32 cannot hold", "lora_saved_norm", |d| {
@@ -293,4 +296,91 @@ fn the_flag_for_unknown_fields_does_not_serve_what_is_known_to_be_wrong() {
         let refused = load(key, value).unwrap_err().to_string();
         assert!(refused.contains(key), "{refused}");
     }
+}
+
+/// What peft writes for a saved embedding on a tied base: the table under both names. Without the
+/// second name it means the same, and so does a config that saves both by name.
+#[test]
+fn a_saved_table_of_a_tied_base_is_its_head_too() {
+    let golden = Golden::open("qwen2", None);
+    let folder = tempfile::tempdir().unwrap();
+    let table = {
+        let mut tensors = crate::files::read_tensors(&golden.dir.join("model.safetensors"));
+        let mut raw = tensors.remove("model.embed_tokens.weight").unwrap();
+        let numbers = raw.floats();
+        raw = Raw::f32(&raw.shape, &numbers.iter().map(|x| x * 1.5).collect::<Vec<_>>());
+        raw
+    };
+    let load = |name: &str, tie: bool, saved: &[&str], tables: &[(&str, &Raw)]| {
+        let mut draft = Draft::golden("qwen2", "lora_qv");
+        draft.set("modules_to_save", json!(saved));
+        draft.set("ensure_weight_tying", tie);
+        for (name, raw) in tables {
+            draft.tensors.insert(format!("base_model.model.{name}.weight"), (*raw).clone());
+        }
+        let dir = folder.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        draft.write(&dir);
+        golden.loader.load(&dir, None)
+    };
+    let (embed, head) = ("model.embed_tokens", "lm_head");
+    let both = [(embed, &table), (head, &table)];
+    let adapters = vec![
+        load("by name", false, &["embed_tokens", "lm_head"], &both).unwrap(),
+        load("tied", true, &["embed_tokens", embed], &both).unwrap(),
+        load("once", true, &[embed], &both[..1]).unwrap(),
+        load("embedding alone", false, &[embed], &both[..1]).unwrap(),
+    ];
+    let weights = |adapter: &Arc<Adapter>| {
+        let modules = golden.loader.base.sites();
+        [embed, head].map(|name| {
+            let site = modules.find(name).unwrap();
+            adapter.delta.site(site).and_then(|change| change.weight.clone())
+        })
+    };
+    let expected = weights(&adapters[0]);
+    assert!(expected.iter().all(Option::is_some));
+    assert_eq!(weights(&adapters[1]), expected);
+    assert_eq!(weights(&adapters[2]), expected);
+    assert_ne!(weights(&adapters[3]), expected, "untied by its trainer");
+
+    let mut other = table.clone();
+    other.set(0, 9.0);
+    let differing = load("differing", true, &[embed], &[(embed, &table), (head, &other)]);
+    let text = differing.unwrap_err().to_string();
+    assert!(text.contains("lm_head.weight") && text.contains("ensure_weight_tying"), "{text}");
+
+    let mut factors = Draft::golden("qwen2", "lora_embed");
+    factors.set("ensure_weight_tying", true);
+    let dir = folder.path().join("factors");
+    std::fs::create_dir(&dir).unwrap();
+    factors.write(&dir);
+    let text = golden.loader.load(&dir, None).unwrap_err().to_string();
+    assert!(text.contains("'ensure_weight_tying'") && text.contains("tied factors"), "{text}");
+}
+
+#[test]
+fn what_is_not_used_of_an_adapters_folder_is_noted() {
+    let mut golden = Golden::open("llama", None);
+    golden.loader.base_names = vec!["llama".to_owned()];
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    Draft::golden("llama", "lora_qv").write(dir);
+    let notes = || golden.loader.read(dir, None).unwrap().notes;
+    assert_eq!(notes(), Vec::<String>::new());
+    for name in ["README.md", "optimizer.pt", "chat_template.jinja", "config.json"] {
+        std::fs::write(dir.join(name), "").unwrap();
+    }
+    std::fs::write(dir.join("adapter_model.bin"), "").unwrap();
+    std::fs::create_dir(dir.join("checkpoint-3")).unwrap();
+    let found = notes();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].starts_with("config.json stands beside"), "{found:?}");
+    assert!(found[1].contains("adapter_model.bin beside it is not"), "{found:?}");
+    assert_eq!(found[2], "not used: README.md, checkpoint-3/, optimizer.pt");
+    for i in 0..50 {
+        std::fs::write(dir.join(format!("a{i:02}{}", "x".repeat(200))), "").unwrap();
+    }
+    let last = notes().pop().unwrap();
+    assert!(last.ends_with(" and 41 more") && last.len() < 1200, "{last}");
 }

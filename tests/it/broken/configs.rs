@@ -367,7 +367,6 @@ fn features() -> Vec<Case> {
         field("KaSA", &[SET, "'kasa_config'"], "kasa_config", r#"{"beta": 0.1}"#),
         field("Arrow", &[SET, "'arrow_config'"], "arrow_config", r#"{"top_k": 3}"#),
         field("MonteCLoRA", &[SET, "'monteclora_config'"], "monteclora_config", r#"{"n": 4}"#),
-        field("tied weights", &[SET, "'ensure_weight_tying'"], "ensure_weight_tying", "true"),
         field("Megatron", &[SET, "'megatron_config'"], "megatron_config", r#"{"a": 1}"#),
         field(
             "aLoRA",
