@@ -325,7 +325,7 @@ fn a_saved_table_of_a_tied_base_is_its_head_too() {
     };
     let (embed, head) = ("model.embed_tokens", "lm_head");
     let both = [(embed, &table), (head, &table)];
-    let adapters = vec![
+    let adapters = [
         load("by name", false, &["embed_tokens", "lm_head"], &both).unwrap(),
         load("tied", true, &["embed_tokens", embed], &both).unwrap(),
         load("once", true, &[embed], &both[..1]).unwrap(),
