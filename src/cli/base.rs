@@ -8,7 +8,7 @@ use super::hub::{HubSettings, Kind, resolve};
 use super::{CliError, demo};
 use crate::dtype::Dtype;
 use crate::model::{Checkpoint, of_a_file};
-use crate::text::TextFiles;
+use crate::text::{AdapterTexts, ServedText, TextError, TextFiles, TextSettings};
 
 /// A base model's files, opened.
 pub struct BaseModel {
@@ -50,6 +50,32 @@ pub fn checkpoint(model: Option<&str>, dtype: Option<Dtype>) -> Result<Arc<Check
     let checkpoint = open(model, &find(model)?, dtype)?;
     checkpoint.notes.iter().for_each(|note| tracing::warn!("model {model}: {note}"));
     Ok(checkpoint)
+}
+
+/// What reads the text files of adapters of `model`, as `serve` would without flags; `None` where
+/// the model has no tokenizer. `checkpoint` is its own.
+///
+/// # Errors
+/// [`CliError::Model`] for files that could not be served.
+pub fn texts(
+    model: Option<&str>,
+    checkpoint: &Checkpoint,
+) -> Result<Option<AdapterTexts>, CliError> {
+    let name = model.unwrap_or(demo::NAME);
+    let files = match model {
+        None => demo::text_files(),
+        Some(model) => match TextFiles::read(&find(model)?) {
+            Err(TextError::FileMissing { .. }) => return Ok(None),
+            read => read.map_err(|e| failed(model, &e))?,
+        },
+    };
+    let settings = TextSettings {
+        context_tokens_max: checkpoint.config.positions_max as u32,
+        vocabulary_tokens: checkpoint.config.vocabulary as u32,
+        takes_defaults: true,
+    };
+    let served = ServedText::new(&files, &settings).map_err(|e| failed(name, &e))?;
+    Ok(Some(AdapterTexts::new(files, served, settings, true)))
 }
 
 fn failed(model: &str, e: &dyn Display) -> CliError {

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
+use super::base;
 use super::hub::{self, HubSettings, Kind};
 use super::{CliError, print};
 use crate::adapter::{Adapter, AdapterFile, FileLimits, is_a_file, lower, note_on_base};
@@ -32,14 +32,11 @@ pub struct InspectArgs {
     adapter_bytes_max: u64,
 }
 
-/// Finds the base model that a `--model`, or its absence, names.
-pub type FindBase = dyn Fn(Option<&str>) -> Result<Arc<Checkpoint>, CliError>;
-
 /// Runs the command. Success means that the adapter would be served.
 ///
 /// # Errors
 /// [`CliError::Adapter`] with the reason why it would not, or why there is no model to say.
-pub fn run(args: &InspectArgs, find_base: &FindBase) -> Result<(), CliError> {
+pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let path = Path::new(&args.adapter);
     if path.is_file() {
         return Err(is_a_file(path).into());
@@ -48,11 +45,28 @@ pub fn run(args: &InspectArgs, find_base: &FindBase) -> Result<(), CliError> {
     let dir = found.map_err(|error| CliError::Adapter(error.to_string()))?;
     // Read first: a directory without an adapter is told without loading a model.
     let mut file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
-    let base = CheckpointBase::new(find_base(args.model.as_deref())?);
+    let model = args.model.as_deref();
+    let checkpoint = base::checkpoint(model, None)?;
+    file.notes.extend(text_notes(&dir, model, &checkpoint)?);
+    let base = CheckpointBase::new(checkpoint);
     let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
     file.notes.extend(note_on_base(&file.config, args.model.as_slice()));
     let notes = &file.notes;
     print(&if args.json { as_json(&adapter, notes) } else { as_table(&adapter, notes) })
+}
+
+/// What the text files beside the adapter say, or that they were not looked at.
+fn text_notes(
+    dir: &Path,
+    model: Option<&str>,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<String>, CliError> {
+    let Some(texts) = base::texts(model, checkpoint)? else {
+        let note = "the model has no tokenizer.json: text files of the adapter were not read";
+        return Ok(vec![note.to_owned()]);
+    };
+    let own = texts.read(dir, None).map_err(|error| CliError::Adapter(error.to_string()))?;
+    Ok(own.notes)
 }
 
 fn file_bytes(adapter: &Adapter) -> usize {

@@ -17,7 +17,6 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -25,7 +24,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::adapter::AdapterError;
 use crate::config::{ServeConfig, with_file};
 use crate::dtype::Dtype;
-use crate::model::{Checkpoint, ModelError};
+use crate::model::ModelError;
 
 #[derive(Parser)]
 #[command(name = "tessera", version, about, max_term_width = 100)]
@@ -140,7 +139,7 @@ fn parse(args: Vec<OsString>) -> Result<Result<Cli, String>, clap::Error> {
 fn dispatch(command: Command) -> Result<(), CliError> {
     match command {
         Command::Serve(config) => serve::run(&config),
-        Command::Inspect(args) => inspect::run(&args, &base_checkpoint),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Load(args) => load::run(&args),
@@ -169,14 +168,6 @@ fn usage(wrong: &clap::Error) -> String {
     let said = said.split("\n\nFor more information").next().unwrap_or(said);
     let said = said.strip_prefix("error: ").unwrap_or(said);
     format!("{}; {help}", said.split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
-/// The base model that adapters are checked against; the demo where none is named.
-///
-/// # Errors
-/// [`CliError::Model`] where it cannot be loaded.
-pub fn base_checkpoint(model: Option<&str>) -> Result<Arc<Checkpoint>, CliError> {
-    base::checkpoint(model, None)
 }
 
 /// A float width in flags.

@@ -110,6 +110,28 @@ fn an_adapter_ends_where_its_own_files_say_and_the_base_where_the_bases_do() {
 }
 
 #[test]
+fn inspect_says_of_the_files_beside_an_adapter_what_a_start_says() {
+    let scratch = tempfile::tempdir().unwrap();
+    copy(Path::new(&adapter("lora_qv")), scratch.path());
+    write(scratch.path(), "generation_config.json", &json!({"eos_token_id": 5, "top_k": 3}));
+    fs::write(scratch.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    fs::write(scratch.path().join("optimizer.pt"), "").unwrap();
+    let (model, dir) = (text(&golden()), text(scratch.path()));
+    let server = Server::start(&[&model, "--adapter", &format!("a={dir}")]);
+    let note = |line: &String| line.strip_prefix("adapter a: note: ").map(str::to_owned);
+    let said: Vec<String> = server.report.iter().filter_map(note).collect();
+    for part in ["optimizer.pt", "chat template", "top_k", "answers end at"] {
+        assert!(said.iter().any(|line| line.contains(part)), "{part}: {said:#?}");
+    }
+    let output = tessera(&["inspect", &dir, "--model", &model, "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["notes"], json!(said));
+    let output = tessera(&["inspect", &dir, "--model", &model]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(said.iter().all(|line| table.contains(line)), "{table}");
+}
+
+#[test]
 fn the_bases_files_stand_for_an_adapters_where_the_operator_says_so() {
     let scratch = tempfile::tempdir().unwrap();
     let (prompt, drawn) = expected("lora_qv");

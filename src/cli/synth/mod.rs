@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{CliError, at, base_checkpoint, parse_dtype, print};
+use super::base;
+use super::{CliError, at, parse_dtype, print};
 use crate::dtype::Dtype;
 use crate::engine::CheckpointBase;
 
@@ -125,7 +126,7 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
             &args.dir
         }
         What::Adapter(args) => {
-            let base = CheckpointBase::new(base_checkpoint(Some(&args.model))?);
+            let base = CheckpointBase::new(base::checkpoint(Some(&args.model), None)?);
             synth_adapter(&args.dir, &args.shape(), &base)?;
             &args.dir
         }

@@ -65,8 +65,9 @@ fn every_test_that_a_page_names_is_there() {
     let mut gone = Vec::new();
     for (page, text) in pages() {
         for test in code_spans(&text).filter(is_test) {
-            let declaration = format!("fn {test}(");
-            if !code.iter().any(|text| text.contains(&declaration)) {
+            // A field of a file may have as long a name, and then stands in the code as a text.
+            let known = [format!("fn {test}("), format!("\"{test}\"")];
+            if !code.iter().any(|text| known.iter().any(|known| text.contains(known))) {
                 gone.push(format!("docs/{page}: {test}"));
             }
         }
