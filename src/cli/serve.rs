@@ -141,6 +141,10 @@ fn texts(
     if let GenerationConfig::Dir(dir) = &config.generation_config {
         let read = TextFiles::read_generation_config(dir);
         base_files.generation_config = Some(read.map_err(|e| {
+            let e = match e {
+                TextError::FileMissing { file } => format!("there is no {file}"),
+                e => e.to_string(),
+            };
             CliError::Config(format!("--generation-config {}: {e}", dir.display()))
         })?);
     }

@@ -49,7 +49,7 @@ fields! {
 fields! {
     /// What only `/v1/completions` takes.
     CompletionFields { prompt: Prompts, logprobs: u32, }
-    unsupported &[];
+    unsupported unsupported::COMPLETIONS;
     ignored &[];
 }
 

@@ -74,8 +74,9 @@ fn prepare<E: Endpoint>(
     let returned = if options.return_token_ids { prompts.clone() } else { Vec::new() };
     let mut sequences = Vec::with_capacity(prompts.len());
     for (ticket, prompt) in tickets.into_iter().zip(prompts) {
-        // Negative seeds are as good as others.
-        let seed = common.seed.map_or_else(random::seed, |seed| seed as u64);
+        // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as any.
+        let seed = common.seed.filter(|&seed| seed != -1);
+        let seed = seed.map_or_else(random::seed, |seed| seed as u64);
         let params = params.clone().with_seed(seed);
         sequences.push((ticket, params.with_prompt(prompt, limits).map_err(spelled)?));
     }
@@ -95,6 +96,8 @@ fn params(
 ) -> Result<RequestFields, Invalid> {
     let top_k = |k: i64| match k {
         -1 => Ok(0),
+        // More than any vocabulary has.
+        k if k > i64::from(u32::MAX) => Ok(0),
         k => u32::try_from(k).map_err(|_| {
             let message = format!("top_k must be -1, 0 (both mean off) or above, got {k}");
             Invalid::value("top_k", message)

@@ -163,9 +163,7 @@ fn read(mut message: Message) -> Result<Message, RequestError> {
         _ => return invalid("a message must have a role, a string"),
     };
     match role.as_str() {
-        "system" | "user" | "assistant" => {}
-        // OpenAI's newer word for the same; templates do not know it.
-        "developer" => "system".clone_into(role),
+        "system" | "developer" | "user" | "assistant" => {}
         "tool" | "function" => {
             return unsupported("Messages of tools are not supported by this server.");
         }

@@ -126,11 +126,34 @@ pub(super) const CHAT: &[Unsupported] = &[
     Unsupported::new("audio", Neutral::Null),
     Unsupported::new("prediction", Neutral::Null),
     Unsupported::new("web_search_options", Neutral::Null),
-    Unsupported::new("reasoning_effort", Neutral::Words(&["none"])),
+    Unsupported::spelled("prompt", Neutral::Null, "messages"),
+    Unsupported::new("reasoning_effort", Neutral::Null),
     Unsupported::new("continue_final_message", Neutral::Is(false)),
     Unsupported::new("chat_template", Neutral::Null),
     Unsupported::new("chat_template_kwargs", Neutral::Empty),
     Unsupported::new("documents", Neutral::Empty),
+    Unsupported::new("mm_processor_kwargs", Neutral::Empty),
+];
+
+/// Of completions only: what chat has.
+pub(super) const COMPLETIONS: &[Unsupported] = &[
+    Unsupported::spelled("max_completion_tokens", Neutral::Null, "max_tokens"),
+    Unsupported::spelled("messages", Neutral::Empty, "prompt"),
+    Unsupported::spelled("top_logprobs", Neutral::Number(0.0), "logprobs"),
+    Unsupported::new("add_generation_prompt", Neutral::Null),
+    Unsupported::new("continue_final_message", Neutral::Is(false)),
+    Unsupported::new("chat_template", Neutral::Null),
+    Unsupported::new("chat_template_kwargs", Neutral::Empty),
+    Unsupported::new("documents", Neutral::Empty),
+    Unsupported::new("tools", Neutral::Empty),
+    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("functions", Neutral::Empty),
+    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("reasoning_effort", Neutral::Null),
+    Unsupported::new("modalities", Neutral::Words(&["text"])),
+    Unsupported::new("audio", Neutral::Null),
+    Unsupported::new("prediction", Neutral::Null),
+    Unsupported::new("web_search_options", Neutral::Null),
     Unsupported::new("mm_processor_kwargs", Neutral::Empty),
 ];
 

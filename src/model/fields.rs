@@ -68,7 +68,9 @@ impl<'a> Fields<'a> {
             return Ok(default);
         }
         let whole = found.and_then(Value::as_u64).filter(|&n| n >= 1 && n <= u64::from(u32::MAX));
-        whole.map(|n| n as usize).ok_or_else(|| bad(key, "a whole number of at least 1", found))
+        whole
+            .map(|n| n as usize)
+            .ok_or_else(|| bad(key, "a whole number from 1 to 4294967295", found))
     }
 
     /// A finite positive number.

@@ -51,7 +51,7 @@ impl Rotary {
         let scaling = scaling(&own, original, notes)?;
         let positions_max = match scaling {
             // vLLM's rule: what is trained times the stretch; llama3's maximum is the long one.
-            RopeScaling::Linear { factor } => ((original * factor) as usize).max(1),
+            RopeScaling::Linear { factor } => stretched(original * factor)?,
             RopeScaling::Default | RopeScaling::Llama3 { .. } => positions,
         };
         let unread = own.unread(&[]);
@@ -60,6 +60,16 @@ impl Rotary {
         }
         Ok(Self { rope: Rope { theta, scaling, dims: head_dim }, positions_max })
     }
+}
+
+fn stretched(positions: f64) -> Result<usize, ModelError> {
+    if positions > f64::from(u32::MAX) {
+        return Err(ModelError::Config(format!(
+            "'factor' stretches the context to {positions} tokens; at most {} are served",
+            u32::MAX
+        )));
+    }
+    Ok((positions as usize).max(1))
 }
 
 /// What of `newer` is lost where `older` stands in its place.

@@ -113,29 +113,32 @@ impl ContentForms {
     /// `render` is a template that refuses the chat.
     /// If it refuses all of them, it is taken at its word: one that names a part's text reads both.
     pub fn probe(source: &str, render: impl Fn(Vec<Message>) -> Option<String>) -> Self {
-        let plain = |role: &str, text: &str| message(role, text.into());
-        let names_text = [".text", "['text']", "[\"text\"]"].iter().any(|key| source.contains(key));
-        let user = forms(|content| render(vec![message("user", content)]));
-        let user = user.unwrap_or(Forms { text: true, parts: names_text });
-        let around = |before: Option<(&str, Value)>, after: Option<Value>| {
-            let mut chat = Vec::new();
-            chat.extend(before.map(|(role, content)| message(role, content)));
-            let mut one = vec![plain("user", "x")];
-            user.shape(&mut one[0]);
-            chat.append(&mut one);
-            if let Some(content) = after {
-                let mut last = vec![plain("user", "y")];
-                user.shape(&mut last[0]);
-                chat.push(message("assistant", content));
-                chat.append(&mut last);
-            }
-            render(chat)
+        let names = [".text", "'text'", "\"text\""].iter().any(|key| source.contains(key));
+        let fallback = Forms { text: true, parts: names };
+        // What stands around the message is looked at in the form that works.
+        let around = |role: &str, form: Forms| {
+            AROUND.iter().find_map(|(before, after)| {
+                forms(|content| {
+                    let plain = |role: &&str| {
+                        let mut one = message(role, "x".into());
+                        form.shape(&mut one);
+                        one
+                    };
+                    let mut chat: Vec<Message> = before.iter().map(plain).collect();
+                    // Roles take turns in many templates.
+                    let turns = role == "assistant" && !chat.iter().any(|m| m["role"] == "user");
+                    chat.extend(turns.then(|| plain(&"user")));
+                    chat.push(message(role, content));
+                    chat.extend(after.iter().filter(|next| **next != role).map(plain));
+                    render(chat)
+                })
+            })
         };
-        Self {
-            user,
-            system: forms(|content| around(Some(("system", content)), None)).unwrap_or(user),
-            assistant: forms(|content| around(None, Some(content))).unwrap_or(user),
-        }
+        let only_parts = Forms { text: false, parts: true };
+        let of = |role| around(role, Forms::TEXT).or_else(|| around(role, only_parts));
+        let user = of("user").unwrap_or(fallback);
+        let other = |role| around(role, user).unwrap_or(user);
+        Self { user, system: other("system"), assistant: other("assistant") }
     }
 
     /// A message in the form that the template reads for its role.
@@ -156,6 +159,16 @@ fn message(role: &str, content: Value) -> Message {
     message
 }
 
+/// Roles before and after the message that a template is tried on: some take a chat only with
+/// a system's words, only as a whole turn, or only after one.
+const AROUND: [(&[&str], &[&str]); 6] = [
+    (&[], &["user"]),
+    (&[], &[]),
+    (&["system"], &[]),
+    (&[], &["assistant"]),
+    (&["user", "assistant"], &[]),
+    (&["system", "user", "assistant"], &["assistant"]),
+];
 /// Texts that no template writes by itself.
 const PROBES: [&str; 2] = ["qxprobeoneq", "qxprobetwoq"];
 /// A key of a part that no template reads: where it comes out, the part was printed as a whole.

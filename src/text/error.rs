@@ -27,6 +27,15 @@ pub enum TextError {
         /// The budget it used up.
         template_fuel_max: u64,
     },
+    /// The chat template does work without end that no step of its budget stands for.
+    #[error(
+        "the model's chat template did not finish within {template_seconds_max} seconds; send \
+         fewer or shorter messages, or have the template mended"
+    )]
+    TemplateLate {
+        /// How long it was waited for.
+        template_seconds_max: u64,
+    },
     /// The chat template failed on these messages (e.g. it uses a field that they lack).
     #[error("the model's chat template failed on the messages: {message}")]
     TemplateFailed {
@@ -72,6 +81,7 @@ impl TextError {
             Self::TooLong { .. }
             | Self::TemplateRefused { .. }
             | Self::TemplateFuel { .. }
+            | Self::TemplateLate { .. }
             | Self::TemplateFailed { .. } => true,
             Self::TokenizerFailed { .. }
             | Self::FileMissing { .. }

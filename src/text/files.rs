@@ -18,6 +18,8 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// Where transformers looks first.
+const OTHER_DEFAULT: &str = "additional_chat_templates/default.jinja";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const CONFIG: &str = "config.json";
 /// Forms of a tokenizer from which transformers makes a `tokenizer.json`.
@@ -52,6 +54,11 @@ impl TextFiles {
     /// read.
     pub fn read(dir: &Path) -> Result<Self, TextError> {
         let files = Self::read_present(dir)?;
+        if dir.join(OTHER_DEFAULT).exists() {
+            let problem = "transformers uses it before chat_template.jinja and this server does \
+                           not read it; move it to chat_template.jinja";
+            return Err(TextError::broken(OTHER_DEFAULT, problem));
+        }
         if files.tokenizer.is_some() {
             return Ok(files);
         }

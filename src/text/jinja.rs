@@ -13,6 +13,7 @@ pub(super) const REMAINDER: &str = "__remainder";
 pub(super) const CONCAT: &str = "__concat";
 pub(super) const ITEMS: &str = "__items";
 pub(super) const SUM: &str = "__sum";
+pub(super) const KEPT: &str = "__kept";
 /// The filter that stands for those that Python has not for what it makes as it goes.
 pub(super) const NOT_OF_GENERATORS: &str = "__not_of_generators";
 const GENERATORS: [&str; 9] =
@@ -20,7 +21,7 @@ const GENERATORS: [&str; 9] =
 
 /// The source with plain line ends, which jinja2 makes of all others, without the marks that
 /// transformers knows, with its strings as Python reads them, and with calls of the functions above
-/// for `%`, `~` and what loops go over.
+/// for `%`, `~`, what loops go over and what namespaces keep.
 pub(super) fn prepared(source: &str, syntax: &SyntaxConfig) -> Result<String, Error> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     // It marks the assistant's text for training; for rendering it is a block like any other.
@@ -38,6 +39,7 @@ pub(super) fn prepared(source: &str, syntax: &SyntaxConfig) -> Result<String, Er
         .any(|pair| matches!(pair, [(Token::Pipe, _), (Token::Ident("safe" | "escape" | "e"), _)]));
     let mut edits = Edits { tokens: &tokens, has_safe, all: Vec::new(), refused: None };
     edits.loops();
+    edits.sets();
     edits.statement(&parsed);
     match edits.refused {
         Some(problem) => Err(Error::new(ErrorKind::SyntaxError, problem)),
@@ -145,6 +147,30 @@ impl Edits<'_> {
         }
     }
 
+    /// What a namespace is to keep: from `=` to the end of the tag.
+    fn sets(&mut self) {
+        for at in 0..self.tokens.len() {
+            let tag = &self.tokens[at..];
+            let [(Token::BlockStart, _), (Token::Ident("set"), _), (Token::Ident(name), _), ..] =
+                tag
+            else {
+                continue;
+            };
+            let [(Token::Dot, _), (Token::Ident(_), _), (Token::Assign, _), kept @ ..] = &tag[3..]
+            else {
+                continue;
+            };
+            let end = kept.iter().position(|(token, _)| matches!(token, Token::BlockEnd));
+            let kept = &kept[..end.unwrap_or(0)];
+            if let (Some((_, first)), Some((_, last))) = (kept.first(), kept.last()) {
+                let (start, end) = (first.start_offset as usize, last.end_offset as usize);
+                // Around all else that is put in at the same place.
+                self.all.push((start, 0, Reverse(usize::MAX - 1), format!("{KEPT}({name}, (")));
+                self.all.push((end, 0, Reverse(usize::MAX), "))".to_owned()));
+            }
+        }
+    }
+
     fn operator(&mut self, operation: &Spanned<BinOp<'_>>) {
         let function = match operation.op {
             BinOpKind::Rem => REMAINDER,
@@ -205,7 +231,6 @@ impl Edits<'_> {
                 self.expression(&s.filter);
                 self.statements(&s.body);
             }
-            Stmt::Block(s) => self.statements(&s.body),
             Stmt::Macro(s) => {
                 let name = |argument: &Expr<'_>| match argument {
                     Expr::Var(variable) => Some(variable.id.to_owned()),
@@ -224,13 +249,7 @@ impl Edits<'_> {
                 self.statements(&s.macro_decl.body);
             }
             Stmt::Do(s) => self.arguments(&s.call.args),
-            Stmt::EmitRaw(_)
-            | Stmt::Import(_)
-            | Stmt::FromImport(_)
-            | Stmt::Extends(_)
-            | Stmt::Include(_)
-            | Stmt::Continue(_)
-            | Stmt::Break(_) => {}
+            Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => {}
         }
     }
 

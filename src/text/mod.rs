@@ -15,6 +15,7 @@ mod detokenizer;
 mod error;
 mod fields;
 mod files;
+mod guarded;
 mod jinja;
 mod limits;
 mod merge;

@@ -3,7 +3,9 @@
 //! A template is a program from the model directory that works on what a client sent. So its
 //! work, its output and its depth are bounded, and it can reach nothing but its arguments.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use minijinja::syntax::SyntaxConfig;
@@ -14,6 +16,7 @@ use super::capped::Capped;
 use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
 use super::error::TextError;
 use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json};
+use super::guarded::{Guard, Stopped, TEMPLATE_SECONDS_MAX};
 use super::limits::text_bytes_max;
 use super::{jinja, python, special};
 
@@ -28,13 +31,23 @@ const TEMPLATE_DEPTH_MAX: usize = 200;
 /// The one template of the environment, as error messages name it.
 const NAME: &str = "chat_template";
 
+/// Bytes of a template. The longest that is published has 30 thousand.
+const TEMPLATE_BYTES_MAX: usize = 128 << 10;
+
 /// A model's chat template. Safe to share between threads.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    prepared: Arc<Prepared>,
+    guard: Guard,
     /// The one for chats with tools, if the model has one of its own.
     tool_use: Option<Box<ChatTemplate>>,
+}
+
+/// A template ready to be rendered.
+struct Prepared {
+    environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
     content: ContentForms,
+    knows_developer: bool,
     text_bytes_max: usize,
 }
 
@@ -97,6 +110,68 @@ impl ChatTemplate {
         context_tokens_max: u32,
         now_unix_s: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<Self, TextError> {
+        if source.len() > TEMPLATE_BYTES_MAX {
+            let problem = format!(
+                "a chat template must have at most {TEMPLATE_BYTES_MAX} bytes \
+                 (template_bytes_max), got {}",
+                source.len()
+            );
+            return Err(TextError::broken(CHAT_TEMPLATE, problem));
+        }
+        let (guard, source) = (Guard::default(), source.to_owned());
+        let prepare =
+            move || Prepared::new(&source, special_tokens, context_tokens_max, now_unix_s);
+        let prepared = guard.run(prepare).map_err(|stopped| match stopped {
+            Stopped::Late => TextError::TemplateLate { template_seconds_max: TEMPLATE_SECONDS_MAX },
+            Stopped::Failed => TextError::broken(CHAT_TEMPLATE, "the template engine fails on it"),
+        })??;
+        Ok(Self { prepared: Arc::new(prepared), guard, tool_use: None })
+    }
+
+    /// Messages with their content in the form that the template reads: a string, a list of parts,
+    /// or what the client sent if it reads both. A `developer` is a `system` to a template that
+    /// does not know OpenAI's newer word for it.
+    pub fn shape(&self, messages: &mut [Message]) {
+        let prepared = &self.prepared;
+        if !prepared.knows_developer {
+            let roles = messages.iter_mut().filter_map(|message| message.get_mut("role"));
+            roles.filter(|role| *role == "developer").for_each(|role| *role = "system".into());
+        }
+        messages.iter_mut().for_each(|message| prepared.content.shape(message));
+    }
+
+    /// The prompt for a chat, with BOS if the template writes it: encode it without special
+    /// tokens. What transformers' `apply_chat_template` writes for the same arguments.
+    ///
+    /// # Errors
+    /// [`TextError::TooLong`], [`TextError::TemplateRefused`], [`TextError::TemplateFuel`] or
+    /// [`TextError::TemplateFailed`].
+    pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
+        if let (Some(tool_use), Some(_)) = (&self.tool_use, &chat.tools) {
+            return tool_use.render(chat);
+        }
+        let text_bytes_max = self.prepared.text_bytes_max;
+        let bytes = chat.messages.iter().map(content_bytes).sum::<usize>();
+        if bytes > text_bytes_max {
+            return Err(TextError::TooLong { text_bytes_max });
+        }
+        let (prepared, chat) = (self.prepared.clone(), chat.clone());
+        self.guard.run(move || prepared.render(&chat)).map_err(|stopped| match stopped {
+            Stopped::Late => TextError::TemplateLate { template_seconds_max: TEMPLATE_SECONDS_MAX },
+            Stopped::Failed => {
+                TextError::TemplateFailed { message: "the template engine fails on it".to_owned() }
+            }
+        })?
+    }
+}
+
+impl Prepared {
+    fn new(
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+        context_tokens_max: u32,
+        now_unix_s: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Result<Self, TextError> {
         let problem =
             |error: &dyn std::fmt::Display| TextError::broken(CHAT_TEMPLATE, error.to_string());
         let mut environment = Environment::new();
@@ -116,40 +191,30 @@ impl ChatTemplate {
         added.map_err(|error| problem(&error))?;
         let mut template = Self {
             environment,
-            tool_use: None,
             special_tokens,
             content: ContentForms::TEXT,
+            knows_developer: source.contains("developer"),
             text_bytes_max: text_bytes_max(context_tokens_max),
         };
         template.environment.set_fuel(Some(PROBE_FUEL_MAX));
+        let is_endless = Cell::new(false);
         template.content = ContentForms::probe(source, |messages| {
-            template.render(&Chat { messages, ..Chat::default() }).ok()
+            let chat = Chat { messages, ..Chat::default() };
+            let opened = Chat { add_generation_prompt: true, ..chat.clone() };
+            // One that works without end is not tried again and again.
+            if is_endless.get() {
+                return None;
+            }
+            let rendered = template.render(&chat).or_else(|_| template.render(&opened));
+            is_endless.set(matches!(rendered, Err(TextError::TemplateFuel { .. })));
+            rendered.ok()
         });
         template.environment.set_fuel(Some(TEMPLATE_FUEL_MAX));
         Ok(template)
     }
 
-    /// Messages with their content in the form that the template reads: a string, a list of parts,
-    /// or what the client sent if it reads both.
-    pub fn shape(&self, messages: &mut [Message]) {
-        messages.iter_mut().for_each(|message| self.content.shape(message));
-    }
-
-    /// The prompt for a chat, with BOS if the template writes it: encode it without special
-    /// tokens. What transformers' `apply_chat_template` writes for the same arguments.
-    ///
-    /// # Errors
-    /// [`TextError::TooLong`], [`TextError::TemplateRefused`], [`TextError::TemplateFuel`] or
-    /// [`TextError::TemplateFailed`].
-    pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
-        if let (Some(tool_use), Some(_)) = (&self.tool_use, &chat.tools) {
-            return tool_use.render(chat);
-        }
+    fn render(&self, chat: &Chat) -> Result<String, TextError> {
         let text_bytes_max = self.text_bytes_max;
-        let bytes = chat.messages.iter().map(content_bytes).sum::<usize>();
-        if bytes > text_bytes_max {
-            return Err(TextError::TooLong { text_bytes_max });
-        }
         let messages = chat.messages.iter().map(as_transformers);
         // transformers passes tools and documents even if there are none.
         let context = context! {

@@ -330,13 +330,13 @@ fn a_character_of_several_tokens_is_streamed_whole() {
 fn parameters_reach_the_engine_and_null_is_as_good_as_nothing() {
     let fake = Fake::say("x");
     let body = json!({"prompt": "x", "max_tokens": 7, "temperature": 0.5, "top_p": 0.25,
-        "top_k": 3, "min_p": 0.125, "seed": -1, "logprobs": 4, "ignore_eos": true});
+        "top_k": 3, "min_p": 0.125, "seed": -2, "logprobs": 4, "ignore_eos": true});
     assert_eq!(post(fake.address, COMPLETIONS, &body).status, 200);
     let seen = fake.seen.lock().unwrap().pop().unwrap().0;
     let terms = seen.terms();
     let sampling = &terms.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.min_p), (0.5, 0.25, 0.125));
-    assert_eq!((sampling.top_k, sampling.seed), (3, u64::MAX));
+    assert_eq!((sampling.top_k, sampling.seed), (3, u64::MAX - 1));
     assert_eq!((terms.tokens_max, terms.logprobs, &terms.stop_tokens[..]), (7, Some(4), &[][..]));
     let body = json!({"prompt": "x", "max_tokens": null, "temperature": null, "top_p": null,
         "top_k": -1, "min_p": null, "seed": null, "logprobs": null, "ignore_eos": null,

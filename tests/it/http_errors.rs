@@ -66,7 +66,7 @@ fn every_field_that_is_not_built_is_refused_by_name() {
         ("modalities", json!(["text", "audio"]), json!(["text"])),
         ("audio", json!({"voice": "x"}), Value::Null),
         ("web_search_options", json!({}), Value::Null),
-        ("reasoning_effort", json!("high"), json!("none")),
+        ("reasoning_effort", json!("none"), json!(null)),
         ("continue_final_message", json!(true), json!(false)),
         ("chat_template", json!("x"), Value::Null),
         ("chat_template_kwargs", json!({"a": 1}), json!({})),
@@ -105,7 +105,6 @@ fn a_value_of_the_wrong_form_is_answered_with_its_field() {
         ("min_p", "-1"),
         ("top_k", "-2"),
         ("top_k", "1.5"),
-        ("top_k", "99999999999"),
         ("max_tokens", "0"),
         ("max_tokens", "-1"),
         ("max_tokens", "1.0"),
@@ -294,8 +293,11 @@ fn limits_are_named_in_the_answer() {
 fn a_model_that_is_not_there_is_404_with_openais_text() {
     let fake = Fake::say("x");
     for path in [COMPLETIONS, CHAT] {
-        let body = json!({"model": "nobody", "prompt": "x", "stream": true,
-            "messages": [{"role": "user", "content": "x"}]});
+        let body = match path {
+            COMPLETIONS => json!({"model": "nobody", "prompt": "x", "stream": true}),
+            _ => json!({"model": "nobody", "stream": true,
+                "messages": [{"role": "user", "content": "x"}]}),
+        };
         let answer = post(fake.address, path, &body);
         assert_eq!(answer.status, 404);
         assert_eq!(answer.error(), (Some("model".to_owned()), "model_not_found".to_owned()));

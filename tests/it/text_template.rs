@@ -149,12 +149,24 @@ fn a_template_bomb_stops() {
         "{% for i in range(99999) %}{% set x = messages[0].content.split('') %}{% endfor %}",
         "{% for i in range(99999) %}{% set x = messages[0].content.rsplit(' ') %}{% endfor %}",
         "{% for i in range(99999) %}{% set x = messages | string | length %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = messages[0].content.strip('b ') %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}\
+         {% endfor %}{{ ns.x | length }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
+         {% endfor %}{{ ns.x | upper }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = ns.x + [1] %}\
+         {% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}\
+         {% endfor %}x",
+        "{% set ns = namespace(x=1) %}{% set ns.x = [ns] %}{{ ns.x | upper }}",
+        "{% set a = namespace(x=1) %}{% set b = namespace(y=a) %}{% set a.x = b %}{{ a == b }}",
         "{% set ns = namespace(x='a'|safe) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}\
          {% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(150) %}{% set ns.x = [ns.x] %}\
          {% endfor %}{{ ns.x }}",
     ];
     for source in bombs {
+        println!("{source}");
         let start = Instant::now();
         let error = render(source, &"ab ".repeat(10_000)).unwrap_err();
         assert!(error.is_client_fault(), "{source}: {error}");
@@ -162,6 +174,24 @@ fn a_template_bomb_stops() {
     }
     let error = render(bombs[0], "").unwrap_err();
     assert!(matches!(error, TextError::TemplateFuel { .. }), "{error}");
+}
+
+#[test]
+fn a_template_that_nests_as_deep_as_it_may_ends_no_server() {
+    let count = 20_000;
+    for (open, close) in [("not ", ""), ("1+", ""), ("1 if 1 else ", ""), ("-", "")] {
+        let source = format!("{{{{ {}1{} }}}}", open.repeat(count / 4), close.repeat(count));
+        // What comes of it does not matter, but that something does.
+        let _ = ChatTemplate::new(&source, BTreeMap::new(), 512).map(|_| ());
+    }
+    let elif = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(5_000));
+    let _ = ChatTemplate::new(&elif, BTreeMap::new(), 512).map(|_| ());
+    let block = "{% block a %}{{ self.a() }}{% endblock %}";
+    let long = "x".repeat(200_000);
+    for source in [block, &long] {
+        let error = ChatTemplate::new(source, BTreeMap::new(), 512).map(|_| ()).unwrap_err();
+        assert!(matches!(error, TextError::FileBroken { .. }), "{error}");
+    }
 }
 
 #[test]

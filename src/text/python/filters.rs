@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use minijinja::value::{Enumerator, Kwargs, Object, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
-use super::super::jinja::{CONCAT, ITEMS, NOT_OF_GENERATORS, REMAINDER, SUM};
+use super::super::jinja::{CONCAT, ITEMS, KEPT, NOT_OF_GENERATORS, REMAINDER, SUM};
+use super::kept::kept;
 use super::methods;
 use super::printf::percent;
 use super::repr::{as_float, invalid, push, text, to_json};
@@ -47,6 +48,7 @@ fn functions(environment: &mut Environment<'static>) {
         None if over.is_none() => Err(invalid("a loop cannot go over None")),
         None => Ok(over.clone()),
     });
+    environment.add_function(KEPT, kept);
     environment.add_function("range", range);
     environment.add_function("dict", dict);
     environment.add_function("joiner", |separator: Option<&str>| {

@@ -1,6 +1,7 @@
 //! What chat templates use of Python and of jinja2, where the template engine differs or lacks it.
 
 mod filters;
+mod kept;
 mod methods;
 mod printf;
 mod repr;
