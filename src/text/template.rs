@@ -10,7 +10,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, merge_maps};
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, context};
 
 use super::capped::Capped;
 use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
@@ -255,7 +255,8 @@ fn content_bytes(message: &Message) -> usize {
 #[error("{0}")]
 struct Raised(String);
 
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+fn raise_exception(state: &State<'_, '_>, message: &Value) -> Result<Value, minijinja::Error> {
+    let message = python::text(state, message)?;
     let error = minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception");
     Err(error.with_source(Raised(message)))
 }

@@ -160,19 +160,25 @@ fn a_template_bomb_stops() {
          {% endfor %}x",
         "{% set ns = namespace(x=1) %}{% set ns.x = [ns] %}{{ ns.x | upper }}",
         "{% set a = namespace(x=1) %}{% set b = namespace(y=a) %}{% set a.x = b %}{{ a == b }}",
+        "{% for i in range(99999) %}{% set x = messages[0].content | title %}{% endfor %}",
         "{% set ns = namespace(x='a'|safe) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}\
          {% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(150) %}{% set ns.x = [ns.x] %}\
          {% endfor %}{{ ns.x }}",
     ];
+    let doubled = format!("{{% set x = [1] %}}{}", "{% set x = [x, x] %}".repeat(40));
+    let printed = ["upper", "title", "trim", "string", "tojson", "join"];
+    let doubled = printed.map(|filter| format!("{doubled}{{{{ x | {filter} }}}}"));
+    let bombs = bombs.into_iter().map(str::to_owned).chain(doubled);
     for source in bombs {
         println!("{source}");
         let start = Instant::now();
-        let error = render(source, &"ab ".repeat(10_000)).unwrap_err();
+        let error = render(&source, &"ab ".repeat(10_000)).unwrap_err();
         assert!(error.is_client_fault(), "{source}: {error}");
         assert!(start.elapsed() < Duration::from_secs(5), "{source}: {:?}", start.elapsed());
     }
-    let error = render(bombs[0], "").unwrap_err();
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let error = render(endless, "").unwrap_err();
     assert!(matches!(error, TextError::TemplateFuel { .. }), "{error}");
 }
 

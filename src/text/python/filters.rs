@@ -11,6 +11,7 @@ use super::kept::kept;
 use super::methods;
 use super::printf::percent;
 use super::repr::{as_float, invalid, push, text, to_json};
+use super::texts;
 use super::view::View;
 
 /// Items of a `range`. jinja2's sandbox has the same limit.
@@ -25,6 +26,7 @@ pub(in crate::text) fn install(environment: &mut Environment<'static>) {
     });
     functions(environment);
     filters(environment);
+    texts::install(environment);
     tests(environment);
 }
 

@@ -6,7 +6,9 @@ mod methods;
 mod printf;
 mod repr;
 mod strftime;
+mod texts;
 mod view;
 
 pub(super) use filters::install;
+pub(super) use repr::text;
 pub(super) use strftime::strftime;

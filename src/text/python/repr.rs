@@ -33,7 +33,7 @@ pub(super) fn push(out: &mut String, more: &str) -> Result<(), Error> {
 }
 
 /// `str(value)`.
-pub(super) fn text(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
+pub(in crate::text) fn text(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => Ok(text.to_owned()),
         None if value.is_undefined() => Ok(String::new()),
