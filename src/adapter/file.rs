@@ -13,6 +13,9 @@ use super::error::AdapterError;
 use super::folder;
 use crate::ids::Digest;
 
+/// What peft puts before the names of modules.
+pub const PEFT_PREFIX: &str = "base_model.model.";
+
 /// What an adapter's files may measure; more is refused before it is read.
 #[derive(Clone, Copy, Debug)]
 pub struct FileLimits {
@@ -78,7 +81,9 @@ impl AdapterFile {
             return Err(folder::without_tensors(dir, &config));
         }
         let bytes = read_file(&tensors_path, limits.tensors_bytes_max, within)?;
-        Ok(Self { notes: folder::notes(dir), ..Self::parse(&config, bytes, limits)? })
+        let mut file = Self::parse(&config, bytes, limits)?;
+        file.notes.extend(folder::notes(dir));
+        Ok(file)
     }
 
     /// Parses the content of `adapter_config.json` and `adapter_model.safetensors`.
@@ -96,7 +101,8 @@ impl AdapterFile {
         let config = parse_object(folder::CONFIG, config)?;
         folder::check_config(&config)?;
         let tensors = parse_tensors(&bytes, limits)?;
-        Ok(Self { config, tensors, digest, bytes, notes: Vec::new() })
+        let notes = note_on_names(&config, &tensors).into_iter().collect();
+        Ok(Self { config, tensors, digest, bytes, notes })
     }
 
     /// The little-endian bytes of one tensor.
@@ -191,6 +197,22 @@ impl<'de> serde::Deserialize<'de> for UniqueObject {
         }
         deserializer.deserialize_map(Visitor)
     }
+}
+
+/// Names that peft itself would drop when it loads its own kinds, and this server applies.
+fn note_on_names(
+    config: &Map<String, Value>,
+    tensors: &BTreeMap<String, RawTensor>,
+) -> Option<String> {
+    let kind = config.get("peft_type")?.as_str()?;
+    if !["LORA", "IA3"].contains(&kind) {
+        return None;
+    }
+    let other = tensors.keys().find(|name| !name.starts_with(PEFT_PREFIX))?;
+    Some(format!(
+        "warning: the tensors are not named as peft names them ('{other}' does not begin with \
+         {PEFT_PREFIX}): peft would leave them out, and here they are applied"
+    ))
 }
 
 fn parse_tensors(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype as FileDtype;
 
 use super::error::AdapterError;
-use super::file::{AdapterFile, RawTensor};
+use super::file::{AdapterFile, PEFT_PREFIX, RawTensor};
 use super::report::{Report, ReportLine};
 use crate::dtype::{Dtype, Values};
 use crate::ids::ModuleId;
@@ -256,7 +256,7 @@ fn normal_name(name: &str) -> String {
             name.replace_range(at..at + wrapper.len(), "");
         }
     }
-    let name = name.strip_prefix("base_model.model.").unwrap_or(&name);
+    let name = name.strip_prefix(PEFT_PREFIX).unwrap_or(&name);
     // Written by code that saves the wrapped module's state directly, adapter name included.
     name.replacen(".default.", ".", 1).trim_end_matches(".default").to_owned()
 }

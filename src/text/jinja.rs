@@ -213,6 +213,7 @@ impl Edits<'_> {
                 self.statements(&s.else_body);
             }
             Stmt::IfCond(s) => {
+                self.truth(&s.expr);
                 self.expression(&s.expr);
                 self.statements(&s.true_body);
                 self.statements(&s.false_body);
@@ -253,6 +254,22 @@ impl Edits<'_> {
         }
     }
 
+    /// What a condition looks at: Python's generators are true, also where nothing comes of them.
+    fn truth(&mut self, expression: &Expr<'_>) {
+        match expression {
+            Expr::Filter(e) if GENERATORS.contains(&e.name) => {
+                self.refused =
+                    Some("what a filter makes one by one is always true; put |list behind it");
+            }
+            Expr::UnaryOp(e) => self.truth(&e.expr),
+            Expr::BinOp(e) if matches!(e.op, BinOpKind::ScAnd | BinOpKind::ScOr) => {
+                self.truth(&e.left);
+                self.truth(&e.right);
+            }
+            _ => {}
+        }
+    }
+
     fn optional(&mut self, expression: &Option<Expr<'_>>) {
         expression.iter().for_each(|expression| self.expression(expression));
     }
@@ -286,6 +303,7 @@ impl Edits<'_> {
                 e.ops.iter().for_each(|op| self.expression(&op.expr));
             }
             Expr::IfExpr(e) => {
+                self.truth(&e.test_expr);
                 self.expression(&e.test_expr);
                 self.expression(&e.true_expr);
                 self.optional(&e.false_expr);

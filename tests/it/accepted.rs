@@ -368,6 +368,18 @@ fn what_is_not_used_of_an_adapters_folder_is_noted() {
     Draft::golden("llama", "lora_qv").write(dir);
     let notes = || golden.loader.read(dir, None).unwrap().notes;
     assert_eq!(notes(), Vec::<String>::new());
+    let bare = folder.path().join("bare");
+    std::fs::create_dir(&bare).unwrap();
+    let mut draft = Draft::golden("llama", "lora_qv");
+    let names: Vec<String> = draft.tensors.keys().cloned().collect();
+    for name in names {
+        let tensor = draft.tensors.remove(&name).unwrap();
+        draft.tensors.insert(name.replace("base_model.model.", "module."), tensor);
+    }
+    draft.write(&bare);
+    let said = golden.loader.read(&bare, None).unwrap().notes;
+    assert!(said.len() == 1 && said[0].contains("peft would leave them out"), "{said:?}");
+    std::fs::remove_dir_all(&bare).unwrap();
     for name in ["README.md", "optimizer.pt", "chat_template.jinja", "config.json"] {
         std::fs::write(dir.join(name), "").unwrap();
     }

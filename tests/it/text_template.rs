@@ -194,7 +194,9 @@ fn a_template_that_nests_as_deep_as_it_may_ends_no_server() {
     let _ = ChatTemplate::new(&elif, BTreeMap::new(), 512).map(|_| ());
     let block = "{% block a %}{{ self.a() }}{% endblock %}";
     let long = "x".repeat(200_000);
-    for source in [block, &long] {
+    // jinja2 takes this for true whatever the messages are.
+    let made = "{% if not messages | selectattr('role', 'equalto', 'tool') %}a{% endif %}";
+    for source in [block, &long, made] {
         let error = ChatTemplate::new(source, BTreeMap::new(), 512).map(|_| ()).unwrap_err();
         assert!(matches!(error, TextError::FileBroken { .. }), "{error}");
     }
