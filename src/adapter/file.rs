@@ -80,6 +80,7 @@ impl AdapterFile {
             let config = parse_object(folder::CONFIG, &config)?;
             return Err(folder::without_tensors(dir, &config));
         }
+        folder::check_complete(dir)?;
         let bytes = read_file(&tensors_path, limits.tensors_bytes_max, within)?;
         let mut file = Self::parse(&config, bytes, limits)?;
         file.notes.extend(folder::notes(dir));

@@ -22,6 +22,9 @@ pub const TEXT_FILES: &[&str] = &[
 ];
 /// Tensors as pickles, which can run code when read.
 const PICKLES: &[&str] = &["adapter_model.bin", "adapter_model.pt", "pytorch_adapter.bin"];
+/// Weights that trainers save beside the adapter's, and that change what the model computes.
+const MORE_WEIGHTS: &[&str] =
+    &["new_embeddings.safetensors", "new_embeddings.bin", "non_lora_trainables.bin"];
 /// Entries of a directory that are looked at.
 const ENTRIES_MAX: usize = 1000;
 /// Names in one line, and characters of each.
@@ -101,6 +104,18 @@ const MLX: &str = "this is an MLX adapter (mlx-lm writes adapters.safetensors an
                    adapter_config.json), not one of peft; fuse it into the model (mlx_lm.fuse) \
                    and serve that, or convert it to peft's adapter_config.json and \
                    adapter_model.safetensors";
+
+/// # Errors
+/// For a directory with trained weights that would not be applied.
+pub fn check_complete(dir: &Path) -> Result<(), AdapterError> {
+    match MORE_WEIGHTS.iter().find(|name| dir.join(name).exists()) {
+        None => Ok(()),
+        Some(name) => Err(AdapterError::Invalid(format!(
+            "{name} holds trained weights beside the adapter's, which would not be applied; save \
+             them in the adapter (modules_to_save) or merge them into the base model"
+        ))),
+    }
+}
 
 /// What a directory without an `adapter_config.json` is.
 pub fn without_config(dir: &Path) -> AdapterError {

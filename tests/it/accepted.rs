@@ -390,6 +390,10 @@ fn what_is_not_used_of_an_adapters_folder_is_noted() {
     assert!(found[0].starts_with("config.json stands beside"), "{found:?}");
     assert!(found[1].contains("adapter_model.bin beside it is not"), "{found:?}");
     assert_eq!(found[2], "not used: README.md, checkpoint-3/, optimizer.pt");
+    std::fs::write(dir.join("new_embeddings.safetensors"), "").unwrap();
+    let text = golden.loader.read(dir, None).err().unwrap().to_string();
+    assert!(text.starts_with("new_embeddings.safetensors holds trained weights"), "{text}");
+    std::fs::remove_file(dir.join("new_embeddings.safetensors")).unwrap();
     for i in 0..50 {
         std::fs::write(dir.join(format!("a{i:02}{}", "x".repeat(200))), "").unwrap();
     }
