@@ -123,9 +123,52 @@ pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
             None => format!("without 'target_modules' {name} is one, and '{field}' is {rank}"),
             Some(_) => format!("'target_modules' names {name}, and '{field}' is {rank}"),
         };
-        found.push(pair(input, id, rank, alpha / divisor, with_bias, &because)?);
+        let scaling = alpha / divisor;
+        found.push(pair(input, id, rank, scaling, with_bias, &because)?);
+        if let Some(head) = tied_head(input, id)? {
+            let because = "'ensure_weight_tying' is true";
+            let head = pair(input, head, rank, scaling, false, because)?;
+            check_tied(&found[found.len() - 1], &head, scaling)?;
+            found.push(head);
+        }
     }
     Ok(found)
+}
+
+/// Of an embedding with `ensure_weight_tying`, the head that is the same table: peft trains one
+/// pair of factors for both, and writes it under both names, the second time turned.
+fn tied_head(input: &Input<'_>, id: ModuleId) -> Result<Option<ModuleId>, AdapterError> {
+    let modules = input.base.modules();
+    let is_embedding = modules.get(id).kind == SiteKind::Embedding;
+    if !is_embedding || !input.config.flag("ensure_weight_tying")? || !input.base.is_tied() {
+        return Ok(None);
+    }
+    let refused = |field| {
+        Err(AdapterError::Invalid(format!(
+            "adapter_config.json: 'ensure_weight_tying' with '{field}' on the embedding is not \
+             supported"
+        )))
+    };
+    for field in ["use_dora", "lora_bias"] {
+        if input.config.flag(field)? {
+            return refused(field);
+        }
+    }
+    Ok(modules.iter().find(|(_, module)| module.name == "lm_head").map(|(head, _)| head))
+}
+
+/// The head's A is the embedding's B turned, and its B the embedding's A turned.
+fn check_tied(embedding: &Pair, head: &Pair, scaling: f64) -> Result<(), AdapterError> {
+    let scaled = |v: &f32| (f64::from(*v) * scaling) as f32;
+    let same = |plain: &[f32], times: &[f32]| plain.iter().map(scaled).eq(times.iter().copied());
+    match same(&head.a, &embedding.bt) && same(&embedding.a, &head.bt) {
+        true => Ok(()),
+        false => Err(AdapterError::Invalid(
+            "the factors of lm_head are not those of the embedding, and adapter_config.json sets \
+             'ensure_weight_tying': they must be equal"
+                .to_owned(),
+        )),
+    }
 }
 
 fn pair(

@@ -69,12 +69,11 @@ fn tied(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterErr
     let head = modules.iter().find(|(_, module)| module.name == "lm_head");
     let (Some((table_id, table)), Some((head_id, head))) = (table, head) else { return Ok(()) };
     let changed = |change: &crate::delta::SiteDelta| change.low_rank.is_some();
-    if lowering.any(table_id, changed) || lowering.any(head_id, changed) {
+    if lowering.any(head_id, changed) != lowering.any(table_id, changed) {
         return Err(AdapterError::Invalid(format!(
-            "adapter_config.json sets 'ensure_weight_tying', and 'target_modules' names {} or {}, \
-             which are one table in the base model; tied factors are not supported, save the \
-             table whole ('modules_to_save')",
-            table.name, head.name
+            "adapter_config.json sets 'ensure_weight_tying', {} and {} are one table in the base \
+             model, and only one of them is changed; name {} in 'target_modules'",
+            table.name, head.name, table.name
         )));
     }
     if !lowering.any(table_id, |change| change.weight.is_some()) {
