@@ -5,21 +5,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::error::AdapterError;
+use crate::text::TEXT_FILES;
 
 /// The two files of an adapter.
 pub const CONFIG: &str = "adapter_config.json";
 /// See [`CONFIG`].
 pub const TENSORS: &str = "adapter_model.safetensors";
-/// What the text of an adapter's name may be made of; whoever reads them says what is not used.
-pub const TEXT_FILES: &[&str] = &[
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-];
 /// Tensors as pickles, which can run code when read.
 const PICKLES: &[&str] = &["adapter_model.bin", "adapter_model.pt", "pytorch_adapter.bin"];
 /// Weights that trainers save beside the adapter's, and that change what the model computes.
@@ -248,9 +239,9 @@ pub fn notes(dir: &Path) -> Vec<String> {
     if let Some(name) = PICKLES.iter().find(|name| listing.has(name)) {
         notes.push(format!("{TENSORS} is read, {name} beside it is not"));
     }
-    let used = |name: &str| {
-        [CONFIG, TENSORS].contains(&name) || TEXT_FILES.contains(&name) || PICKLES.contains(&name)
-    };
+    // Whoever reads the text files says what of them is not used.
+    let told = [&[CONFIG, TENSORS, "config.json"], TEXT_FILES, PICKLES].concat();
+    let used = |name: &str| told.contains(&name);
     let unused = listed(listing.0.iter().map(String::as_str).filter(|name| !used(name)));
     if !unused.is_empty() {
         notes.push(format!("not used: {unused}"));

@@ -138,23 +138,18 @@ pub fn pairs(input: &Input<'_>) -> Result<Vec<Pair>, AdapterError> {
 /// Of an embedding with `ensure_weight_tying`, the head that is the same table: peft trains one
 /// pair of factors for both, and writes it under both names, the second time turned.
 fn tied_head(input: &Input<'_>, id: ModuleId) -> Result<Option<ModuleId>, AdapterError> {
-    let modules = input.base.modules();
-    let is_embedding = modules.get(id).kind == SiteKind::Embedding;
-    if !is_embedding || !input.config.flag("ensure_weight_tying")? || !input.base.is_tied() {
+    let Some((_, head)) = input.tied_tables()?.filter(|(table, _)| *table == id) else {
         return Ok(None);
-    }
-    let refused = |field| {
-        Err(AdapterError::Invalid(format!(
-            "adapter_config.json: 'ensure_weight_tying' with '{field}' on the embedding is not \
-             supported"
-        )))
     };
     for field in ["use_dora", "lora_bias"] {
         if input.config.flag(field)? {
-            return refused(field);
+            return Err(AdapterError::Invalid(format!(
+                "adapter_config.json: 'ensure_weight_tying' with '{field}' on the embedding is \
+                 not supported"
+            )));
         }
     }
-    Ok(modules.iter().find(|(_, module)| module.name == "lm_head").map(|(head, _)| head))
+    Ok(Some(head))
 }
 
 /// The head's A is the embedding's B turned, and its B the embedding's A turned.

@@ -6,7 +6,7 @@ use super::lowering::Lowering;
 use super::tensors::Tensors;
 use crate::dtype::Dtype;
 use crate::ids::ModuleId;
-use crate::site::{ModuleMap, SiteMap};
+use crate::site::{ModuleMap, SiteKind, SiteMap};
 
 /// One way of writing an adapter to disk.
 pub trait Method: Sync {
@@ -26,6 +26,23 @@ pub struct Input<'a> {
     pub(super) config: Config<'a>,
     pub(super) tensors: Tensors<'a>,
     pub(super) base: &'a dyn Base,
+}
+
+impl Input<'_> {
+    /// The embedding and the head, where they are one table and `ensure_weight_tying` has an
+    /// adapter change them as one. On another base the field says nothing, as in peft.
+    ///
+    /// # Errors
+    /// When the field is neither true nor false.
+    pub(super) fn tied_tables(&self) -> Result<Option<(ModuleId, ModuleId)>, AdapterError> {
+        if !self.config.flag("ensure_weight_tying")? || !self.base.is_tied() {
+            return Ok(None);
+        }
+        let modules = self.base.modules();
+        let table = modules.iter().find(|(_, module)| module.kind == SiteKind::Embedding);
+        let head = modules.iter().find(|(_, module)| module.name == "lm_head");
+        Ok(table.zip(head).map(|((table, _), (head, _))| (table, head)))
+    }
 }
 
 /// The frozen base, as far as a method may see it.

@@ -35,8 +35,7 @@ fn saved_module(
 ) -> Result<(), AdapterError> {
     let module = input.base.modules().get(id);
     let name = &module.name;
-    let older = format!("{name}.modules_to_save.weight");
-    let key = if input.tensors.has(&older) { older } else { format!("{name}.weight") };
+    let key = saved_key(input, name);
     let weight = input.tensors.take_values(
         &key,
         &module.weight_shape(),
@@ -57,17 +56,19 @@ fn saved_module(
     Ok(())
 }
 
+/// The tensor that holds a saved module's weight; older versions of peft name it otherwise.
+fn saved_key(input: &Input<'_>, name: &str) -> String {
+    let older = format!("{name}.modules_to_save.weight");
+    if input.tensors.has(&older) { older } else { format!("{name}.weight") }
+}
+
 /// `ensure_weight_tying`: on a base whose head is the embedding, a saved embedding is the head too.
 /// peft writes it under both names; on another base the field says nothing.
 fn tied(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterError> {
     const HEAD: &str = "lm_head.weight";
-    if !input.config.flag("ensure_weight_tying")? || !input.base.is_tied() {
-        return Ok(());
-    }
+    let Some((table_id, head_id)) = input.tied_tables()? else { return Ok(()) };
     let modules = input.base.modules();
-    let table = modules.iter().find(|(_, module)| module.kind == SiteKind::Embedding);
-    let head = modules.iter().find(|(_, module)| module.name == "lm_head");
-    let (Some((table_id, table)), Some((head_id, head))) = (table, head) else { return Ok(()) };
+    let (table, head) = (modules.get(table_id), modules.get(head_id));
     let changed = |change: &crate::delta::SiteDelta| change.low_rank.is_some();
     if lowering.any(head_id, changed) != lowering.any(table_id, changed) {
         return Err(AdapterError::Invalid(format!(
@@ -80,8 +81,7 @@ fn tied(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterErr
         return Ok(());
     }
     let part = || Part::because("whole weight", SAVED);
-    let older = format!("{}.modules_to_save.weight", table.name);
-    let key = if input.tensors.has(&older) { older } else { format!("{}.weight", table.name) };
+    let key = saved_key(input, &table.name);
     let weight = input.tensors.take_values(&key, &table.weight_shape(), &table.name, part())?;
     if input.tensors.has(HEAD) {
         let shape = head.weight_shape();

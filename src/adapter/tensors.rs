@@ -125,7 +125,7 @@ impl<'a> Tensors<'a> {
         let (written, tensor) = self.claim(name, shape, site, &part.into())?;
         let bytes = self.file.bytes(tensor);
         let values = match tensor.dtype {
-            FileDtype::F64 => Values::F32(halved(bytes)),
+            FileDtype::F64 => Values::from_f64_le_bytes(bytes),
             FileDtype::F32 => Values::from_le_bytes(bytes, Dtype::F32),
             FileDtype::F16 => Values::from_le_bytes(bytes, Dtype::F16),
             FileDtype::BF16 => Values::from_le_bytes(bytes, Dtype::BF16),
@@ -239,13 +239,6 @@ impl<'a> Tensors<'a> {
             ))),
         }
     }
-}
-
-/// F64 numbers as f32. torch goes by f32 too where it makes bf16 or f16 of them.
-fn halved(bytes: &[u8]) -> Vec<f32> {
-    let number =
-        |c: &[u8]| f64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]) as f32;
-    bytes.chunks_exact(8).map(number).collect()
 }
 
 /// `base_model.model.` and what frameworks wrap around it are not part of a module's name.

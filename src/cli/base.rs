@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::hub::{HubSettings, Kind, resolve};
 use super::{CliError, demo};
+use crate::adapter::is_a_file;
 use crate::dtype::Dtype;
 use crate::model::{Checkpoint, of_a_file};
 use crate::text::{AdapterTexts, ServedText, TextError, TextFiles, TextSettings};
@@ -47,35 +48,58 @@ impl BaseModel {
 /// [`CliError::Model`] where it cannot be found or opened.
 pub fn checkpoint(model: Option<&str>, dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
     let Some(model) = model else { return demo::checkpoint(dtype) };
-    let checkpoint = open(model, &find(model)?, dtype)?;
+    told(model, &find(model)?, dtype)
+}
+
+/// The same, and what reads the text files of its adapters, as `serve` would without flags; `None`
+/// where the model has no tokenizer.
+///
+/// # Errors
+/// [`CliError::Model`] where it cannot be found, opened or served.
+pub fn with_texts(
+    model: Option<&str>,
+) -> Result<(Arc<Checkpoint>, Option<AdapterTexts>), CliError> {
+    let Some(model) = model else {
+        let checkpoint = demo::checkpoint(None)?;
+        let texts = texts(demo::NAME, demo::text_files(), &checkpoint)?;
+        return Ok((checkpoint, Some(texts)));
+    };
+    let dir = find(model)?;
+    let checkpoint = told(model, &dir, None)?;
+    let texts = match TextFiles::read(&dir) {
+        Err(TextError::FileMissing { .. }) => None,
+        read => Some(texts(model, read.map_err(|e| failed(model, &e))?, &checkpoint)?),
+    };
+    Ok((checkpoint, texts))
+}
+
+fn told(model: &str, dir: &Path, dtype: Option<Dtype>) -> Result<Arc<Checkpoint>, CliError> {
+    let checkpoint = open(model, dir, dtype)?;
     checkpoint.notes.iter().for_each(|note| tracing::warn!("model {model}: {note}"));
     Ok(checkpoint)
 }
 
-/// What reads the text files of adapters of `model`, as `serve` would without flags; `None` where
-/// the model has no tokenizer. `checkpoint` is its own.
-///
-/// # Errors
-/// [`CliError::Model`] for files that could not be served.
-pub fn texts(
-    model: Option<&str>,
-    checkpoint: &Checkpoint,
-) -> Result<Option<AdapterTexts>, CliError> {
-    let name = model.unwrap_or(demo::NAME);
-    let files = match model {
-        None => demo::text_files(),
-        Some(model) => match TextFiles::read(&find(model)?) {
-            Err(TextError::FileMissing { .. }) => return Ok(None),
-            read => read.map_err(|e| failed(model, &e))?,
-        },
-    };
+fn texts(name: &str, files: TextFiles, checkpoint: &Checkpoint) -> Result<AdapterTexts, CliError> {
     let settings = TextSettings {
         context_tokens_max: checkpoint.config.positions_max as u32,
         vocabulary_tokens: checkpoint.config.vocabulary as u32,
         takes_defaults: true,
     };
     let served = ServedText::new(&files, &settings).map_err(|e| failed(name, &e))?;
-    Ok(Some(AdapterTexts::new(files, served, settings, true)))
+    Ok(AdapterTexts::new(files, served, settings, true))
+}
+
+/// The directory of an adapter of the command line: a directory or a Hub id.
+///
+/// # Errors
+/// [`CliError::Adapter`] where there is none.
+pub fn find_adapter(place: &str) -> Result<PathBuf, CliError> {
+    let path = Path::new(place);
+    if path.is_file() {
+        return Err(is_a_file(path).into());
+    }
+    let found = resolve(place, Kind::Adapter, &HubSettings::from_env());
+    found.map_err(|error| CliError::Adapter(error.to_string()))
 }
 
 fn failed(model: &str, e: &dyn Display) -> CliError {

@@ -7,11 +7,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::base;
-use super::hub::{self, HubSettings, Kind};
 use super::{CliError, print};
-use crate::adapter::{Adapter, AdapterFile, FileLimits, is_a_file, lower, note_on_base};
+use crate::adapter::{Adapter, AdapterFile, FileLimits, lower, note_on_base};
 use crate::engine::CheckpointBase;
-use crate::model::Checkpoint;
+use crate::text::AdapterTexts;
 
 /// `tessera inspect`.
 #[derive(Args, Debug)]
@@ -37,17 +36,11 @@ pub struct InspectArgs {
 /// # Errors
 /// [`CliError::Adapter`] with the reason why it would not, or why there is no model to say.
 pub fn run(args: &InspectArgs) -> Result<(), CliError> {
-    let path = Path::new(&args.adapter);
-    if path.is_file() {
-        return Err(is_a_file(path).into());
-    }
-    let found = hub::resolve(&args.adapter, Kind::Adapter, &HubSettings::from_env());
-    let dir = found.map_err(|error| CliError::Adapter(error.to_string()))?;
+    let dir = base::find_adapter(&args.adapter)?;
     // Read first: a directory without an adapter is told without loading a model.
     let mut file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
-    let model = args.model.as_deref();
-    let checkpoint = base::checkpoint(model, None)?;
-    file.notes.extend(text_notes(&dir, model, &checkpoint)?);
+    let (checkpoint, texts) = base::with_texts(args.model.as_deref())?;
+    file.notes.extend(text_notes(&dir, texts)?);
     let base = CheckpointBase::new(checkpoint);
     let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
     file.notes.extend(note_on_base(&file.config, args.model.as_slice()));
@@ -56,12 +49,8 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
 }
 
 /// What the text files beside the adapter say, or that they were not looked at.
-fn text_notes(
-    dir: &Path,
-    model: Option<&str>,
-    checkpoint: &Checkpoint,
-) -> Result<Vec<String>, CliError> {
-    let Some(texts) = base::texts(model, checkpoint)? else {
+fn text_notes(dir: &Path, texts: Option<AdapterTexts>) -> Result<Vec<String>, CliError> {
+    let Some(texts) = texts else {
         let note = "the model has no tokenizer.json: text files of the adapter were not read";
         return Ok(vec![note.to_owned()]);
     };

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use super::base::BaseModel;
-use super::hub::{HubSettings, Kind, resolve};
+use super::base::{BaseModel, find_adapter};
 use super::memory::human;
 use super::{CliError, demo, device, print, shutdown};
-use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source, is_a_file};
+use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
 use crate::engine::CheckpointBase;
 use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
@@ -267,12 +266,7 @@ fn load_one(
     let (file, own, source) = match given {
         Given::Demo(files) => (files.read(loader), nothing, Source::BuiltIn),
         Given::Place(place) => {
-            let path = Path::new(place);
-            if path.is_file() {
-                return Err(failed(&is_a_file(path)));
-            }
-            let dir = resolve(place, Kind::Adapter, &HubSettings::from_env());
-            let dir = dir.map_err(|e| failed(&e))?;
+            let dir = find_adapter(place).map_err(|e| failed(&e))?;
             let file = loader.read(&dir, None);
             let own = texts.read(&dir, None).map_err(|e| failed(&e))?;
             (file, own, Source::Start((*place).to_owned()))

@@ -108,6 +108,20 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("priority", Neutral::Number(0.0)),
     Unsupported::new("kv_transfer_params", Neutral::Empty),
     Unsupported::new("vllm_xargs", Neutral::Empty),
+    Unsupported::new("tools", Neutral::Empty),
+    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("functions", Neutral::Empty),
+    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("modalities", Neutral::Words(&["text"])),
+    Unsupported::new("audio", Neutral::Null),
+    Unsupported::new("prediction", Neutral::Null),
+    Unsupported::new("web_search_options", Neutral::Null),
+    Unsupported::new("reasoning_effort", Neutral::Null),
+    Unsupported::new("continue_final_message", Neutral::Is(false)),
+    Unsupported::new("chat_template", Neutral::Null),
+    Unsupported::new("chat_template_kwargs", Neutral::Empty),
+    Unsupported::new("documents", Neutral::Empty),
+    Unsupported::new("mm_processor_kwargs", Neutral::Empty),
     // How other servers name an adapter: not to be answered by the base.
     Unsupported::new("lora", Neutral::Empty),
     Unsupported::new("lora_path", Neutral::Null),
@@ -116,24 +130,9 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("merged_adapters", Neutral::Null),
 ];
 
-/// Of chat only.
-pub(super) const CHAT: &[Unsupported] = &[
-    Unsupported::new("tools", Neutral::Empty),
-    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
-    Unsupported::new("functions", Neutral::Empty),
-    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
-    Unsupported::new("modalities", Neutral::Words(&["text"])),
-    Unsupported::new("audio", Neutral::Null),
-    Unsupported::new("prediction", Neutral::Null),
-    Unsupported::new("web_search_options", Neutral::Null),
-    Unsupported::spelled("prompt", Neutral::Null, "messages"),
-    Unsupported::new("reasoning_effort", Neutral::Null),
-    Unsupported::new("continue_final_message", Neutral::Is(false)),
-    Unsupported::new("chat_template", Neutral::Null),
-    Unsupported::new("chat_template_kwargs", Neutral::Empty),
-    Unsupported::new("documents", Neutral::Empty),
-    Unsupported::new("mm_processor_kwargs", Neutral::Empty),
-];
+/// Of chat only: what completions have.
+pub(super) const CHAT: &[Unsupported] =
+    &[Unsupported::spelled("prompt", Neutral::Null, "messages")];
 
 /// Of completions only: what chat has.
 pub(super) const COMPLETIONS: &[Unsupported] = &[
@@ -141,20 +140,6 @@ pub(super) const COMPLETIONS: &[Unsupported] = &[
     Unsupported::spelled("messages", Neutral::Empty, "prompt"),
     Unsupported::spelled("top_logprobs", Neutral::Number(0.0), "logprobs"),
     Unsupported::new("add_generation_prompt", Neutral::Null),
-    Unsupported::new("continue_final_message", Neutral::Is(false)),
-    Unsupported::new("chat_template", Neutral::Null),
-    Unsupported::new("chat_template_kwargs", Neutral::Empty),
-    Unsupported::new("documents", Neutral::Empty),
-    Unsupported::new("tools", Neutral::Empty),
-    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
-    Unsupported::new("functions", Neutral::Empty),
-    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
-    Unsupported::new("reasoning_effort", Neutral::Null),
-    Unsupported::new("modalities", Neutral::Words(&["text"])),
-    Unsupported::new("audio", Neutral::Null),
-    Unsupported::new("prediction", Neutral::Null),
-    Unsupported::new("web_search_options", Neutral::Null),
-    Unsupported::new("mm_processor_kwargs", Neutral::Empty),
 ];
 
 /// Of loading an adapter.
@@ -201,13 +186,14 @@ mod tests {
         }
         let mut names = HashSet::new();
         let both = GENERATION.iter().chain(dialects::FIELDS);
-        for Unsupported { field, .. } in both.clone().chain(CHAT).chain(LOAD) {
+        for Unsupported { field, .. } in both.clone().chain(CHAT).chain(COMPLETIONS).chain(LOAD) {
             assert!(names.insert(*field) && !IGNORED.contains(field), "{field} stands twice");
         }
         for Unsupported { field, .. } in both {
             assert!(refuses::<CompletionFields>(field) && refuses::<ChatFields>(field), "{field}");
         }
         assert!(CHAT.iter().all(|known| refuses::<ChatFields>(known.field)));
+        assert!(COMPLETIONS.iter().all(|known| refuses::<CompletionFields>(known.field)));
     }
 
     #[test]

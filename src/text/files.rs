@@ -22,6 +22,15 @@ pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const OTHER_DEFAULT: &str = "additional_chat_templates/default.jinja";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const CONFIG: &str = "config.json";
+/// All that a directory may hold of them beside `config.json`, which is the model's.
+pub const TEXT_FILES: &[&str] = &[
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+];
 /// Forms of a tokenizer from which transformers makes a `tokenizer.json`.
 const OTHER_TOKENIZERS: [&str; 6] =
     ["tokenizer.model", "tekken.json", "tiktoken.model", "spiece.model", "vocab.json", "vocab.txt"];

@@ -8,11 +8,13 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use super::error::TextError;
+
 /// Address space for what nests. A template has at most `TEMPLATE_BYTES_MAX` to nest expressions
 /// in, and its budget of steps to nest values in; only what is used takes memory.
 const STACK_BYTES: usize = 512 << 20;
 /// Seconds after which work is left behind. The budget of steps ends almost everything in one.
-pub(super) const TEMPLATE_SECONDS_MAX: u64 = 10;
+const TEMPLATE_SECONDS_MAX: u64 = 10;
 /// Work of one template that may be left behind and still run; with more, it is not begun.
 const LEFT_BEHIND_MAX: usize = 2;
 
@@ -23,6 +25,16 @@ pub(super) enum Stopped {
     Late,
     /// It panicked, or no thread could be had.
     Failed,
+}
+
+impl Stopped {
+    /// What to tell: `failed` where the work panicked.
+    pub fn error(self, failed: TextError) -> TextError {
+        match self {
+            Self::Late => TextError::TemplateLate { template_seconds_max: TEMPLATE_SECONDS_MAX },
+            Self::Failed => failed,
+        }
+    }
 }
 
 /// Runs the work of one template.

@@ -32,7 +32,7 @@ pub use chat::{Chat, Message};
 pub use defaults::{SamplingDefaults, not_applied};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
-pub use files::TextFiles;
+pub use files::{TEXT_FILES, TextFiles};
 pub use limits::text_bytes_max;
 pub use served::{AdapterTexts, OwnText, ServedText, TextSettings};
 pub use stop::{StopMatcher, StopOutcome};

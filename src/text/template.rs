@@ -16,7 +16,7 @@ use super::capped::Capped;
 use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
 use super::error::TextError;
 use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json};
-use super::guarded::{Guard, Stopped, TEMPLATE_SECONDS_MAX};
+use super::guarded::Guard;
 use super::limits::text_bytes_max;
 use super::{jinja, python, special};
 
@@ -33,6 +33,9 @@ const NAME: &str = "chat_template";
 
 /// Bytes of a template. The longest that is published has 30 thousand.
 const TEMPLATE_BYTES_MAX: usize = 128 << 10;
+
+/// What is said of a template on which the engine panics.
+const ENGINE_FAILS: &str = "the template engine fails on it";
 
 /// A model's chat template. Safe to share between threads.
 pub struct ChatTemplate {
@@ -121,10 +124,8 @@ impl ChatTemplate {
         let (guard, source) = (Guard::default(), source.to_owned());
         let prepare =
             move || Prepared::new(&source, special_tokens, context_tokens_max, now_unix_s);
-        let prepared = guard.run(prepare).map_err(|stopped| match stopped {
-            Stopped::Late => TextError::TemplateLate { template_seconds_max: TEMPLATE_SECONDS_MAX },
-            Stopped::Failed => TextError::broken(CHAT_TEMPLATE, "the template engine fails on it"),
-        })??;
+        let failed = TextError::broken(CHAT_TEMPLATE, ENGINE_FAILS);
+        let prepared = guard.run(prepare).map_err(|stopped| stopped.error(failed))??;
         Ok(Self { prepared: Arc::new(prepared), guard, tool_use: None })
     }
 
@@ -144,8 +145,8 @@ impl ChatTemplate {
     /// tokens. What transformers' `apply_chat_template` writes for the same arguments.
     ///
     /// # Errors
-    /// [`TextError::TooLong`], [`TextError::TemplateRefused`], [`TextError::TemplateFuel`] or
-    /// [`TextError::TemplateFailed`].
+    /// [`TextError::TooLong`], [`TextError::TemplateRefused`], [`TextError::TemplateFuel`],
+    /// [`TextError::TemplateLate`] or [`TextError::TemplateFailed`].
     pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
         if let (Some(tool_use), Some(_)) = (&self.tool_use, &chat.tools) {
             return tool_use.render(chat);
@@ -156,12 +157,9 @@ impl ChatTemplate {
             return Err(TextError::TooLong { text_bytes_max });
         }
         let (prepared, chat) = (self.prepared.clone(), chat.clone());
-        self.guard.run(move || prepared.render(&chat)).map_err(|stopped| match stopped {
-            Stopped::Late => TextError::TemplateLate { template_seconds_max: TEMPLATE_SECONDS_MAX },
-            Stopped::Failed => {
-                TextError::TemplateFailed { message: "the template engine fails on it".to_owned() }
-            }
-        })?
+        let failed = TextError::TemplateFailed { message: ENGINE_FAILS.to_owned() };
+        let rendered = self.guard.run(move || prepared.render(&chat));
+        rendered.map_err(|stopped| stopped.error(failed))?
     }
 }
 

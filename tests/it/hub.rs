@@ -29,6 +29,7 @@ impl World {
         synth_adapter(&adapter, &adapter_shape(AdapterKind::Lora), &base).unwrap();
         fs::write(adapter.join("chat_template.jinja"), "{{ messages }}").unwrap();
         fs::write(adapter.join("special_tokens_map.json"), "{}").unwrap();
+        fs::write(adapter.join("added_tokens.json"), "{ }").unwrap();
         let mut plan = Plan::default();
         plan.repositories.insert("org/model".into(), files_of(&model));
         plan.repositories.insert("org/adapter".into(), files_of(&adapter));
@@ -84,9 +85,10 @@ const MODEL_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
-const ADAPTER_FILES: [&str; 4] = [
+const ADAPTER_FILES: [&str; 5] = [
     "adapter_config.json",
     "adapter_model.safetensors",
+    "added_tokens.json",
     "chat_template.jinja",
     "special_tokens_map.json",
 ];

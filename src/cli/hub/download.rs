@@ -14,15 +14,8 @@ use ureq::http::{Response, StatusCode, header};
 use super::cache::{Blob, Commit, Partial, is_plain};
 use super::client::{Client, Problem};
 use super::{Failure, Kind, MODEL_INDEX, MODEL_WEIGHTS, Repository, one_line};
+use crate::text::TEXT_FILES;
 
-/// What says how text becomes tokens and where answers end, of a model and of an adapter.
-const TEXT_FILES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-];
 /// Downloads of one file that may break off before the fetch is given up.
 const ATTEMPTS_MAX: u32 = 3;
 /// Bytes that are read, hashed and written at a time.
