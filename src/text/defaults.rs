@@ -41,6 +41,7 @@ const NOT_APPLIED: &[(&str, f64)] = &[
     ("forced_bos_token_id", f64::NAN),
     ("forced_eos_token_id", f64::NAN),
     ("guidance_scale", 1.0),
+    ("max_length", 20.0),
     ("max_time", f64::NAN),
     ("min_length", 0.0),
     ("min_new_tokens", 0.0),
@@ -56,6 +57,41 @@ const NOT_APPLIED: &[(&str, f64)] = &[
     ("top_h", f64::NAN),
     ("typical_p", 1.0),
     ("watermarking_config", 0.0),
+];
+
+/// Fields that are read, or that change nothing in what is generated.
+const OTHERS: &[&str] = &[
+    "_from_model_config",
+    "_commit_hash",
+    "bos_token_id",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "disable_compile",
+    "do_sample",
+    "early_stopping",
+    "eos_token_id",
+    "is_assistant",
+    "length_penalty",
+    "low_memory",
+    "max_new_tokens",
+    "min_p",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "pad_token_id",
+    "prefill_chunk_size",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "return_legacy_cache",
+    "temperature",
+    "top_k",
+    "top_p",
+    "transformers_version",
+    "use_cache",
 ];
 
 impl SamplingDefaults {
@@ -138,7 +174,7 @@ impl SamplingDefaults {
 }
 
 /// Fields of `generation_config.json` that transformers' `generate` would follow and that are not
-/// applied here, with their values.
+/// applied here, and those that nobody knows, with their values.
 ///
 /// # Errors
 /// [`TextError::FileBroken`] for a file that is no JSON.
@@ -149,7 +185,9 @@ pub fn not_applied(files: &TextFiles) -> Result<Vec<String>, TextError> {
         let value = given(config, key).filter(|value| !does_nothing(value, *neutral))?;
         Some(format!("{key} {value}"))
     });
-    Ok(found.collect())
+    let is_known = |key: &str| OTHERS.contains(&key) || NOT_APPLIED.iter().any(|(k, _)| *k == key);
+    let unknown = config.iter().filter(|(key, value)| !is_known(key) && !value.is_null());
+    Ok(found.chain(unknown.map(|(key, value)| format!("{key} {value}"))).collect())
 }
 
 fn given<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {

@@ -14,10 +14,24 @@ pub(super) const CONCAT: &str = "__concat";
 pub(super) const ITEMS: &str = "__items";
 pub(super) const SUM: &str = "__sum";
 pub(super) const KEPT: &str = "__kept";
-/// The filter that stands for those that Python has not for what it makes as it goes.
-pub(super) const NOT_OF_GENERATORS: &str = "__not_of_generators";
-const GENERATORS: [&str; 9] =
-    ["map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice", "items"];
+pub(super) const GIVEN: &str = "__given";
+/// The method that stands for an attribute that is not called, of a name that mappings have for a
+/// method.
+pub(super) const UNCALLED: &str = "__uncalled";
+/// Methods of Python's mappings.
+pub(super) const MAPPING_METHODS: [&str; 11] = [
+    "clear",
+    "copy",
+    "fromkeys",
+    "get",
+    "items",
+    "keys",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+    "values",
+];
 
 /// The source with plain line ends, which jinja2 makes of all others, without the marks that
 /// transformers knows, with its strings as Python reads them, and with calls of the functions above
@@ -37,10 +51,14 @@ pub(super) fn prepared(source: &str, syntax: &SyntaxConfig) -> Result<String, Er
     let has_safe = tokens
         .windows(2)
         .any(|pair| matches!(pair, [(Token::Pipe, _), (Token::Ident("safe" | "escape" | "e"), _)]));
-    let mut edits = Edits { tokens: &tokens, has_safe, all: Vec::new(), refused: None };
+    let (all, macros) = (Vec::new(), Vec::new());
+    let mut edits = Edits { tokens: &tokens, has_safe, all, macros, refused: None };
     edits.loops();
     edits.sets();
+    edits.withs();
+    edits.uncalled();
     edits.statement(&parsed);
+    edits.given();
     match edits.refused {
         Some(problem) => Err(Error::new(ErrorKind::SyntaxError, problem)),
         None => Ok(edits.applied(&source)),
@@ -90,6 +108,8 @@ struct Edits<'a> {
     has_safe: bool,
     /// Where, how long the text is that it replaces, in what order at the same place, and what.
     all: Vec<(usize, usize, Reverse<usize>, String)>,
+    /// Names of macros, how many arguments must be given, and the names of the others.
+    macros: Vec<(String, usize, Vec<String>)>,
     /// What the engine would render otherwise than jinja2.
     refused: Option<&'static str>,
 }
@@ -100,6 +120,20 @@ fn nesting(token: &Token<'_>) -> i32 {
         Token::ParenClose | Token::BracketClose | Token::BraceClose => -1,
         _ => 0,
     }
+}
+
+/// The arguments of a call, of which `tokens` begin behind the opening bracket.
+fn arguments<'a>(tokens: &'a [(Token<'a>, Span)]) -> impl Iterator<Item = &'a [(Token<'a>, Span)]> {
+    let mut depth = 1;
+    let end = tokens.iter().position(|(token, _)| {
+        depth += nesting(token);
+        depth == 0
+    });
+    let mut depth = 0;
+    tokens[..end.unwrap_or(0)].split(move |(token, _)| {
+        depth += nesting(token);
+        depth == 0 && matches!(token, Token::Comma)
+    })
 }
 
 impl Edits<'_> {
@@ -161,13 +195,91 @@ impl Edits<'_> {
                 continue;
             };
             let end = kept.iter().position(|(token, _)| matches!(token, Token::BlockEnd));
-            let kept = &kept[..end.unwrap_or(0)];
-            if let (Some((_, first)), Some((_, last))) = (kept.first(), kept.last()) {
-                let (start, end) = (first.start_offset as usize, last.end_offset as usize);
-                // Around all else that is put in at the same place.
-                self.all.push((start, 0, Reverse(usize::MAX - 1), format!("{KEPT}({name}, (")));
-                self.all.push((end, 0, Reverse(usize::MAX), "))".to_owned()));
+            self.around(KEPT, &format!("({name}, ("), &kept[..end.unwrap_or(0)], "))");
+        }
+    }
+
+    /// A value of a `with` that is made of another one of it: jinja2 makes them all at once.
+    fn withs(&mut self) {
+        let mut rest = self.tokens;
+        while let Some((first, after)) = rest.split_first() {
+            rest = after;
+            let is_with = matches!(after.first(), Some((Token::Ident("with"), _)));
+            if !matches!(first.0, Token::BlockStart) || !is_with {
+                continue;
             }
+            let end = after.iter().position(|(token, _)| matches!(token, Token::BlockEnd));
+            let mut given = Vec::new();
+            let mut depth = 0;
+            for pair in after[..end.unwrap_or(0)].windows(2) {
+                depth += nesting(&pair[0].0);
+                match (&pair[0].0, &pair[1].0) {
+                    (Token::Ident(name), Token::Assign) if depth == 0 => given.push(*name),
+                    (Token::Dot | Token::Pipe, Token::Ident(_)) => {}
+                    (_, Token::Ident(name)) if given.contains(name) => {
+                        self.refused =
+                            Some("a value of a with may not be made of another one of it");
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Attributes that are not called, of names that mappings have for methods.
+    fn uncalled(&mut self) {
+        for (at, pair) in self.tokens.windows(2).enumerate() {
+            let [(Token::Dot, _), (Token::Ident(name), span)] = pair else { continue };
+            let after = self.tokens.get(at + 2).map(|(token, _)| token);
+            // Of a namespace that is set, or of a call.
+            let is_other = matches!(after, Some(Token::ParenOpen | Token::Assign));
+            if MAPPING_METHODS.contains(name) && !is_other {
+                let (start, text) = (span.start_offset as usize, format!("{UNCALLED}(\"{name}\")"));
+                self.all.push((start, name.len(), Reverse(0), text));
+            }
+        }
+    }
+
+    /// Arguments of macros that have defaults: the engine takes what is not defined for not given.
+    fn given(&mut self) {
+        for at in 0..self.tokens.len() {
+            let [(Token::Ident(name), _), (Token::ParenOpen, _), args @ ..] = &self.tokens[at..]
+            else {
+                continue;
+            };
+            let before = at.checked_sub(1).map(|at| &self.tokens[at].0);
+            if matches!(before, Some(Token::Ident("macro") | Token::Dot | Token::Pipe)) {
+                continue;
+            }
+            let is_it = |of: &&(String, usize, Vec<String>)| of.0 == *name;
+            let Some((_, required, optional)) = self.macros.iter().rfind(is_it).cloned() else {
+                continue;
+            };
+            for (index, arg) in arguments(args).enumerate() {
+                let is_optional = |name: &str| optional.iter().any(|of| of == name);
+                let value = match arg {
+                    [(Token::Ident(name), _), (Token::Assign, _), value @ ..]
+                        if is_optional(name) =>
+                    {
+                        value
+                    }
+                    [(Token::Ident(_), _), (Token::Assign, _), ..] => &[],
+                    // What it unpacks is not known here.
+                    [(Token::Mul | Token::Pow, _), ..] => &[],
+                    value if index >= required => value,
+                    _ => &[],
+                };
+                self.around(GIVEN, "((", value, "))");
+            }
+        }
+    }
+
+    /// Puts a function around all else that is put in at the places of these tokens.
+    fn around(&mut self, function: &str, open: &str, tokens: &[(Token<'_>, Span)], close: &str) {
+        if let (Some((_, first)), Some((_, last))) = (tokens.first(), tokens.last()) {
+            let (start, end) = (first.start_offset as usize, last.end_offset as usize);
+            self.all.push((start, 0, Reverse(usize::MAX - 1), format!("{function}{open}")));
+            self.all.push((end, 0, Reverse(usize::MAX), close.to_owned()));
         }
     }
 
@@ -213,7 +325,6 @@ impl Edits<'_> {
                 self.statements(&s.else_body);
             }
             Stmt::IfCond(s) => {
-                self.truth(&s.expr);
                 self.expression(&s.expr);
                 self.statements(&s.true_body);
                 self.statements(&s.false_body);
@@ -241,6 +352,10 @@ impl Edits<'_> {
                 if s.defaults.iter().filter_map(name).any(|default| names.contains(&default)) {
                     self.refused = Some("a macro's default may not be another of its arguments");
                 }
+                if !s.defaults.is_empty() {
+                    let required = names.len().saturating_sub(s.defaults.len());
+                    self.macros.push((s.name.to_owned(), required, names[required..].to_vec()));
+                }
                 s.defaults.iter().for_each(|value| self.expression(value));
                 self.statements(&s.body);
             }
@@ -251,22 +366,6 @@ impl Edits<'_> {
             }
             Stmt::Do(s) => self.arguments(&s.call.args),
             Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => {}
-        }
-    }
-
-    /// What a condition looks at: Python's generators are true, also where nothing comes of them.
-    fn truth(&mut self, expression: &Expr<'_>) {
-        match expression {
-            Expr::Filter(e) if GENERATORS.contains(&e.name) => {
-                self.refused =
-                    Some("what a filter makes one by one is always true; put |list behind it");
-            }
-            Expr::UnaryOp(e) => self.truth(&e.expr),
-            Expr::BinOp(e) if matches!(e.op, BinOpKind::ScAnd | BinOpKind::ScOr) => {
-                self.truth(&e.left);
-                self.truth(&e.right);
-            }
-            _ => {}
         }
     }
 
@@ -303,22 +402,11 @@ impl Edits<'_> {
                 e.ops.iter().for_each(|op| self.expression(&op.expr));
             }
             Expr::IfExpr(e) => {
-                self.truth(&e.test_expr);
                 self.expression(&e.test_expr);
                 self.expression(&e.true_expr);
                 self.optional(&e.false_expr);
             }
             Expr::Filter(e) => {
-                let of = match &e.expr {
-                    Some(Expr::Filter(inner)) => inner.name,
-                    _ => "",
-                };
-                let is_refused = ["tojson", "length", "count", "last"].contains(&e.name);
-                if is_refused && GENERATORS.contains(&of) {
-                    let at = e.span().start_offset as usize;
-                    let name = NOT_OF_GENERATORS.to_owned();
-                    self.all.push((at, e.name.len(), Reverse(0), name));
-                }
                 self.optional(&e.expr);
                 self.arguments(&e.args);
             }

@@ -198,13 +198,15 @@ fn generation_config_gives_what_a_request_leaves_out() {
     let (prompt, drawn) = expected("base");
     copy(&golden(), scratch.path());
     let config = json!({"eos_token_id": 1, "top_k": 1.0, "temperature": 0.7, "max_new_tokens": 9,
-        "num_beams": 4, "do_sample": true});
+        "num_beams": 4, "do_sample": true, "temprature": 2});
     write(scratch.path(), "generation_config.json", &config);
     let model = text(scratch.path());
     let named = [&model, "--served-model-name", "llama"];
     let server = Server::start(&named);
     let says = |word: &str| server.report.iter().any(|line| line.contains(word));
-    assert!(says("temperature 0.7, top_k 1, max_new_tokens 9") && says("num_beams 4"));
+    assert!(
+        says("temperature 0.7, top_k 1, max_new_tokens 9") && says("num_beams 4, temprature 2")
+    );
     let draw = |server: &Server, more: Value| {
         let mut body = json!({"prompt": prompt, "max_tokens": 24, "return_token_ids": true});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use minijinja::value::{Enumerator, Kwargs, Object, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
-use super::super::jinja::{CONCAT, ITEMS, KEPT, NOT_OF_GENERATORS, REMAINDER, SUM};
+use super::super::jinja::{CONCAT, GIVEN, ITEMS, KEPT, REMAINDER, SUM};
+use super::generator;
 use super::kept::kept;
 use super::methods;
+use super::numbers::{float, int, number};
 use super::printf::percent;
 use super::repr::{as_float, invalid, push, text, to_json};
 use super::texts;
-use super::view::View;
+use super::view::{Generator, View};
 
 /// Items of a `range`. jinja2's sandbox has the same limit.
 const RANGE_ITEMS_MAX: i64 = 100_000;
@@ -27,6 +29,7 @@ pub(in crate::text) fn install(environment: &mut Environment<'static>) {
     functions(environment);
     filters(environment);
     texts::install(environment);
+    generator::install(environment);
     tests(environment);
 }
 
@@ -48,9 +51,15 @@ fn functions(environment: &mut Environment<'static>) {
     environment.add_function(ITEMS, |over: &Value| match over.as_str() {
         Some(text) => Ok(text.chars().map(|c| Value::from(c.to_string())).collect::<Value>()),
         None if over.is_none() => Err(invalid("a loop cannot go over None")),
+        // A loop knows how many items there are.
+        None if Generator::is(over) => Ok(over.try_iter()?.collect()),
         None => Ok(over.clone()),
     });
     environment.add_function(KEPT, kept);
+    environment.add_function(GIVEN, |value: &Value| match value.is_undefined() {
+        true => Err(invalid("an argument that has a default is given what is not defined")),
+        false => Ok(value.clone()),
+    });
     environment.add_function("range", range);
     environment.add_function("dict", dict);
     environment.add_function("joiner", |separator: Option<&str>| {
@@ -94,15 +103,6 @@ fn sum(state: &State<'_, '_>, left: &Value, right: &Value) -> Result<Value, Erro
 fn escaped(plain: &str) -> String {
     let escaped = plain.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     escaped.replace('"', "&#34;").replace('\'', "&#39;")
-}
-
-/// A number, as which Python counts booleans.
-fn number(value: &Value) -> Result<Value, Error> {
-    match value.kind() {
-        ValueKind::Bool => Ok(Value::from(u8::from(value.is_true()))),
-        ValueKind::Number => Ok(value.clone()),
-        kind => Err(invalid(format!("an operator takes no value of type {kind}"))),
-    }
 }
 
 /// The engine's own `%`, of numbers.
@@ -182,9 +182,6 @@ fn filters(environment: &mut Environment<'static>) {
             to_json(state, value, ascii, &options)
         },
     );
-    environment.add_filter(NOT_OF_GENERATORS, |_: &Value, _: Rest<Value>| {
-        Err::<Value, _>(invalid("what a filter makes one by one has no length and is no JSON"))
-    });
     environment.add_filter("string", |state: &State<'_, '_>, value: &Value| text(state, value));
     environment.add_filter("list", |value: &Value| match value.kind() {
         ValueKind::None => Err(invalid("None is no list")),
@@ -213,13 +210,12 @@ fn filters(environment: &mut Environment<'static>) {
         let default = default.or(options.get("default")?);
         options.assert_all_used()?;
         match base.is_none_or(|base| base == 10) || value.as_str().is_none() {
-            true => Ok(int(value).unwrap_or_else(|| default.unwrap_or(0).into())),
+            true => Ok(int(value)?.unwrap_or_else(|| default.unwrap_or(0).into())),
             false => Err(invalid("int takes no base but 10")),
         }
     });
-    environment.add_filter("float", |value: &Value, default: Option<f64>| match value.as_str() {
-        Some(text) => text.trim().parse().unwrap_or(default.unwrap_or(0.0)),
-        None => as_float(value).unwrap_or(default.unwrap_or(0.0)),
+    environment.add_filter("float", |value: &Value, default: Option<f64>| {
+        float(value).map(|number| number.or(default).unwrap_or(0.0))
     });
     let default = |value: &Value, other: Option<Value>, boolean: Option<bool>, options: Kwargs| {
         let other = other.or(options.get("default_value")?);
@@ -239,20 +235,6 @@ fn filters(environment: &mut Environment<'static>) {
     };
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
-}
-
-fn int(value: &Value) -> Option<Value> {
-    let truncated = |number: f64| {
-        (number.is_finite() && number.abs() < 1e18).then(|| Value::from(number.trunc() as i64))
-    };
-    match value.as_str() {
-        Some(text) => {
-            let text = text.trim();
-            text.parse::<i64>().ok().map(Value::from).or_else(|| truncated(text.parse().ok()?))
-        }
-        None if value.is_integer() => Some(value.clone()),
-        None => truncated(as_float(value).ok()?),
-    }
 }
 
 fn join(

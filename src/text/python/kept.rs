@@ -6,7 +6,7 @@ use minijinja::value::{Tuple, Value, ValueKind};
 use minijinja::{Error, State};
 
 use super::repr::invalid;
-use super::view::View;
+use super::view::{Generator, View};
 
 /// Values within each other that a namespace keeps. Deeper is an error.
 const KEPT_DEPTH_MAX: usize = 200;
@@ -27,7 +27,8 @@ pub(super) fn kept(
 ) -> Result<Value, Error> {
     let is_list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
         && value.downcast_object_ref::<Tuple>().is_none()
-        && value.downcast_object_ref::<View>().is_none();
+        && value.downcast_object_ref::<View>().is_none()
+        && !Generator::is(value);
     let mut values = 0;
     if !is_list {
         count(state, namespace, value, 0, &mut values)?;
@@ -68,7 +69,8 @@ fn count(
             }
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            for item in value.try_iter()? {
+            let left = value.downcast_object_ref().map(|items: &Generator| items.left());
+            for item in left.map_or_else(|| value.clone(), Value::from).try_iter()? {
                 count(state, namespace, &item, depth + 1, values)?;
             }
         }

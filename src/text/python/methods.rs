@@ -1,8 +1,11 @@
 //! Methods of Python's strings, lists and mappings that jinja2's sandbox lets a template call.
 
+use std::ops::RangeInclusive;
+
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 
+use super::super::jinja::{MAPPING_METHODS, UNCALLED};
 use super::repr::{MADE_BYTES_MAX, invalid, pay, push, text};
 use super::view::View;
 
@@ -14,6 +17,9 @@ pub(super) fn call(
     args: &[Value],
 ) -> Result<Value, Error> {
     pay(state, value)?;
+    if method == UNCALLED {
+        return uncalled(value, args);
+    }
     let ours = match value.kind() {
         ValueKind::String => string(state, value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Map => mapping(value, method, args)?,
@@ -23,6 +29,17 @@ pub(super) fn call(
     match ours {
         Some(result) => Ok(result),
         None => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
+    }
+}
+
+/// An attribute that mappings have a method for, and that is not called: there the method is
+/// meant, whatever the mapping holds under the name.
+fn uncalled(value: &Value, args: &[Value]) -> Result<Value, Error> {
+    let (name,): (&str,) = from_args(args)?;
+    let is_namespace = value.as_object().is_some_and(|o| o.type_name().ends_with("::Namespace"));
+    match value.kind() == ValueKind::Map && !is_namespace && MAPPING_METHODS.contains(&name) {
+        true => Err(invalid(format!("x.{name} is a method of mappings; write x['{name}']"))),
+        false => value.get_attr(name),
     }
 }
 
@@ -54,8 +71,31 @@ fn list(list: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     }))
 }
 
+/// Letters of these ranges are letters to Python too; of others there are marks and numbers that
+/// are not.
+const LETTERS: [RangeInclusive<char>; 8] = [
+    '\0'..='\u{2c1}',
+    '\u{370}'..='\u{52f}',
+    '\u{5d0}'..='\u{5ea}',
+    '\u{1e00}'..='\u{1fff}',
+    '\u{3041}'..='\u{30ff}',
+    '\u{3400}'..='\u{4dbf}',
+    '\u{4e00}'..='\u{9fff}',
+    '\u{ac00}'..='\u{d7a3}',
+];
+
+/// Whether all letters are letters, or digits where those count too.
+fn is_written(text: &str, with_digits: bool) -> Result<Value, Error> {
+    let is_clear = |c: char| !c.is_alphabetic() || LETTERS.iter().any(|range| range.contains(&c));
+    if !text.chars().all(is_clear) {
+        return Err(invalid("isalpha and isalnum of these letters are not supported"));
+    }
+    let counts = |c: char| c.is_alphabetic() || with_digits && c.is_numeric();
+    Ok((!text.is_empty() && text.chars().all(counts)).into())
+}
+
 /// The arguments of a method that has names for them.
-fn named<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Value; N], Error> {
+pub(super) fn named<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Value; N], Error> {
     let (Rest(given), named): (Rest<Value>, Kwargs) = from_args(args)?;
     if given.len() > N {
         return Err(Error::from(ErrorKind::TooManyArguments));
@@ -139,6 +179,12 @@ fn string(
         "isdigit" => return Err(invalid("isdigit of these letters is not supported")),
         "isdecimal" if text.is_ascii() => all(|c| c.is_ascii_digit()),
         "isspace" => all(is_space),
+        "isalpha" => is_written(text, false)?,
+        "isalnum" => is_written(text, true)?,
+        "splitlines" => {
+            let [keeps_ends] = named(args, ["keepends"])?;
+            split_lines(text, keeps_ends.is_true()).into_iter().map(Value::from).collect()
+        }
         "format" => format(state, text, args)?,
         _ => return Ok(None),
     }))
@@ -363,4 +409,24 @@ pub(super) fn words(state: &State<'_, '_>, value: &Value) -> Result<usize, Error
         .split(|c: char| !c.is_alphanumeric() && c != '_')
         .filter(|w| !w.is_empty())
         .count())
+}
+
+/// `str.splitlines`.
+pub(super) fn split_lines(text: &str, keeps_ends: bool) -> Vec<&str> {
+    let is_end = |c: char| {
+        let is_separator = ['\u{85}', '\u{2028}', '\u{2029}'].contains(&c);
+        is_separator || matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}')
+    };
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(is_end) {
+        let end = if rest[at..].starts_with("\r\n") { 2 } else { 0 };
+        let end = end.max(rest[at..].chars().next().map_or(1, char::len_utf8));
+        lines.push(if keeps_ends { &rest[..at + end] } else { &rest[..at] });
+        rest = &rest[at + end..];
+    }
+    if !rest.is_empty() {
+        lines.push(rest);
+    }
+    lines
 }

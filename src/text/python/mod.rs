@@ -1,8 +1,10 @@
 //! What chat templates use of Python and of jinja2, where the template engine differs or lacks it.
 
 mod filters;
+mod generator;
 mod kept;
 mod methods;
+mod numbers;
 mod printf;
 mod repr;
 mod strftime;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-use super::view::View;
+use super::view::{Generator, View};
 
 /// Text that one function of a template may make. More is an error: a template makes a prompt,
 /// which is shorter.
@@ -79,6 +79,9 @@ fn write_repr(
             }
             push(out, "}")
         }
+        _ if Generator::is(value) => {
+            Err(invalid("what a filter makes one by one prints as no text; put |list behind it"))
+        }
         ValueKind::Seq | ValueKind::Iterable => {
             let view = value.downcast_object_ref::<View>();
             if let Some(range) = view.and_then(View::shown) {
@@ -101,9 +104,29 @@ fn write_repr(
             push(out, close)?;
             push(out, if view.is_some() { ")" } else { "" })
         }
-        // Of strings the engine's debug format is Python's.
+        // Of strings the engine's debug format is Python's, but for what cannot be seen.
+        ValueKind::String => {
+            let mut quoted = String::new();
+            format!("{value:?}").chars().for_each(|letter| write_letter(&mut quoted, letter));
+            push(out, &quoted)
+        }
         _ => push(out, &format!("{value:?}")),
     }
+}
+
+/// What Python writes for a letter between quotes: those that cannot be seen by their number.
+fn write_letter(out: &mut String, letter: char) {
+    let code = u32::from(letter);
+    // After another letter, those that belong to it are seen.
+    let is_seen =
+        letter.is_ascii() || ['a', letter].iter().collect::<String>().escape_debug().count() == 2;
+    // Writing to a string cannot fail.
+    let _ = match code {
+        _ if is_seen => out.write_char(letter),
+        0..=0xff => write!(out, "\\x{code:02x}"),
+        0x100..=0xffff => write!(out, "\\u{code:04x}"),
+        _ => write!(out, "\\U{code:08x}"),
+    };
 }
 
 pub(super) fn as_float(value: &Value) -> Result<f64, Error> {
@@ -186,7 +209,7 @@ impl Dumps<'_> {
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Map => self.map(value, depth),
             ValueKind::Seq | ValueKind::Iterable
-                if value.downcast_object_ref::<View>().is_none() =>
+                if value.downcast_object_ref::<View>().is_none() && !Generator::is(value) =>
             {
                 self.list(value, depth)
             }
