@@ -7,7 +7,8 @@ use crate::ids::{Digest, TokenId};
 /// What a request is validated against; printed at start-up.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Prompt plus completion. More is answered 400 `context_length_exceeded`.
+    /// Prompt plus completion. A prompt that leaves no room is answered 400
+    /// `context_length_exceeded`, and so is no completion: it ends where the context does.
     pub context_tokens_max: u32,
     /// Token ids are below this. Others are answered 400.
     pub vocabulary_tokens: u32,
@@ -122,7 +123,8 @@ pub enum Pooling {
 /// long as the context allows.
 #[derive(Clone, Debug)]
 pub struct RequestFields {
-    /// Tokens to generate; `None` takes what is left of the context.
+    /// Tokens to generate at most; `None` takes what is left of the context, which more than that
+    /// does too.
     pub tokens_max: Option<u32>,
     /// Tokens that are generated at most, whatever is asked for.
     pub tokens_cap: Option<u32>,
@@ -174,6 +176,13 @@ impl RequestParams {
         if tokens_max == Some(0) && prompt_logprobs.is_none() && pooling.is_none() {
             return Err(Invalid::value("max_tokens", "max_tokens must be at least 1, got 0"));
         }
+        let context = limits.context_tokens_max;
+        if let Some(asked) = tokens_max.filter(|&asked| asked > context) {
+            let message = format!(
+                "max_tokens must be at most {context}, this model's context length, got {asked}"
+            );
+            return Err(Invalid::value("max_tokens", message));
+        }
         let tokens_max = tokens_max.map(|max| max.min(tokens_cap.unwrap_or(max)));
         let wanted = [("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)];
         let max = limits.logprobs_max;
@@ -207,20 +216,21 @@ impl RequestParams {
             let message = format!("token ids must be below {vocabulary}, got {id}");
             return Err(Invalid::value("prompt", message));
         }
-        let asked = prompt.len() as u64 + u64::from(tokens_max.unwrap_or(1));
+        // Whoever asks for more than is left gets what is left, but one token at least.
+        let least = tokens_max.unwrap_or(1).min(1);
+        let asked = prompt.len() as u64 + u64::from(least);
         if asked > u64::from(limit) {
             // The wording that LiteLLM and others match to tell this error from the rest.
             let message = format!(
                 "This model's maximum context length is {limit} tokens. However, you requested \
-                 {asked} tokens ({} in the prompt, {} in the completion). Shorten the prompt or \
-                 lower max_tokens.",
+                 {asked} tokens ({} in the prompt, at least {least} in the completion). Shorten \
+                 the prompt.",
                 prompt.len(),
-                tokens_max.unwrap_or(1)
             );
             return Err(Invalid { param: "prompt", message, code: "context_length_exceeded" });
         }
         let left = limit - prompt.len() as u32;
-        let tokens_max = tokens_max.unwrap_or(left.min(tokens_cap.unwrap_or(left)));
+        let tokens_max = tokens_max.or(tokens_cap).map_or(left, |max| max.min(left));
         let terms = Terms {
             tokens_max,
             sampling,

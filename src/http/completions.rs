@@ -29,7 +29,11 @@ impl Endpoint for Completions {
         "text_completion"
     }
 
-    fn read(own: CompletionFields, common: &Common, _: &Limits) -> Result<Asked, RequestError> {
+    fn read(
+        own: CompletionFields,
+        common: &Common,
+        limits: &Limits,
+    ) -> Result<Asked, RequestError> {
         let CompletionFields { prompt, logprobs } = own;
         let input = match prompt.ok_or(RequestError::Missing("prompt"))? {
             Prompts::Texts(texts) => PromptInput::Texts(texts),
@@ -38,7 +42,8 @@ impl Endpoint for Completions {
         if input.count() == 0 {
             return Err(Invalid::value("prompt", "prompt must hold at least one prompt").into());
         }
-        let tokens_max = Some(common.max_tokens.unwrap_or(TOKENS_MAX_DEFAULT));
+        let default = TOKENS_MAX_DEFAULT.min(limits.context_tokens_max);
+        let tokens_max = Some(common.max_tokens.unwrap_or(default));
         Ok(Asked { input, tokens_max, tokens_max_param: "max_tokens", logprobs })
     }
 

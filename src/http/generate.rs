@@ -55,13 +55,13 @@ fn prepare<E: Endpoint>(
     let Asked { input, tokens_max, tokens_max_param, logprobs } = E::read(own, &common, limits)?;
     let prompt_param = input.param();
     // The field at fault as this route spells it.
-    let spelled = |invalid: Invalid| {
-        let param = match invalid.param {
-            "prompt" => prompt_param,
-            "max_tokens" => tokens_max_param,
-            param => param,
-        };
-        Invalid { param, ..invalid }
+    let spelled = |invalid: Invalid| match invalid.param {
+        "prompt" => Invalid { param: prompt_param, ..invalid },
+        "max_tokens" => {
+            let message = invalid.message.replace("max_tokens", tokens_max_param);
+            Invalid { param: tokens_max_param, message, ..invalid }
+        }
+        _ => invalid,
     };
     let stops = common.stop.take().map_or_else(Vec::new, |Stops(stops)| stops);
     let text = target.text.clone();

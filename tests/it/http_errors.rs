@@ -273,7 +273,7 @@ fn limits_are_named_in_the_answer() {
         post(fake.address, COMPLETIONS, &json!({"prompt": "x", "stop": stops[..16]})).status,
         200
     );
-    let long = json!({"prompt": vec![5; 500], "max_tokens": 13});
+    let long = json!({"prompt": vec![5; 512], "max_tokens": 13});
     let too_long = [
         (COMPLETIONS, long, "prompt"),
         (COMPLETIONS, json!({"prompt": "word ".repeat(20_000)}), "prompt"),

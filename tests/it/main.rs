@@ -33,6 +33,7 @@ mod golden;
 mod harness;
 mod http;
 mod http_adapters;
+mod http_answers;
 mod http_connections;
 mod http_errors;
 mod hub;
