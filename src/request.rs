@@ -174,7 +174,9 @@ impl RequestParams {
         fields.sampling.check()?;
         let tokens_max = if pooling.is_some() { Some(0) } else { tokens_max };
         if tokens_max == Some(0) && prompt_logprobs.is_none() && pooling.is_none() {
-            return Err(Invalid::value("max_tokens", "max_tokens must be at least 1, got 0"));
+            let message = "max_tokens must be at least 1, got 0; 0 is for those who ask for \
+                           the prompt alone, with echo or prompt_logprobs";
+            return Err(Invalid::value("max_tokens", message));
         }
         let context = limits.context_tokens_max;
         if let Some(asked) = tokens_max.filter(|&asked| asked > context) {

@@ -4,10 +4,9 @@ use super::choices::CompletionOutput;
 use super::endpoint::{Asked, Endpoint, Reply};
 use super::error::RequestError;
 use super::fields::{ChatFields, Common};
-use super::logprobs::{self, Drawn, token_ids};
+use super::logprobs::{self, Drawn};
 use super::prompt::PromptInput;
 use super::wire::{AssistantMessage, ChatChoice, ChatLogprobs, MessageDelta, Usage, to_json};
-use crate::ids::TokenId;
 use crate::request::{Invalid, Limits};
 
 /// Messages in, the assistant's message out.
@@ -46,8 +45,6 @@ impl Endpoint for Chat {
     }
 
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8> {
-        let ids: Vec<Vec<TokenId>> =
-            outputs.iter().map(|output| token_ids(&output.drawn)).collect();
         let choices = outputs.iter().map(|output| {
             let (role, content) = ("assistant", output.text.as_str());
             ChatChoice {
@@ -56,19 +53,21 @@ impl Endpoint for Chat {
                 delta: None,
                 logprobs: self.logprobs(&output.drawn),
                 finish_reason: output.finish,
-                token_ids: self.returns_ids().then(|| ids[output.index].as_slice()),
+                token_ids: self.reply.extra(self.reply.token_ids(&output.drawn)),
             }
         });
         let choices: Vec<_> = choices.collect();
         let mut answer = self.reply.answer(&choices, Some(Some(usage)));
-        answer.prompt_token_ids = self.prompt();
+        let scores = outputs.first().and_then(|output| output.scores.as_deref());
+        answer.prompt_logprobs = self.reply.extra(self.reply.prompt_logprobs(scores));
+        answer.prompt_token_ids = self.reply.extra(self.reply.prompt_ids(0));
         to_json(&answer)
     }
 
-    fn opening(&self, usage: Usage) -> Option<Vec<u8>> {
+    fn opening(&self, index: usize, usage: Usage) -> Option<Vec<u8>> {
         let delta = MessageDelta { role: Some("assistant"), content: Some("") };
         let choice = ChatChoice {
-            index: 0,
+            index,
             message: None,
             delta: Some(delta),
             logprobs: None,
@@ -77,15 +76,16 @@ impl Endpoint for Chat {
         };
         let choice = [choice];
         let mut answer = self.reply.answer(&choice, self.reply.chunk_usage(usage));
-        answer.prompt_token_ids = self.prompt();
+        answer.prompt_token_ids = self.reply.extra(self.reply.prompt_ids(index));
         Some(to_json(&answer))
     }
 
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
-        let CompletionOutput { index, text, drawn, finish } = output;
+        let CompletionOutput { index, text, drawn, finish, .. } = output;
         let mut drawn = drawn.as_slice();
         let mut chunks = Vec::new();
-        let has_news = !drawn.is_empty() && (self.reply.has_logprobs || self.returns_ids());
+        let has_news = self.reply.logprobs.is_some() || self.reply.options.return_token_ids;
+        let has_news = has_news && !drawn.is_empty();
         // Of a last token without text the news goes with the finish.
         if !text.is_empty() || (has_news && finish.is_none()) {
             let delta = MessageDelta { role: None, content: Some(text) };
@@ -102,17 +102,8 @@ impl Endpoint for Chat {
 }
 
 impl Chat {
-    fn returns_ids(&self) -> bool {
-        self.reply.options.return_token_ids
-    }
-
-    /// The prompt, if it is to be returned.
-    fn prompt(&self) -> Option<&[TokenId]> {
-        self.reply.prompts.first().map(Vec::as_slice)
-    }
-
     fn logprobs(&self, drawn: &[Drawn]) -> Option<ChatLogprobs> {
-        self.reply.has_logprobs.then(|| logprobs::chat(&self.reply.tokenizer, drawn))
+        self.reply.logprobs.map(|_| logprobs::chat(&self.reply.spelling, drawn))
     }
 
     /// A chunk after the opening one.
@@ -125,8 +116,7 @@ impl Chat {
         finish_reason: Option<&'static str>,
         usage: Usage,
     ) -> Vec<u8> {
-        let ids = token_ids(drawn);
-        let token_ids = self.returns_ids().then_some(ids.as_slice());
+        let token_ids = self.reply.extra(self.reply.token_ids(drawn));
         let (message, delta) = (None, Some(delta));
         let choice = ChatChoice { index, message, delta, logprobs, finish_reason, token_ids };
         to_json(&self.reply.answer(&[choice], self.reply.chunk_usage(usage)))

@@ -12,16 +12,19 @@ use super::metrics::{Finish, Timing};
 use super::models::Target;
 use super::phase::{Phase, reached};
 use super::state::State;
+use super::told::Samples;
 use super::wire::{PromptDetails, Usage};
-use crate::engine::{Event, FinishReason, Ticket};
+use crate::engine::{Event, FinishReason, PromptScore, Ticket};
 use crate::request::Request;
 use crate::text::{Detokenizer, StopMatcher, StopOutcome};
 
 /// The sequences of one request, ready for the engine.
 pub(super) struct SequenceGroup {
     pub target: Target,
-    /// One for each choice, in order.
+    /// The samples of the first prompt, those of the second, …
     pub sequences: Vec<(Ticket, Request)>,
+    /// Sequences of one prompt.
+    pub samples: usize,
     /// Strings that end a text.
     pub stops: Vec<String>,
     /// When the request arrived.
@@ -35,6 +38,8 @@ pub(super) struct CompletionOutput {
     /// Empty while more tokens must say what it is.
     pub text: String,
     pub drawn: Vec<Drawn>,
+    /// Of the prompt's tokens but the first, if they are wanted; before all tokens.
+    pub scores: Option<Vec<PromptScore>>,
     /// `finish_reason`, with a choice's last token.
     pub finish: Option<&'static str>,
 }
@@ -42,6 +47,8 @@ pub(super) struct CompletionOutput {
 /// The sequences of one request while they run. Dropping it cancels them.
 pub(super) struct Choices {
     choices: Vec<Choice>,
+    /// Choices of one prompt.
+    samples: usize,
     /// Where to look first, so that no choice waits for another.
     turn: usize,
     phase: watch::Receiver<Phase>,
@@ -53,7 +60,11 @@ struct Choice {
     detokenizer: Detokenizer,
     stops: StopMatcher,
     prompt_tokens: u64,
+    /// Whether tokens are drawn at all.
+    draws: bool,
     tokens: u64,
+    /// Characters that the detokenizer has given.
+    characters: usize,
     cached_tokens: Option<u32>,
     timing: Timing,
 }
@@ -61,19 +72,26 @@ struct Choice {
 impl Choices {
     /// Hands all sequences to the engine.
     pub fn start(state: &State, group: SequenceGroup) -> Self {
-        let SequenceGroup { target, sequences, stops, arrived } = group;
+        let SequenceGroup { target, sequences, samples, stops, arrived } = group;
         let Target { name: _, recipe, text, counts } = target;
         let start = |(ticket, request): (Ticket, Request)| Choice {
             detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt()),
             stops: StopMatcher::new(stops.clone()),
             prompt_tokens: request.prompt().len() as u64,
+            draws: request.terms().tokens_max > 0,
             tokens: 0,
+            characters: 0,
             cached_tokens: None,
             timing: Timing::new(&state.metrics, &counts, arrived, request.prompt().len()),
             events: Some(state.engine.generate(ticket, request, recipe.clone())),
         };
         let choices = sequences.into_iter().map(start).collect();
-        Self { choices, turn: 0, phase: state.phase.subscribe() }
+        Self { choices, samples, turn: 0, phase: state.phase.subscribe() }
+    }
+
+    /// Sequences that there are.
+    pub fn count(&self) -> usize {
+        self.choices.len()
     }
 
     /// What is new of any choice; `None` when all are finished.
@@ -81,7 +99,7 @@ impl Choices {
     /// # Errors
     /// [`ServerError::Draining`], [`ServerError::EngineFailed`] and [`ServerError::EngineGone`].
     pub async fn next(&mut self) -> Result<Option<CompletionOutput>, ApiError> {
-        let Self { choices, turn, phase } = self;
+        let Self { choices, turn, phase, .. } = self;
         let next = tokio::select! {
             biased;
             output = poll_fn(|cx| poll(choices, turn, cx)) => output,
@@ -101,16 +119,18 @@ impl Choices {
             let output = &mut outputs[new.index];
             output.text += &new.text;
             output.drawn.extend(new.drawn);
+            output.scores = output.scores.take().or(new.scores);
             output.finish = new.finish;
         }
         Ok(outputs)
     }
 
-    /// Tokens so far.
+    /// Tokens so far: those of each prompt once, and those of all samples.
     pub fn usage(&self) -> Usage {
-        let prompt_tokens = self.choices.iter().map(|c| c.prompt_tokens).sum();
+        let prompts = || self.choices.iter().step_by(self.samples);
+        let prompt_tokens = prompts().map(|c| c.prompt_tokens).sum();
         let completion_tokens = self.choices.iter().map(|c| c.tokens).sum();
-        let cached: Option<u64> = self.choices.iter().map(|c| c.cached_tokens.map(u64::from)).sum();
+        let cached: Option<u64> = prompts().map(|c| c.cached_tokens.map(u64::from)).sum();
         Usage {
             prompt_tokens,
             completion_tokens,
@@ -118,6 +138,25 @@ impl Choices {
             prompt_tokens_details: cached.map(|cached_tokens| PromptDetails { cached_tokens }),
         }
     }
+}
+
+/// Of each prompt's samples the likeliest by token, the likeliest first, at the places that they
+/// have in the answer.
+pub(super) fn best(outputs: Vec<CompletionOutput>, samples: Samples) -> Vec<CompletionOutput> {
+    let Samples { drawn, told } = samples;
+    if drawn == told {
+        return outputs;
+    }
+    let mean = |output: &CompletionOutput| {
+        let sum: f64 = output.drawn.iter().map(|drawn| f64::from(drawn.logprob)).sum();
+        sum / output.drawn.len().max(1) as f64
+    };
+    let mut ranked: Vec<(usize, f64, CompletionOutput)> =
+        outputs.into_iter().map(|output| (output.index / drawn, mean(&output), output)).collect();
+    // Of equals the earlier sample comes first: the sort is stable.
+    ranked.sort_by(|(a, x, _), (b, y, _)| a.cmp(b).then(y.total_cmp(x)));
+    let ranked = ranked.into_iter().enumerate().filter(|(i, _)| i % drawn < told).zip(0..);
+    ranked.map(|((_, (_, _, output)), index)| CompletionOutput { index, ..output }).collect()
 }
 
 fn poll(
@@ -156,11 +195,18 @@ impl Choice {
                 self.cached_tokens = Some(cached_tokens);
                 Ok(None)
             }
+            Event::Scores(scores) => {
+                // Where nothing is drawn it is the last event.
+                let finish = (!self.draws).then(|| self.finish(Finish::Length));
+                let scores = Some(scores);
+                Ok(Some(CompletionOutput { index, scores, finish, ..Default::default() }))
+            }
             // No route asks for them.
-            Event::Scores(_) | Event::Embedding(_) => Ok(None),
+            Event::Embedding(_) => Ok(None),
             Event::Token { token, logprob, top, finish } => {
                 self.tokens += 1;
                 self.timing.token();
+                let offset = self.characters;
                 let mut text = match finish {
                     // A stop token ends the text and is no part of it.
                     Some(FinishReason::Stop) => String::new(),
@@ -169,6 +215,7 @@ impl Choice {
                 if finish.is_some() {
                     text += &self.detokenizer.finish();
                 }
+                self.characters += text.chars().count();
                 let StopOutcome { emit: mut text, stopped } = self.stops.push(&text);
                 if finish.is_some() {
                     text += &self.stops.finish();
@@ -179,8 +226,8 @@ impl Choice {
                     (None, None) => None,
                 };
                 let finish = finish.map(|finish| self.finish(finish));
-                let drawn = vec![Drawn { token, logprob, top }];
-                Ok(Some(CompletionOutput { index, text, drawn, finish }))
+                let drawn = vec![Drawn { token, logprob, top, offset }];
+                Ok(Some(CompletionOutput { index, text, drawn, scores: None, finish }))
             }
         }
     }

@@ -1,13 +1,16 @@
 //! `POST /v1/completions`.
 
+use std::borrow::Cow;
+
 use super::choices::CompletionOutput;
 use super::endpoint::{Asked, Endpoint, Reply};
 use super::error::RequestError;
 use super::fields::{Common, CompletionFields, Prompts};
-use super::logprobs::{legacy, token_ids};
+use super::logprobs::Legacy;
 use super::prompt::PromptInput;
-use super::wire::{CompletionChoice, Usage, to_json};
-use crate::ids::TokenId;
+use super::told::PromptTerms;
+use super::wire::{CompletionChoice, LegacyLogprobs, Usage, to_json};
+use crate::engine::PromptScore;
 use crate::request::{Invalid, Limits};
 
 /// OpenAI's default.
@@ -16,8 +19,16 @@ const TOKENS_MAX_DEFAULT: u32 = 16;
 /// Texts in, texts out.
 pub(super) struct Completions {
     reply: Reply,
-    /// Characters of each choice's tokens so far, and whether its prompt has been returned.
-    begun: Vec<(usize, bool)>,
+    /// Of each choice that has come so far.
+    begun: Vec<Begun>,
+}
+
+/// What of a choice has been streamed.
+#[derive(Clone, Default)]
+struct Begun {
+    is_begun: bool,
+    /// Of its prompt, until they are told with the first token.
+    scores: Option<Vec<PromptScore>>,
 }
 
 impl Endpoint for Completions {
@@ -29,12 +40,16 @@ impl Endpoint for Completions {
         "text_completion"
     }
 
+    fn prompt_terms(own: &CompletionFields) -> PromptTerms {
+        PromptTerms { echo: own.echo.unwrap_or(false) }
+    }
+
     fn read(
         own: CompletionFields,
         common: &Common,
         limits: &Limits,
     ) -> Result<Asked, RequestError> {
-        let CompletionFields { prompt, logprobs } = own;
+        let CompletionFields { prompt, logprobs, echo: _ } = own;
         let input = match prompt.ok_or(RequestError::Missing("prompt"))? {
             Prompts::Texts(texts) => PromptInput::Texts(texts),
             Prompts::Ids(lists) => PromptInput::Ids(lists),
@@ -56,47 +71,73 @@ impl Endpoint for Completions {
     }
 
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8> {
-        let Reply { options, tokenizer, has_logprobs, prompts, .. } = &self.reply;
-        let ids: Vec<Vec<TokenId>> =
-            outputs.iter().map(|output| token_ids(&output.drawn)).collect();
-        let choices = outputs.iter().map(|output| CompletionChoice {
-            index: output.index,
-            text: &output.text,
-            logprobs: has_logprobs.then(|| legacy(tokenizer, &output.drawn, &mut 0)),
-            finish_reason: output.finish,
-            prompt_token_ids: prompts.get(output.index).map(Vec::as_slice),
-            token_ids: options.return_token_ids.then(|| ids[output.index].as_slice()),
-        });
+        let choices = outputs.iter().map(|o| self.choice(o, true, o.scores.as_deref()));
         let choices: Vec<_> = choices.collect();
         to_json(&self.reply.answer(&choices, Some(Some(usage))))
     }
 
-    fn opening(&self, _: Usage) -> Option<Vec<u8>> {
+    fn opening(&self, _: usize, _: Usage) -> Option<Vec<u8>> {
         None
     }
 
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
-        let CompletionOutput { index, text, drawn, finish } = output;
-        let Reply { options, tokenizer, has_logprobs, prompts, .. } = &self.reply;
-        let returns_ids = options.return_token_ids;
-        if text.is_empty() && finish.is_none() && !has_logprobs && !returns_ids {
+        let CompletionOutput { index, text, drawn, scores, finish } = output;
+        if self.begun.len() <= *index {
+            self.begun.resize(index + 1, Begun::default());
+        }
+        let begun = &mut self.begun[*index];
+        if scores.is_some() {
+            begun.scores.clone_from(scores);
+        }
+        let opens = !begun.is_begun;
+        let Reply { options, logprobs, .. } = &self.reply;
+        // The prompt goes with the first token, if there is one.
+        let echoes = opens && !drawn.is_empty() && self.reply.echo(*index).is_some();
+        let has_news = logprobs.is_some() || options.return_token_ids;
+        let has_news = echoes || (has_news && !drawn.is_empty());
+        if text.is_empty() && finish.is_none() && !has_news {
             return Vec::new();
         }
-        if self.begun.len() <= *index {
-            self.begun.resize(index + 1, (0, false));
-        }
-        let (offset, has_prompt) = &mut self.begun[*index];
-        let ids = token_ids(drawn);
-        let returns_prompt = returns_ids && !std::mem::replace(has_prompt, true);
-        let prompt = prompts.get(*index).filter(|_| returns_prompt);
-        let choice = CompletionChoice {
+        begun.is_begun = true;
+        let scores = begun.scores.take();
+        let choice = self.choice(output, opens, scores.as_deref());
+        vec![to_json(&self.reply.answer(&[choice], self.reply.chunk_usage(usage)))]
+    }
+}
+
+impl Completions {
+    /// A choice or a part of it; the first part tells of the prompt.
+    fn choice<'a>(
+        &'a self,
+        output: &'a CompletionOutput,
+        opens: bool,
+        scores: Option<&[PromptScore]>,
+    ) -> CompletionChoice<'a> {
+        let CompletionOutput { index, text, drawn, scores: _, finish } = output;
+        let reply = &self.reply;
+        let echo = reply.echo(*index);
+        let logprobs = reply.logprobs.map(|alternatives| {
+            let form = Legacy { spelling: &reply.spelling, alternatives };
+            let mut lists = match (reply.prompt(*index).filter(|_| opens && echo.is_some()), scores)
+            {
+                (Some(prompt), Some(scores)) => form.prompt(prompt, scores),
+                _ => LegacyLogprobs::default(),
+            };
+            form.drawn(&mut lists, drawn, echo.map_or(0, |(_, characters)| *characters));
+            lists
+        });
+        let text = match echo.filter(|_| opens) {
+            Some((prompt, _)) => Cow::Owned(format!("{prompt}{text}")),
+            None => Cow::Borrowed(text.as_str()),
+        };
+        CompletionChoice {
             index: *index,
             text,
-            logprobs: has_logprobs.then(|| legacy(tokenizer, drawn, offset)),
+            logprobs,
             finish_reason: *finish,
-            prompt_token_ids: prompt.map(Vec::as_slice),
-            token_ids: returns_ids.then_some(ids.as_slice()),
-        };
-        vec![to_json(&self.reply.answer(&[choice], self.reply.chunk_usage(usage)))]
+            prompt_logprobs: reply.extra(reply.prompt_logprobs(scores)),
+            prompt_token_ids: reply.extra(reply.prompt_ids(*index).filter(|_| opens)),
+            token_ids: reply.extra(reply.token_ids(drawn)),
+        }
     }
 }

@@ -1,18 +1,18 @@
 //! What the two generation routes differ in, and what their replies share.
 
-use std::sync::Arc;
-
 use super::choices::CompletionOutput;
 use super::clock::unix_now_s;
 use super::error::RequestError;
 use super::fields::Common;
+use super::logprobs::{self, Drawn, Spelling, token_ids};
 use super::parse::Fields;
 use super::prompt::PromptInput;
 use super::random::new_id;
-use super::wire::{Answer, Usage};
+use super::told::{PromptTerms, ToldPrompt};
+use super::wire::{Answer, PromptLogprobs, Usage};
+use crate::engine::PromptScore;
 use crate::ids::TokenId;
 use crate::request::{Invalid, Limits};
-use crate::text::Tokenizer;
 
 /// A generation route: how it reads its own fields, and how it writes what the model says.
 pub(super) trait Endpoint: Send + Sized + 'static {
@@ -24,6 +24,11 @@ pub(super) trait Endpoint: Send + Sized + 'static {
 
     /// `object` of an answer, or of each chunk of a stream.
     fn object(is_stream: bool) -> &'static str;
+
+    /// What its own fields ask for of the prompts.
+    fn prompt_terms(_: &Self::Fields) -> PromptTerms {
+        PromptTerms::default()
+    }
 
     /// Reads its own fields.
     ///
@@ -40,8 +45,8 @@ pub(super) trait Endpoint: Send + Sized + 'static {
     /// The whole answer with all choices, as JSON.
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8>;
 
-    /// The chunk before the first of [`Endpoint::chunks`], as JSON.
-    fn opening(&self, usage: Usage) -> Option<Vec<u8>>;
+    /// The chunk of a choice before the first of [`Endpoint::chunks`], as JSON.
+    fn opening(&self, index: usize, usage: Usage) -> Option<Vec<u8>>;
 
     /// The chunks for what is new of a choice, as JSON: none if it says nothing.
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>>;
@@ -65,23 +70,27 @@ pub(super) struct Reply {
     /// As the client spelled it.
     model: String,
     pub options: ReplyOptions,
-    pub tokenizer: Arc<Tokenizer>,
-    pub has_logprobs: bool,
-    /// The prompt of each choice if they are to be returned, else none.
-    pub prompts: Vec<Vec<TokenId>>,
+    pub spelling: Spelling,
+    /// Alternatives to report at every token, if logprobs are to be reported.
+    pub logprobs: Option<u32>,
+    /// All prompts if anything is to be told of them, else none.
+    pub prompts: Vec<ToldPrompt>,
+    /// Choices of each prompt.
+    pub samples: usize,
 }
 
 impl Reply {
     pub fn new<E: Endpoint>(
         model: String,
         options: ReplyOptions,
-        tokenizer: Arc<Tokenizer>,
-        has_logprobs: bool,
-        prompts: Vec<Vec<TokenId>>,
+        spelling: Spelling,
+        logprobs: Option<u32>,
+        prompts: Vec<ToldPrompt>,
+        samples: usize,
     ) -> Self {
         let id = format!("{}-{}", E::ID_PREFIX, new_id());
         let (object, created) = (E::object(options.stream), unix_now_s());
-        Self { id, object, created, model, options, tokenizer, has_logprobs, prompts }
+        Self { id, object, created, model, options, spelling, logprobs, prompts, samples }
     }
 
     /// One JSON object with these choices.
@@ -92,7 +101,41 @@ impl Reply {
     ) -> Answer<'a, C> {
         let Self { id, object, created, model, .. } = self;
         let (id, model) = (id.as_str(), model.as_str());
-        Answer { id, object, created: *created, model, choices, usage, prompt_token_ids: None }
+        let (created, prompt_logprobs, prompt_token_ids) = (*created, None, None);
+        Answer { id, object, created, model, choices, usage, prompt_logprobs, prompt_token_ids }
+    }
+
+    /// The prompt of a choice, if anything is to be told of it.
+    pub fn prompt(&self, index: usize) -> Option<&ToldPrompt> {
+        self.prompts.get(index / self.samples)
+    }
+
+    /// The text that a choice begins with, and its characters.
+    pub fn echo(&self, index: usize) -> Option<&(String, usize)> {
+        self.prompt(index)?.echo.as_ref()
+    }
+
+    /// Its tokens, if they are to be returned.
+    pub fn prompt_ids(&self, index: usize) -> Option<&[TokenId]> {
+        let prompt = self.prompt(index).filter(|_| self.options.return_token_ids)?;
+        Some(&prompt.ids)
+    }
+
+    /// What was drawn, if it is to be returned.
+    pub fn token_ids(&self, drawn: &[Drawn]) -> Option<Vec<TokenId>> {
+        self.options.return_token_ids.then(|| token_ids(drawn))
+    }
+
+    /// vLLM's extra fields: null in a whole answer that did not ask for them, and absent in a
+    /// stream, where each chunk would say so again.
+    pub fn extra<T>(&self, value: Option<T>) -> Option<Option<T>> {
+        (value.is_some() || !self.options.stream).then_some(value)
+    }
+
+    /// `prompt_logprobs` of a choice's prompt, if they are asked for.
+    pub fn prompt_logprobs(&self, scores: Option<&[PromptScore]>) -> Option<PromptLogprobs> {
+        let asked = self.options.prompt_logprobs?;
+        Some(logprobs::prompt(&self.spelling, scores?, asked))
     }
 
     /// `usage` of a chunk before the last: null if the last will have it.
@@ -108,16 +151,26 @@ pub(super) struct ReplyOptions {
     /// Usage so far on every chunk.
     pub continuous_usage: bool,
     pub return_token_ids: bool,
+    /// Tokens are named by their ids in logprobs.
+    pub tokens_as_ids: bool,
+    /// Alternatives to report at every token of a prompt, if that is to be reported.
+    pub prompt_logprobs: Option<u32>,
 }
 
 impl ReplyOptions {
     /// # Errors
-    /// [`RequestError::Invalid`] for `stream_options` without `stream`.
+    /// [`RequestError::Invalid`] for `stream_options` without `stream`, and for
+    /// `prompt_logprobs` with it.
     pub fn new(common: &Common) -> Result<Self, RequestError> {
         let stream = common.stream.unwrap_or(false);
         if common.stream_options.is_some() && !stream {
             let message = "stream_options may only be given with stream set to true";
             return Err(Invalid::value("stream_options", message).into());
+        }
+        if common.prompt_logprobs.is_some() && stream {
+            let message = "prompt_logprobs cannot be streamed; leave out stream, or send \
+                           echo and logprobs to /v1/completions";
+            return Err(Invalid::value("prompt_logprobs", message).into());
         }
         let options = common.stream_options.as_ref();
         let include_usage = options.and_then(|o| o.include_usage).unwrap_or(false);
@@ -127,6 +180,8 @@ impl ReplyOptions {
             include_usage,
             continuous_usage: include_usage && continuous,
             return_token_ids: common.return_token_ids.unwrap_or(false),
+            tokens_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
+            prompt_logprobs: common.prompt_logprobs,
         })
     }
 }

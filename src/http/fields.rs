@@ -39,7 +39,11 @@ fields! {
         stream: bool,
         stream_options: StreamOptions,
         ignore_eos: bool,
+        n: u32,
+        best_of: u32,
+        prompt_logprobs: u32,
         return_token_ids: bool,
+        return_tokens_as_token_ids: bool,
         add_special_tokens: bool,
     }
     unsupported unsupported::GENERATION;
@@ -48,7 +52,7 @@ fields! {
 
 fields! {
     /// What only `/v1/completions` takes.
-    CompletionFields { prompt: Prompts, logprobs: u32, }
+    CompletionFields { prompt: Prompts, logprobs: u32, echo: bool, }
     unsupported unsupported::COMPLETIONS;
     ignored &[];
 }

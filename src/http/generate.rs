@@ -6,15 +6,17 @@ use std::time::Instant;
 use hyper::Response;
 
 use super::body::Payload;
-use super::choices::{Choices, SequenceGroup};
+use super::choices::{Choices, SequenceGroup, best};
 use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::error::ApiError;
 use super::fields::{Common, Generation, Stops, TokenIds};
+use super::logprobs::Spelling;
 use super::models::resolve;
 use super::parse::parse;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::{random, stream};
+use super::told::{Samples, ToldPrompt, sample_seed};
+use super::{random, stream, told};
 use crate::ids::TokenId;
 use crate::request::{Invalid, Limits, RequestFields, RequestParams};
 use crate::text::ServedText;
@@ -30,12 +32,12 @@ pub(super) async fn handle<E: Endpoint>(
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
     let prepare = move |state: &State| prepare::<E>(state, payload, arrived);
-    let (endpoint, group) = state.off_thread(&state.text_tasks, prepare).await?;
+    let (endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
     let mut choices = Choices::start(state, group);
     if endpoint.reply().options.stream {
         return stream::stream(state.http.keep_alive_ms, choices, endpoint).await;
     }
-    let outputs = choices.collect().await?;
+    let outputs = best(choices.collect().await?, samples);
     Ok(whole("application/json", endpoint.whole(&outputs, choices.usage())))
 }
 
@@ -44,12 +46,14 @@ fn prepare<E: Endpoint>(
     state: &State,
     payload: Payload,
     arrived: Instant,
-) -> Result<(E, SequenceGroup), ApiError> {
+) -> Result<(E, SequenceGroup, Samples), ApiError> {
     let parsed = parse::<Generation<E::Fields>>(&payload.bytes)?;
     drop(payload);
     state.metrics.unknown_fields(&parsed.unknown);
     let Generation { own, mut common } = parsed.fields;
     let options = ReplyOptions::new(&common)?;
+    let samples = Samples::new(&common, options.stream)?;
+    let terms = E::prompt_terms(&own);
     let target = resolve(state, common.model.as_deref())?;
     let limits = &state.model.limits;
     let Asked { input, tokens_max, tokens_max_param, logprobs } = E::read(own, &common, limits)?;
@@ -66,24 +70,37 @@ fn prepare<E: Endpoint>(
     let stops = common.stop.take().map_or_else(Vec::new, |Stops(stops)| stops);
     let text = target.text.clone();
     let stop_tokens = stop_tokens(&text, &common, &stops, limits)?;
-    let params = params(&text, &common, tokens_max, logprobs, stop_tokens);
-    let params = RequestParams::new(params?, limits).map_err(spelled)?;
+    let mut fields = params(&text, &common, tokens_max, logprobs, stop_tokens)?;
+    let draws = tokens_max != Some(0);
+    fields.prompt_logprobs = terms.scores(options.prompt_logprobs, logprobs, draws);
+    let params = RequestParams::new(fields, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
-    let tickets = state.engine.reserve(input.count())?;
+    let mut tickets = state.engine.reserve(input.count() * samples.drawn)?.into_iter();
+    let mut given = told::given(&input, &terms).into_iter();
     let prompts = input.encode(&text, limits.context_tokens_max, common.add_special_tokens)?;
-    let returned = if options.return_token_ids { prompts.clone() } else { Vec::new() };
-    let mut sequences = Vec::with_capacity(prompts.len());
-    for (ticket, prompt) in tickets.into_iter().zip(prompts) {
-        // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as any.
-        let seed = common.seed.filter(|&seed| seed != -1);
-        let seed = seed.map_or_else(random::seed, |seed| seed as u64);
-        let params = params.clone().with_seed(seed);
-        sequences.push((ticket, params.with_prompt(prompt, limits).map_err(spelled)?));
+    let mut sequences = Vec::with_capacity(tickets.len());
+    let mut told_prompts = Vec::new();
+    for prompt in prompts {
+        for (sample, ticket) in tickets.by_ref().take(samples.drawn).enumerate() {
+            // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as
+            // any.
+            let seed = common.seed.filter(|&seed| seed != -1);
+            let seed = seed.map_or_else(random::seed, |seed| sample_seed(seed as u64, sample));
+            let params = params.clone().with_seed(seed);
+            sequences.push((ticket, params.with_prompt(prompt.clone(), limits).map_err(spelled)?));
+        }
+        if terms.echo {
+            told_prompts.push(ToldPrompt::echoed(&text, prompt, given.next(), draws));
+        } else if options.return_token_ids {
+            told_prompts.push(ToldPrompt { ids: prompt, echo: None });
+        }
     }
-    let tokenizer = text.tokenizer.clone();
-    let has_logprobs = logprobs.is_some();
-    let reply = Reply::new::<E>(target.name.clone(), options, tokenizer, has_logprobs, returned);
-    Ok((E::new(reply), SequenceGroup { target, sequences, stops, arrived }))
+    let as_ids = options.tokens_as_ids;
+    let spelling = Spelling { tokenizer: text.tokenizer.clone(), as_ids };
+    let name = target.name.clone();
+    let reply = Reply::new::<E>(name, options, spelling, logprobs, told_prompts, samples.told);
+    let group = SequenceGroup { target, sequences, samples: samples.drawn, stops, arrived };
+    Ok((E::new(reply), group, samples))
 }
 
 /// All parameters of a request, but for the seed.
@@ -112,8 +129,8 @@ fn params(
         sampling: defaults.fill(temperature, top_p, top_k, min_p, repetition_penalty),
         stop_tokens,
         logprobs,
-        // No field asks for these.
         prompt_logprobs: None,
+        // No field asks for these.
         pooling: None,
         cache_salt: None,
     })

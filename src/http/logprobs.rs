@@ -1,8 +1,15 @@
-//! Logprobs in the two forms that clients read.
+//! Logprobs in the forms that clients read.
 
-use super::wire::{ChatLogprob, ChatLogprobs, LegacyLogprobs, Ranking};
+use std::sync::Arc;
+
+use super::told::ToldPrompt;
+use super::wire::{
+    ChatLogprob, ChatLogprobs, LegacyLogprobs, PromptLogprob, PromptLogprobs, PromptRanking,
+    Ranking,
+};
+use crate::engine::PromptScore;
 use crate::ids::TokenId;
-use crate::text::Tokenizer;
+use crate::text::{Detokenizer, Tokenizer};
 
 /// What stands for minus infinity, which JSON cannot say.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -13,6 +20,8 @@ pub(super) struct Drawn {
     pub token: TokenId,
     pub logprob: f32,
     pub top: Vec<(TokenId, f32)>,
+    /// Characters of the drawn text before it.
+    pub offset: usize,
 }
 
 /// The tokens alone.
@@ -25,36 +34,97 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(LOGPROB_MIN) } else { LOGPROB_MIN }
 }
 
-/// The form of completions; `offset` is where the first token's text begins, in characters, and
-/// moves past the last.
-pub(super) fn legacy(tokenizer: &Tokenizer, drawn: &[Drawn], offset: &mut usize) -> LegacyLogprobs {
-    let mut lists = LegacyLogprobs::default();
-    for Drawn { token, logprob, top } in drawn {
-        let text = tokenizer.token_str(*token);
-        let mut ranking = Ranking::default();
-        // The drawn token is always among them. Tokens of one text (parts of characters) cannot
-        // all be keys of one object: the likeliest stays.
-        for (other, logprob) in top.iter().chain([&(*token, *logprob)]) {
-            let other = tokenizer.token_str(*other);
-            if !ranking.0.iter().any(|(text, _)| *text == other) {
-                ranking.0.push((other, finite(*logprob)));
+/// How logprobs name tokens.
+pub(super) struct Spelling {
+    pub tokenizer: Arc<Tokenizer>,
+    /// By `token_id:5`, not by text.
+    pub as_ids: bool,
+}
+
+impl Spelling {
+    fn text(&self, id: TokenId) -> String {
+        if self.as_ids { by_id(id) } else { self.tokenizer.token_str(id) }
+    }
+
+    /// A name that tells parts of characters apart, as OpenAI's completions write them.
+    fn name(&self, id: TokenId) -> String {
+        let bytes = self.tokenizer.token_bytes(id);
+        match std::str::from_utf8(bytes) {
+            _ if self.as_ids => by_id(id),
+            Ok(text) => text.to_owned(),
+            Err(_) => {
+                let escaped = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+                format!("bytes:{}", escaped.collect::<String>())
             }
         }
-        lists.text_offset.push(*offset);
-        *offset += text.chars().count();
-        lists.token_logprobs.push(finite(*logprob));
-        lists.tokens.push(text);
-        lists.top_logprobs.push(ranking);
     }
-    lists
+}
+
+fn by_id(id: TokenId) -> String {
+    format!("token_id:{id}")
+}
+
+/// The form of completions.
+pub(super) struct Legacy<'a> {
+    pub spelling: &'a Spelling,
+    /// To report at each token.
+    pub alternatives: u32,
+}
+
+impl Legacy<'_> {
+    /// Of the tokens of a prompt that is part of the text. Nothing is known of its first.
+    pub fn prompt(&self, prompt: &ToldPrompt, scores: &[PromptScore]) -> LegacyLogprobs {
+        let mut lists = LegacyLogprobs::default();
+        let mut detokenizer = Detokenizer::new(self.spelling.tokenizer.clone());
+        let mut offset = 0;
+        let likely = scores.iter().map(|score| Some((score.logprob, score.top.as_slice())));
+        for (&token, likely) in prompt.ids.iter().zip([None].into_iter().chain(likely)) {
+            self.push(&mut lists, offset, token, likely);
+            offset += detokenizer.push(token).chars().count();
+        }
+        lists
+    }
+
+    /// Adds drawn tokens, whose text begins after so many characters.
+    pub fn drawn(&self, lists: &mut LegacyLogprobs, drawn: &[Drawn], begin: usize) {
+        for Drawn { token, logprob, top, offset } in drawn {
+            self.push(lists, begin + offset, *token, Some((*logprob, top)));
+        }
+    }
+
+    fn push(
+        &self,
+        lists: &mut LegacyLogprobs,
+        offset: usize,
+        token: TokenId,
+        likely: Option<(f32, &[(TokenId, f32)])>,
+    ) {
+        lists.text_offset.push(offset);
+        lists.tokens.push(self.spelling.name(token));
+        lists.token_logprobs.push(likely.map(|(logprob, _)| finite(logprob)));
+        lists.top_logprobs.push(likely.map(|(logprob, top)| {
+            let mut ranking = Ranking::default();
+            let top = top.iter().take(self.alternatives as usize);
+            let is_among = top.clone().any(|(other, _)| *other == token);
+            let own = (!is_among).then_some((token, logprob));
+            for (other, logprob) in top.copied().chain(own) {
+                let name = self.spelling.name(other);
+                // Two tokens of one text cannot both be keys by it.
+                let is_taken = ranking.0.iter().any(|(taken, _)| *taken == name);
+                let name = if is_taken { by_id(other) } else { name };
+                ranking.0.push((name, finite(logprob)));
+            }
+            ranking
+        }));
+    }
 }
 
 /// The form of chat.
-pub(super) fn chat(tokenizer: &Tokenizer, drawn: &[Drawn]) -> ChatLogprobs {
+pub(super) fn chat(spelling: &Spelling, drawn: &[Drawn]) -> ChatLogprobs {
     let entry = |token: TokenId, logprob: f32| ChatLogprob {
-        token: tokenizer.token_str(token),
+        token: spelling.text(token),
         logprob: finite(logprob),
-        bytes: tokenizer.token_bytes(token).to_vec(),
+        bytes: spelling.tokenizer.token_bytes(token).to_vec(),
         top_logprobs: None,
     };
     let content = drawn.iter().map(|drawn| ChatLogprob {
@@ -62,4 +132,24 @@ pub(super) fn chat(tokenizer: &Tokenizer, drawn: &[Drawn]) -> ChatLogprobs {
         ..entry(drawn.token, drawn.logprob)
     });
     ChatLogprobs { content: content.collect(), refusal: None }
+}
+
+/// vLLM's form of a prompt's: by token id, the prompt's own token first.
+pub(super) fn prompt(
+    spelling: &Spelling,
+    scores: &[PromptScore],
+    alternatives: u32,
+) -> PromptLogprobs {
+    let entry = |token: TokenId, logprob: f32, rank: u32| {
+        let decoded_token = spelling.tokenizer.token_str(token);
+        (token, PromptLogprob { logprob: finite(logprob), rank, decoded_token })
+    };
+    let position = |score: &PromptScore| {
+        let top = score.top.iter().take(alternatives as usize).zip(1..);
+        let others = top.filter(|((token, _), _)| *token != score.token);
+        let others = others.map(|(&(token, logprob), rank)| entry(token, logprob, rank));
+        let own = entry(score.token, score.logprob, score.rank);
+        PromptRanking([own].into_iter().chain(others).collect())
+    };
+    [None].into_iter().chain(scores.iter().map(|score| Some(position(score)))).collect()
 }

@@ -33,6 +33,7 @@ mod small;
 mod sse;
 mod state;
 mod stream;
+mod told;
 mod unsupported;
 mod wire;
 

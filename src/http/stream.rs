@@ -10,7 +10,7 @@ use super::choices::{Choices, CompletionOutput};
 use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::sse::{self, Body, DONE, Events, PING};
-use super::wire::to_json;
+use super::wire::{Usage, to_json};
 
 /// Answers with a stream that begins at the first event, so that what fails at once still has
 /// a status of its own; or after `keep_alive_ms` without one, so that proxies keep the connection.
@@ -48,10 +48,15 @@ type Sent = Result<(), SendError<Bytes>>;
 
 impl<E: Endpoint> Writer<E> {
     async fn write(&mut self, first: Option<CompletionOutput>) -> Sent {
+        // Nothing is said yet, though the first token may be there.
+        let usage = self.choices.usage();
+        let opening_usage =
+            Usage { completion_tokens: 0, total_tokens: usage.prompt_tokens, ..usage };
         if first.is_none() {
             self.events.send(PING.into()).await?;
         }
-        if let Some(opening) = self.endpoint.opening(self.choices.usage()) {
+        for index in 0..self.choices.count() {
+            let Some(opening) = self.endpoint.opening(index, opening_usage) else { break };
             self.events.send(sse::event(&opening)).await?;
         }
         if let Some(output) = first {

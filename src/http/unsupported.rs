@@ -77,9 +77,6 @@ impl Unsupported {
 
 /// Of both generation routes.
 pub(super) const GENERATION: &[Unsupported] = &[
-    Unsupported::new("n", Neutral::Number(1.0)),
-    Unsupported::new("best_of", Neutral::Number(1.0)),
-    Unsupported::new("echo", Neutral::Is(false)),
     Unsupported::new("suffix", Neutral::Empty),
     Unsupported::new("presence_penalty", Neutral::Number(0.0)),
     Unsupported::new("frequency_penalty", Neutral::Number(0.0)),
@@ -90,11 +87,9 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("min_tokens", Neutral::Number(0.0)),
     Unsupported::new("bad_words", Neutral::Empty),
     Unsupported::new("allowed_token_ids", Neutral::Null),
-    Unsupported::new("prompt_logprobs", Neutral::Null),
     Unsupported::new("prompt_embeds", Neutral::Null),
     Unsupported::new("include_stop_str_in_output", Neutral::Is(false)),
     Unsupported::new("skip_special_tokens", Neutral::Is(true)),
-    Unsupported::new("return_tokens_as_token_ids", Neutral::Is(false)),
     Unsupported::new("truncate_prompt_tokens", Neutral::Null),
     Unsupported::new("structured_outputs", Neutral::Null),
     Unsupported::new("guided_json", Neutral::Null),
@@ -131,8 +126,10 @@ pub(super) const GENERATION: &[Unsupported] = &[
 ];
 
 /// Of chat only: what completions have.
-pub(super) const CHAT: &[Unsupported] =
-    &[Unsupported::spelled("prompt", Neutral::Null, "messages")];
+pub(super) const CHAT: &[Unsupported] = &[
+    Unsupported::spelled("prompt", Neutral::Null, "messages"),
+    Unsupported::new("echo", Neutral::Is(false)),
+];
 
 /// Of completions only: what chat has.
 pub(super) const COMPLETIONS: &[Unsupported] = &[

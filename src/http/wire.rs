@@ -1,5 +1,7 @@
 //! Answers as they are on the wire.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, Serializer};
 
 use crate::ids::TokenId;
@@ -32,22 +34,26 @@ pub(super) struct Answer<'a, C> {
     /// Absent, null, or there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
-    /// vLLM's, of chat with `return_token_ids`.
+    /// vLLM's, of chat: absent, null where not asked for, or there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_token_ids: Option<&'a [TokenId]>,
+    pub prompt_logprobs: Option<Option<PromptLogprobs>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Option<&'a [TokenId]>>,
 }
 
-/// A choice of `/v1/completions`.
+/// A choice of `/v1/completions`. What only vLLM has is absent, null or there.
 #[derive(Serialize)]
 pub(super) struct CompletionChoice<'a> {
     pub index: usize,
-    pub text: &'a str,
+    pub text: Cow<'a, str>,
     pub logprobs: Option<LegacyLogprobs>,
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_token_ids: Option<&'a [TokenId]>,
+    pub prompt_logprobs: Option<Option<PromptLogprobs>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_ids: Option<&'a [TokenId]>,
+    pub prompt_token_ids: Option<Option<&'a [TokenId]>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Option<Vec<TokenId>>>,
 }
 
 /// A choice of `/v1/chat/completions`.
@@ -61,7 +67,7 @@ pub(super) struct ChatChoice<'a> {
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_ids: Option<&'a [TokenId]>,
+    pub token_ids: Option<Option<Vec<TokenId>>>,
 }
 
 /// What the model said.
@@ -85,9 +91,9 @@ pub(super) struct MessageDelta<'a> {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct LegacyLogprobs {
     pub text_offset: Vec<usize>,
-    pub token_logprobs: Vec<f32>,
+    pub token_logprobs: Vec<Option<f32>>,
     pub tokens: Vec<String>,
-    pub top_logprobs: Vec<Ranking>,
+    pub top_logprobs: Vec<Option<Ranking>>,
 }
 
 /// Tokens and their logprobs, best first, as an object.
@@ -98,6 +104,27 @@ impl Serialize for Ranking {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
     }
+}
+
+/// vLLM's `prompt_logprobs`: one a token, null for the first.
+pub(super) type PromptLogprobs = Vec<Option<PromptRanking>>;
+
+/// Tokens and how likely they are, as an object by id.
+#[derive(Clone, Debug)]
+pub(super) struct PromptRanking(pub Vec<(TokenId, PromptLogprob)>);
+
+impl Serialize for PromptRanking {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
+}
+
+/// One token of them.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PromptLogprob {
+    pub logprob: f32,
+    pub rank: u32,
+    pub decoded_token: String,
 }
 
 /// `logprobs` of chat.

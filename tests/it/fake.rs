@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tessera::adapter::{Adapter, AdapterError, AdapterFile, Catalog, LoadAdapter, Report};
 use tessera::delta::DeltaBuilder;
 use tessera::dtype::Dtype;
-use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate};
+use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate, PromptScore};
 use tessera::http::{App, HttpSettings, ServedModel, serve};
 use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Request};
@@ -247,6 +247,16 @@ fn token(
     Event::Token { token, logprob: logprob(position), top, finish }
 }
 
+/// The second most likely each, in their place.
+fn scores(request: &Request) -> Vec<PromptScore> {
+    let asked = request.terms().prompt_logprobs.unwrap_or(0);
+    let score = |(i, &token): (usize, &TokenId)| {
+        let top = (0..asked).map(|rank| (token + 1 - rank, logprob(i) + 1.0 - rank as f32));
+        PromptScore { token, logprob: logprob(i), rank: 2, top: top.collect() }
+    };
+    request.prompt().iter().enumerate().skip(1).map(score).collect()
+}
+
 /// False if the client left before the end.
 fn play(script: &Script, generate: &Generate) -> bool {
     let events = &generate.events;
@@ -265,6 +275,12 @@ fn play(script: &Script, generate: &Generate) -> bool {
     };
     if !matches!(script, Script::Gone | Script::Fail(0)) {
         send(Event::Started { cached_tokens: 2 });
+        if generate.request.terms().prompt_logprobs.is_some() {
+            send(Event::Scores(scores(&generate.request)));
+        }
+        if generate.request.terms().tokens_max == 0 {
+            return true;
+        }
     }
     match script {
         Script::Say(tokens, reason) => {

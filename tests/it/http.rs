@@ -107,13 +107,15 @@ fn the_whole_answer_is_what_the_stream_adds_up_to() {
     let json = answer.json();
     assert_eq!(json["object"], "chat.completion");
     let expected = json!({"index": 0, "logprobs": null, "finish_reason": "stop", "message":
-        {"role": "assistant", "content": "Hello", "refusal": null}});
+        {"role": "assistant", "content": "Hello", "refusal": null}, "token_ids": null});
     assert_eq!(json["choices"], json!([expected]));
     // Five letters and the end-of-sequence token.
     assert_eq!(json["usage"]["completion_tokens"], 6);
     let json = post(fake.address, COMPLETIONS, &json!({"prompt": "x"})).json();
     assert_eq!(json["object"], "text_completion");
-    let expected = json!({"index": 0, "text": "Hello", "logprobs": null, "finish_reason": "stop"});
+    let expected = json!({"index": 0, "text": "Hello", "logprobs": null, "finish_reason": "stop",
+        "prompt_logprobs": null, "prompt_token_ids": null,
+        "token_ids": null});
     assert_eq!(json["choices"], json!([expected]));
     let usage = json!({"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 2}});

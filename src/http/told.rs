@@ -1,0 +1,106 @@
+//! What an answer tells of its prompts.
+
+use super::fields::Common;
+use super::prompt::PromptInput;
+use crate::ids::TokenId;
+use crate::request::Invalid;
+use crate::text::{Detokenizer, ServedText};
+
+/// What the fields of a request ask for beside a continuation.
+#[derive(Default)]
+pub(super) struct PromptTerms {
+    /// The text of each choice begins with its prompt.
+    pub echo: bool,
+}
+
+impl PromptTerms {
+    /// Alternatives that the engine reports of each token of a prompt, if it is to score them. It
+    /// must score something where it draws nothing.
+    pub fn scores(&self, own: Option<u32>, logprobs: Option<u32>, draws: bool) -> Option<u32> {
+        let echoed = if draws { logprobs } else { Some(logprobs.unwrap_or(0)) };
+        own.max(echoed.filter(|_| self.echo))
+    }
+}
+
+/// What is kept of a prompt to tell of it.
+pub(super) struct ToldPrompt {
+    pub ids: Vec<TokenId>,
+    /// With `echo`: its text, and how many characters it has.
+    pub echo: Option<(String, usize)>,
+}
+
+impl ToldPrompt {
+    /// Of a prompt that was given as `given`, if it was a text. A character that the prompt does
+    /// not end is held back for what goes on with it, if anything does.
+    pub fn echoed(
+        text: &ServedText,
+        ids: Vec<TokenId>,
+        given: Option<String>,
+        goes_on: bool,
+    ) -> Self {
+        let spelled = || {
+            let mut detokenizer = Detokenizer::new(text.tokenizer.clone());
+            let mut spelled: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+            if !goes_on {
+                spelled += &detokenizer.finish();
+            }
+            spelled
+        };
+        let echo = given.unwrap_or_else(spelled);
+        let characters = echo.chars().count();
+        Self { ids, echo: Some((echo, characters)) }
+    }
+}
+
+/// Choices of a prompt in an answer. More are answered 400.
+const SAMPLES_MAX: u32 = 128;
+/// Samples that the best are taken from. More are answered 400.
+const BEST_OF_MAX: u32 = 20;
+
+/// How often a prompt is continued.
+#[derive(Clone, Copy)]
+pub(super) struct Samples {
+    /// Sequences that are run.
+    pub drawn: usize,
+    /// The likeliest of them, which are the answer.
+    pub told: usize,
+}
+
+impl Samples {
+    /// # Errors
+    /// [`Invalid`] naming `n` or `best_of`.
+    pub fn new(common: &Common, stream: bool) -> Result<Self, Invalid> {
+        let n = common.n.unwrap_or(1);
+        if !(1..=SAMPLES_MAX).contains(&n) {
+            let message = format!("n must be between 1 and {SAMPLES_MAX}, got {n}");
+            return Err(Invalid::value("n", message));
+        }
+        let invalid = |message: String| Err(Invalid::value("best_of", message));
+        match common.best_of {
+            Some(best_of) if best_of < n => {
+                invalid(format!("best_of must be at least n, which is {n}, got {best_of}"))
+            }
+            Some(best_of) if best_of > BEST_OF_MAX => {
+                invalid(format!("best_of must be at most {BEST_OF_MAX}, got {best_of}"))
+            }
+            Some(best_of) if best_of > n && stream => {
+                invalid("best_of above n cannot be streamed; leave out stream".to_owned())
+            }
+            best_of => Ok(Self { drawn: best_of.unwrap_or(n) as usize, told: n as usize }),
+        }
+    }
+}
+
+/// The seed of a prompt's sample: the request's own for the first, and for the others one that
+/// depends on it. They are far apart, so that those of neighbouring seeds do not meet.
+pub(super) fn sample_seed(seed: u64, sample: usize) -> u64 {
+    seed.wrapping_add((sample as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+/// The texts that prompts were given as, where they are to be told; none for tokens.
+pub(super) fn given(input: &PromptInput, terms: &PromptTerms) -> Vec<String> {
+    match input {
+        PromptInput::Texts(texts) if terms.echo => texts.clone(),
+        _ => Vec::new(),
+    }
+}
