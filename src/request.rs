@@ -140,6 +140,8 @@ pub struct RequestFields {
     pub pooling: Option<Pooling>,
     /// See [`Terms::cache_salt`].
     pub cache_salt: Option<Digest>,
+    /// See [`Terms::priority`].
+    pub priority: i32,
 }
 
 impl Default for RequestFields {
@@ -153,6 +155,7 @@ impl Default for RequestFields {
             prompt_logprobs: None,
             pooling: None,
             cache_salt: None,
+            priority: 0,
         }
     }
 }
@@ -207,7 +210,8 @@ impl RequestParams {
     /// takes.
     pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
         let RequestFields { tokens_max, tokens_cap, sampling, stop_tokens, .. } = self.fields;
-        let RequestFields { logprobs, prompt_logprobs, pooling, cache_salt, .. } = self.fields;
+        let RequestFields { logprobs, prompt_logprobs, pooling, cache_salt, priority, .. } =
+            self.fields;
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
             return Err(Invalid::value("prompt", message));
@@ -241,6 +245,7 @@ impl RequestParams {
             prompt_logprobs,
             pooling,
             cache_salt,
+            priority,
         };
         Ok(Request { prompt, terms })
     }
@@ -263,6 +268,8 @@ pub struct Terms {
     pub pooling: Option<Pooling>,
     /// Requests of another salt share nothing with this one in the prefix cache.
     pub cache_salt: Option<Digest>,
+    /// Lower ones run first; of equal ones those that came first.
+    pub priority: i32,
 }
 
 /// A request that fits the model. Fields are private: the only ways to one are [`Request::new`] and

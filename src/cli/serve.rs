@@ -119,6 +119,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
     };
     let http = HttpSettings {
         hosts_allowed: hosts_allowed(config),
+        strict_fields: config.strict_fields,
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),

@@ -145,6 +145,7 @@ impl<B: Backend> Running<B> {
             prompt,
             recipe: recipe.map(|adapter| adapter.digest),
             salt: terms.cache_salt,
+            priority: terms.priority,
             tokens_max: terms.tokens_max,
             wanted: match (terms.prompt_logprobs, terms.pooling) {
                 (Some(_), _) => PromptRows::Logits,

@@ -22,7 +22,7 @@ pub(super) async fn load(state: &Arc<State>, payload: Payload) -> Result<Respons
     state.check_open()?;
     let parsed = parse::<LoadFields>(&payload.bytes)?;
     drop(payload);
-    state.metrics.unknown_fields(&parsed.unknown);
+    state.check_unknown(&parsed.unknown)?;
     let LoadFields { lora_name, lora_path, load_inplace } = parsed.fields;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let (Some(name), Some(path)) = (given(lora_name), given(lora_path)) else {
@@ -83,7 +83,7 @@ fn forget(state: &State, freed: Option<Digest>) {
 /// Forgets a name. Requests in flight keep the content they began with.
 pub(super) fn unload(state: &State, payload: &Payload) -> Result<Response<Body>, ApiError> {
     let parsed = parse::<UnloadFields>(&payload.bytes)?;
-    state.metrics.unknown_fields(&parsed.unknown);
+    state.check_unknown(&parsed.unknown)?;
     let name = parsed.fields.lora_name.filter(|name| !name.is_empty());
     let name = name.ok_or(LoadError::UnloadFields)?;
     check_changeable(state)?;

@@ -53,6 +53,7 @@ impl Endpoint for Chat {
                 delta: None,
                 logprobs: self.logprobs(&output.drawn),
                 finish_reason: output.finish,
+                stop_reason: self.reply.stop_reason(output),
                 token_ids: self.reply.extra(self.reply.token_ids(&output.drawn)),
             }
         });
@@ -72,6 +73,7 @@ impl Endpoint for Chat {
             delta: Some(delta),
             logprobs: None,
             finish_reason: None,
+            stop_reason: None,
             token_ids: None,
         };
         let choice = [choice];
@@ -89,13 +91,13 @@ impl Endpoint for Chat {
         // Of a last token without text the news goes with the finish.
         if !text.is_empty() || (has_news && finish.is_none()) {
             let delta = MessageDelta { role: None, content: Some(text) };
-            chunks.push(self.chunk(*index, delta, drawn, self.logprobs(drawn), None, usage));
+            let goes_on = CompletionOutput { index: *index, ..Default::default() };
+            chunks.push(self.chunk(&goes_on, delta, drawn, self.logprobs(drawn), usage));
             drawn = &[];
         }
         if finish.is_some() {
-            let delta = MessageDelta::default();
             let logprobs = self.logprobs(drawn).filter(|_| !drawn.is_empty());
-            chunks.push(self.chunk(*index, delta, drawn, logprobs, *finish, usage));
+            chunks.push(self.chunk(output, MessageDelta::default(), drawn, logprobs, usage));
         }
         chunks
     }
@@ -106,19 +108,24 @@ impl Chat {
         self.reply.logprobs.map(|_| logprobs::chat(&self.reply.spelling, drawn))
     }
 
-    /// A chunk after the opening one.
+    /// A chunk after the opening one. `output` says whose it is and whether it is the last.
     fn chunk(
         &self,
-        index: usize,
+        output: &CompletionOutput,
         delta: MessageDelta<'_>,
         drawn: &[Drawn],
         logprobs: Option<ChatLogprobs>,
-        finish_reason: Option<&'static str>,
         usage: Usage,
     ) -> Vec<u8> {
-        let token_ids = self.reply.extra(self.reply.token_ids(drawn));
-        let (message, delta) = (None, Some(delta));
-        let choice = ChatChoice { index, message, delta, logprobs, finish_reason, token_ids };
+        let choice = ChatChoice {
+            index: output.index,
+            message: None,
+            delta: Some(delta),
+            logprobs,
+            finish_reason: output.finish,
+            stop_reason: self.reply.stop_reason(output),
+            token_ids: self.reply.extra(self.reply.token_ids(drawn)),
+        };
         to_json(&self.reply.answer(&[choice], self.reply.chunk_usage(usage)))
     }
 }

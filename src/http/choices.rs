@@ -1,11 +1,13 @@
 //! What the engine draws for one request, as text.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
+use super::ends::{Ends, StopReason};
 use super::error::{ApiError, ServerError};
 use super::logprobs::Drawn;
 use super::metrics::{Finish, Timing};
@@ -25,8 +27,8 @@ pub(super) struct SequenceGroup {
     pub sequences: Vec<(Ticket, Request)>,
     /// Sequences of one prompt.
     pub samples: usize,
-    /// Strings that end a text.
-    pub stops: Vec<String>,
+    /// What ends a text.
+    pub ends: Arc<Ends>,
     /// When the request arrived.
     pub arrived: Instant,
 }
@@ -42,6 +44,8 @@ pub(super) struct CompletionOutput {
     pub scores: Option<Vec<PromptScore>>,
     /// `finish_reason`, with a choice's last token.
     pub finish: Option<&'static str>,
+    /// What of the request's own wishes was the end.
+    pub stop_reason: Option<StopReason>,
 }
 
 /// The sequences of one request while they run. Dropping it cancels them.
@@ -57,6 +61,7 @@ pub(super) struct Choices {
 struct Choice {
     /// `None` once it is finished.
     events: Option<mpsc::Receiver<Event>>,
+    ends: Arc<Ends>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
     prompt_tokens: u64,
@@ -72,11 +77,13 @@ struct Choice {
 impl Choices {
     /// Hands all sequences to the engine.
     pub fn start(state: &State, group: SequenceGroup) -> Self {
-        let SequenceGroup { target, sequences, samples, stops, arrived } = group;
+        let SequenceGroup { target, sequences, samples, ends, arrived } = group;
         let Target { name: _, recipe, text, counts } = target;
         let start = |(ticket, request): (Ticket, Request)| Choice {
-            detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt()),
-            stops: StopMatcher::new(stops.clone()),
+            detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt())
+                .showing_special(ends.shows_special),
+            stops: StopMatcher::new(ends.strings.clone()).including(ends.included),
+            ends: ends.clone(),
             prompt_tokens: request.prompt().len() as u64,
             draws: request.terms().tokens_max > 0,
             tokens: 0,
@@ -121,6 +128,7 @@ impl Choices {
             output.drawn.extend(new.drawn);
             output.scores = output.scores.take().or(new.scores);
             output.finish = new.finish;
+            output.stop_reason = new.stop_reason;
         }
         Ok(outputs)
     }
@@ -207,10 +215,12 @@ impl Choice {
                 self.tokens += 1;
                 self.timing.token();
                 let offset = self.characters;
-                let mut text = match finish {
-                    // A stop token ends the text and is no part of it.
-                    Some(FinishReason::Stop) => String::new(),
-                    Some(FinishReason::Length) | None => self.detokenizer.push(token),
+                let mut text = match (finish, self.ends.spelled(token)) {
+                    // A token that ends the text is no part of it.
+                    (Some(FinishReason::Stop), _) if !self.ends.included => String::new(),
+                    // A special one is shown as the stop string that it is.
+                    (Some(FinishReason::Stop), Some(string)) => string.clone(),
+                    _ => self.detokenizer.push(token),
                 };
                 if finish.is_some() {
                     text += &self.detokenizer.finish();
@@ -220,14 +230,20 @@ impl Choice {
                 if finish.is_some() {
                     text += &self.stops.finish();
                 }
+                let is_stop = finish == Some(FinishReason::Stop);
                 let finish = match (stopped, finish) {
                     (Some(_), _) | (None, Some(FinishReason::Stop)) => Some(Finish::Stop),
                     (None, Some(FinishReason::Length)) => Some(Finish::Length),
                     (None, None) => None,
                 };
                 let finish = finish.map(|finish| self.finish(finish));
+                let stop_reason = match (stopped, is_stop) {
+                    (Some(i), _) => Some(StopReason::Text(self.ends.strings[i].clone())),
+                    (None, true) => self.ends.reason(token),
+                    (None, false) => None,
+                };
                 let drawn = vec![Drawn { token, logprob, top, offset }];
-                Ok(Some(CompletionOutput { index, text, drawn, scores: None, finish }))
+                Ok(Some(CompletionOutput { index, text, drawn, scores: None, finish, stop_reason }))
             }
         }
     }

@@ -41,7 +41,8 @@ impl Endpoint for Completions {
     }
 
     fn prompt_terms(own: &CompletionFields) -> PromptTerms {
-        PromptTerms { echo: own.echo.unwrap_or(false) }
+        let suffix = own.suffix.clone().filter(|suffix| !suffix.is_empty());
+        PromptTerms { echo: own.echo.unwrap_or(false), suffix }
     }
 
     fn read(
@@ -49,7 +50,7 @@ impl Endpoint for Completions {
         common: &Common,
         limits: &Limits,
     ) -> Result<Asked, RequestError> {
-        let CompletionFields { prompt, logprobs, echo: _ } = own;
+        let CompletionFields { prompt, logprobs, echo: _, suffix: _ } = own;
         let input = match prompt.ok_or(RequestError::Missing("prompt"))? {
             Prompts::Texts(texts) => PromptInput::Texts(texts),
             Prompts::Ids(lists) => PromptInput::Ids(lists),
@@ -81,7 +82,7 @@ impl Endpoint for Completions {
     }
 
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
-        let CompletionOutput { index, text, drawn, scores, finish } = output;
+        let CompletionOutput { index, text, drawn, scores, finish, .. } = output;
         if self.begun.len() <= *index {
             self.begun.resize(index + 1, Begun::default());
         }
@@ -113,21 +114,21 @@ impl Completions {
         opens: bool,
         scores: Option<&[PromptScore]>,
     ) -> CompletionChoice<'a> {
-        let CompletionOutput { index, text, drawn, scores: _, finish } = output;
+        let CompletionOutput { index, text, drawn, finish, .. } = output;
         let reply = &self.reply;
         let echo = reply.echo(*index);
+        let opening = echo.filter(|_| opens);
         let logprobs = reply.logprobs.map(|alternatives| {
             let form = Legacy { spelling: &reply.spelling, alternatives };
-            let mut lists = match (reply.prompt(*index).filter(|_| opens && echo.is_some()), scores)
-            {
-                (Some(prompt), Some(scores)) => form.prompt(prompt, scores),
+            let mut lists = match (reply.prompt(*index), opening, scores) {
+                (Some(prompt), Some(echo), Some(scores)) => form.prompt(&prompt.ids, echo, scores),
                 _ => LegacyLogprobs::default(),
             };
-            form.drawn(&mut lists, drawn, echo.map_or(0, |(_, characters)| *characters));
+            form.drawn(&mut lists, drawn, echo.map_or(0, |echo| echo.characters));
             lists
         });
-        let text = match echo.filter(|_| opens) {
-            Some((prompt, _)) => Cow::Owned(format!("{prompt}{text}")),
+        let text = match opening {
+            Some(echo) => Cow::Owned(format!("{}{text}", echo.text)),
             None => Cow::Borrowed(text.as_str()),
         };
         CompletionChoice {
@@ -135,6 +136,7 @@ impl Completions {
             text,
             logprobs,
             finish_reason: *finish,
+            stop_reason: reply.stop_reason(output),
             prompt_logprobs: reply.extra(reply.prompt_logprobs(scores)),
             prompt_token_ids: reply.extra(reply.prompt_ids(*index).filter(|_| opens)),
             token_ids: reply.extra(reply.token_ids(drawn)),

@@ -2,13 +2,14 @@
 
 use super::choices::CompletionOutput;
 use super::clock::unix_now_s;
+use super::ends::StopReason;
 use super::error::RequestError;
 use super::fields::Common;
 use super::logprobs::{self, Drawn, Spelling, token_ids};
 use super::parse::Fields;
 use super::prompt::PromptInput;
 use super::random::new_id;
-use super::told::{PromptTerms, ToldPrompt};
+use super::told::{Echo, PromptTerms, ToldPrompt};
 use super::wire::{Answer, PromptLogprobs, Usage};
 use crate::engine::PromptScore;
 use crate::ids::TokenId;
@@ -69,6 +70,7 @@ pub(super) struct Reply {
     created: u64,
     /// As the client spelled it.
     model: String,
+    fingerprint: String,
     pub options: ReplyOptions,
     pub spelling: Spelling,
     /// Alternatives to report at every token, if logprobs are to be reported.
@@ -82,6 +84,7 @@ pub(super) struct Reply {
 impl Reply {
     pub fn new<E: Endpoint>(
         model: String,
+        fingerprint: String,
         options: ReplyOptions,
         spelling: Spelling,
         logprobs: Option<u32>,
@@ -90,7 +93,18 @@ impl Reply {
     ) -> Self {
         let id = format!("{}-{}", E::ID_PREFIX, new_id());
         let (object, created) = (E::object(options.stream), unix_now_s());
-        Self { id, object, created, model, options, spelling, logprobs, prompts, samples }
+        Self {
+            id,
+            object,
+            created,
+            model,
+            fingerprint,
+            options,
+            spelling,
+            logprobs,
+            prompts,
+            samples,
+        }
     }
 
     /// One JSON object with these choices.
@@ -99,10 +113,17 @@ impl Reply {
         choices: &'a [C],
         usage: Option<Option<Usage>>,
     ) -> Answer<'a, C> {
-        let Self { id, object, created, model, .. } = self;
-        let (id, model) = (id.as_str(), model.as_str());
-        let (created, prompt_logprobs, prompt_token_ids) = (*created, None, None);
-        Answer { id, object, created, model, choices, usage, prompt_logprobs, prompt_token_ids }
+        Answer {
+            id: &self.id,
+            object: self.object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            choices,
+            usage,
+            prompt_logprobs: None,
+            prompt_token_ids: None,
+        }
     }
 
     /// The prompt of a choice, if anything is to be told of it.
@@ -110,8 +131,8 @@ impl Reply {
         self.prompts.get(index / self.samples)
     }
 
-    /// The text that a choice begins with, and its characters.
-    pub fn echo(&self, index: usize) -> Option<&(String, usize)> {
+    /// What the text of a choice begins with.
+    pub fn echo(&self, index: usize) -> Option<&Echo> {
         self.prompt(index)?.echo.as_ref()
     }
 
@@ -124,6 +145,11 @@ impl Reply {
     /// What was drawn, if it is to be returned.
     pub fn token_ids(&self, drawn: &[Drawn]) -> Option<Vec<TokenId>> {
         self.options.return_token_ids.then(|| token_ids(drawn))
+    }
+
+    /// vLLM's `stop_reason`: null of a choice that ended otherwise, absent of one that goes on.
+    pub fn stop_reason<'a>(&self, output: &'a CompletionOutput) -> Option<Option<&'a StopReason>> {
+        output.finish.map(|_| output.stop_reason.as_ref())
     }
 
     /// vLLM's extra fields: null in a whole answer that did not ask for them, and absent in a
@@ -172,7 +198,7 @@ impl ReplyOptions {
                            echo and logprobs to /v1/completions";
             return Err(Invalid::value("prompt_logprobs", message).into());
         }
-        let options = common.stream_options.as_ref();
+        let options = common.stream_options.as_ref().map(|options| &options.fields);
         let include_usage = options.and_then(|o| o.include_usage).unwrap_or(false);
         let continuous = options.and_then(|o| o.continuous_usage_stats).unwrap_or(false);
         Ok(Self {

@@ -3,13 +3,15 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::dialects;
+use super::error::shown;
 use super::messages::Messages;
 use super::parse::{Fields, fields};
 use super::small::{KEPT_ITEMS_MAX, Small};
 use super::unsupported::{self, Unsupported};
+use super::whole::whole_number;
 use crate::ids::TokenId;
 
 /// Prompts of one request; each is a sequence. More are answered 400.
@@ -39,6 +41,11 @@ fields! {
         stream: bool,
         stream_options: StreamOptions,
         ignore_eos: bool,
+        include_stop_str_in_output: bool,
+        skip_special_tokens: bool,
+        truncate_prompt_tokens: i64,
+        cache_salt: String,
+        priority: i32,
         n: u32,
         best_of: u32,
         prompt_logprobs: u32,
@@ -52,7 +59,7 @@ fields! {
 
 fields! {
     /// What only `/v1/completions` takes.
-    CompletionFields { prompt: Prompts, logprobs: u32, echo: bool, }
+    CompletionFields { prompt: Prompts, logprobs: u32, echo: bool, suffix: String, }
     unsupported unsupported::COMPLETIONS;
     ignored &[];
 }
@@ -106,12 +113,60 @@ impl<T: Fields> Fields for Generation<T> {
     }
 }
 
-/// `stream_options`.
-#[derive(Debug, Default, Deserialize)]
+fields! {
+    /// `stream_options`.
+    StreamFields {
+        include_usage: bool,
+        /// vLLM's: usage so far on every chunk.
+        continuous_usage_stats: bool,
+    }
+    unsupported &[];
+    // It pads chunks, so that their lengths say nothing of what is in them.
+    ignored &["include_obfuscation"];
+}
+
+/// `stream_options`, and the names in it that nobody knows.
+#[derive(Debug, Default)]
 pub(super) struct StreamOptions {
-    pub include_usage: Option<bool>,
-    /// vLLM's: usage so far on every chunk.
-    pub continuous_usage_stats: Option<bool>,
+    pub fields: StreamFields,
+    unknown: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for StreamOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(StreamVisitor)
+    }
+}
+
+struct StreamVisitor;
+
+impl<'de> Visitor<'de> for StreamVisitor {
+    type Value = StreamOptions;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StreamOptions, A::Error> {
+        let mut options = StreamOptions::default();
+        while let Some(key) = map.next_key::<String>()? {
+            if options.fields.set(&key, &mut map)? {
+                continue;
+            }
+            map.next_value::<IgnoredAny>()?;
+            if !StreamFields::is_ignored(&key) && options.unknown.len() < KEPT_ITEMS_MAX {
+                options.unknown.push(shown(&format!("stream_options.{key}")));
+            }
+        }
+        Ok(options)
+    }
+}
+
+impl Common {
+    /// Names within its fields that nobody knows.
+    pub fn unknown(&self) -> Vec<String> {
+        self.stream_options.as_ref().map_or_else(Vec::new, |options| options.unknown.clone())
+    }
 }
 
 /// `prompt`: a string, a list of strings, token ids, or a list of lists of token ids.
@@ -207,6 +262,13 @@ impl<'de> Visitor<'de> for ItemVisitor {
     fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Item, E> {
         let id = TokenId::try_from(id);
         id.map(Item::Id).map_err(|_| E::custom("a token id must be below 2^32"))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, id: f64) -> Result<Item, E> {
+        match whole_number(id) {
+            Some(id) => self.visit_u64(id),
+            None => Err(E::custom(format!("a token id must be an integer of 0 or more, got {id}"))),
+        }
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Item, A::Error> {

@@ -8,17 +8,19 @@ use hyper::Response;
 use super::body::Payload;
 use super::choices::{Choices, SequenceGroup, best};
 use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
+use super::ends::Ends;
 use super::error::ApiError;
-use super::fields::{Common, Generation, Stops, TokenIds};
+use super::fields::{Common, Generation};
 use super::logprobs::Spelling;
 use super::models::resolve;
 use super::parse::parse;
+use super::shape::Shape;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::told::{Samples, ToldPrompt, sample_seed};
+use super::told::{Samples, sample_seed};
 use super::{random, stream, told};
-use crate::ids::TokenId;
-use crate::request::{Invalid, Limits, RequestFields, RequestParams};
+use crate::ids::{Digest, TokenId};
+use crate::request::{Invalid, RequestFields, RequestParams};
 use crate::text::ServedText;
 
 /// Answers a request of a generation route.
@@ -49,8 +51,8 @@ fn prepare<E: Endpoint>(
 ) -> Result<(E, SequenceGroup, Samples), ApiError> {
     let parsed = parse::<Generation<E::Fields>>(&payload.bytes)?;
     drop(payload);
-    state.metrics.unknown_fields(&parsed.unknown);
     let Generation { own, mut common } = parsed.fields;
+    state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
     let options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
     let terms = E::prompt_terms(&own);
@@ -67,39 +69,37 @@ fn prepare<E: Endpoint>(
         }
         _ => invalid,
     };
-    let stops = common.stop.take().map_or_else(Vec::new, |Stops(stops)| stops);
     let text = target.text.clone();
-    let stop_tokens = stop_tokens(&text, &common, &stops, limits)?;
-    let mut fields = params(&text, &common, tokens_max, logprobs, stop_tokens)?;
+    let shape = Shape::new(&common, &terms, &text, tokens_max, limits)?;
+    let mut ends = Ends::new(&text, &mut common, limits)?;
+    shape.end().into_iter().for_each(|end| ends.push_own(end));
+    let mut fields = params(&text, &common, tokens_max, logprobs, ends.tokens.clone())?;
     let draws = tokens_max != Some(0);
     fields.prompt_logprobs = terms.scores(options.prompt_logprobs, logprobs, draws);
     let params = RequestParams::new(fields, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
-    let mut tickets = state.engine.reserve(input.count() * samples.drawn)?.into_iter();
-    let mut given = told::given(&input, &terms).into_iter();
-    let prompts = input.encode(&text, limits.context_tokens_max, common.add_special_tokens)?;
+    let tickets = state.engine.reserve(input.count() * samples.drawn)?;
+    let given = told::given(&input, &terms, shape.keep.is_some());
+    let adds_special = common.add_special_tokens;
+    let prompts = shape.encode(input, &text, limits.context_tokens_max, adds_special)?;
     let mut sequences = Vec::with_capacity(tickets.len());
-    let mut told_prompts = Vec::new();
-    for prompt in prompts {
-        for (sample, ticket) in tickets.by_ref().take(samples.drawn).enumerate() {
-            // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as
-            // any.
-            let seed = common.seed.filter(|&seed| seed != -1);
-            let seed = seed.map_or_else(random::seed, |seed| sample_seed(seed as u64, sample));
-            let params = params.clone().with_seed(seed);
-            sequences.push((ticket, params.with_prompt(prompt.clone(), limits).map_err(spelled)?));
-        }
-        if terms.echo {
-            told_prompts.push(ToldPrompt::echoed(&text, prompt, given.next(), draws));
-        } else if options.return_token_ids {
-            told_prompts.push(ToldPrompt { ids: prompt, echo: None });
-        }
+    for (i, ticket) in tickets.into_iter().enumerate() {
+        // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as any.
+        let seed = common.seed.filter(|&seed| seed != -1);
+        let sample = i % samples.drawn;
+        let seed = seed.map_or_else(random::seed, |seed| sample_seed(seed as u64, sample));
+        let params = params.clone().with_seed(seed);
+        let prompt = prompts[i / samples.drawn].clone();
+        sequences.push((ticket, params.with_prompt(prompt, limits).map_err(spelled)?));
     }
-    let as_ids = options.tokens_as_ids;
-    let spelling = Spelling { tokenizer: text.tokenizer.clone(), as_ids };
-    let name = target.name.clone();
-    let reply = Reply::new::<E>(name, options, spelling, logprobs, told_prompts, samples.told);
-    let group = SequenceGroup { target, sequences, samples: samples.drawn, stops, arrived };
+    let (as_ids, shows_special) = (options.tokens_as_ids, ends.shows_special);
+    let spelling = Spelling { tokenizer: text.tokenizer.clone(), as_ids, shows_special };
+    let prompts = told::told(prompts, given, &terms, &spelling, draws, options.return_token_ids);
+    let (name, fingerprint) = (target.name.clone(), state.model.fingerprint());
+    let reply =
+        Reply::new::<E>(name, fingerprint, options, spelling, logprobs, prompts, samples.told);
+    let ends = Arc::new(ends);
+    let group = SequenceGroup { target, sequences, samples: samples.drawn, ends, arrived };
     Ok((E::new(reply), group, samples))
 }
 
@@ -132,30 +132,24 @@ fn params(
         prompt_logprobs: None,
         // No field asks for these.
         pooling: None,
-        cache_salt: None,
+        cache_salt: cache_salt(common)?,
+        priority: common.priority.unwrap_or(0),
     })
 }
 
-/// Tokens that end the sequence: the name's own, those of `stop_token_ids`, and those that a stop
-/// string spells, of which a special one is no part of the text that is searched for it.
-fn stop_tokens(
-    text: &ServedText,
-    common: &Common,
-    stops: &[String],
-    limits: &Limits,
-) -> Result<Vec<TokenId>, Invalid> {
-    let mut ids = match common.ignore_eos {
-        Some(true) => Vec::new(),
-        _ => text.eos_tokens.clone(),
-    };
-    let asked = common.stop_token_ids.as_ref().map_or(&[][..], |TokenIds(ids)| ids);
-    let max = limits.vocabulary_tokens;
-    if let Some(id) = asked.iter().find(|&&id| id >= max) {
-        let message = format!("token ids must be below {max}, got {id}");
-        return Err(Invalid::value("stop_token_ids", message));
+/// Longest `cache_salt`. A longer one is answered 400.
+const CACHE_SALT_CHARS_MAX: usize = 1024;
+
+/// What a request's KV is shared under.
+fn cache_salt(common: &Common) -> Result<Option<Digest>, Invalid> {
+    let Some(salt) = &common.cache_salt else { return Ok(None) };
+    match salt.chars().count() {
+        1..=CACHE_SALT_CHARS_MAX => Ok(Some(Digest(blake3::hash(salt.as_bytes()).into()))),
+        length => {
+            let message = format!(
+                "cache_salt must have between 1 and {CACHE_SALT_CHARS_MAX} characters, got {length}"
+            );
+            Err(Invalid::value("cache_salt", message))
+        }
     }
-    let tokenizer = &text.tokenizer;
-    let special = |stop: &String| tokenizer.token_id(stop).filter(|&id| tokenizer.is_special(id));
-    ids.extend(asked.iter().copied().chain(stops.iter().filter_map(special)));
-    Ok(ids)
 }

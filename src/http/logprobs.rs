@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::told::ToldPrompt;
+use super::told::Echo;
 use super::wire::{
     ChatLogprob, ChatLogprobs, LegacyLogprobs, PromptLogprob, PromptLogprobs, PromptRanking,
     Ranking,
@@ -39,9 +39,16 @@ pub(super) struct Spelling {
     pub tokenizer: Arc<Tokenizer>,
     /// By `token_id:5`, not by text.
     pub as_ids: bool,
+    /// Special tokens are parts of texts.
+    pub shows_special: bool,
 }
 
 impl Spelling {
+    /// For a text of its own.
+    pub fn detokenizer(&self, shows_special: bool) -> Detokenizer {
+        Detokenizer::new(self.tokenizer.clone()).showing_special(shows_special)
+    }
+
     fn text(&self, id: TokenId) -> String {
         if self.as_ids { by_id(id) } else { self.tokenizer.token_str(id) }
     }
@@ -73,15 +80,18 @@ pub(super) struct Legacy<'a> {
 
 impl Legacy<'_> {
     /// Of the tokens of a prompt that is part of the text. Nothing is known of its first.
-    pub fn prompt(&self, prompt: &ToldPrompt, scores: &[PromptScore]) -> LegacyLogprobs {
+    pub fn prompt(&self, ids: &[TokenId], echo: &Echo, scores: &[PromptScore]) -> LegacyLogprobs {
         let mut lists = LegacyLogprobs::default();
-        let mut detokenizer = Detokenizer::new(self.spelling.tokenizer.clone());
+        let mut detokenizer = self.spelling.detokenizer(echo.shows_special);
         let mut offset = 0;
         let likely = scores.iter().map(|score| Some((score.logprob, score.top.as_slice())));
-        for (&token, likely) in prompt.ids.iter().zip([None].into_iter().chain(likely)) {
+        for (&token, likely) in ids.iter().zip([None].into_iter().chain(likely)) {
             self.push(&mut lists, offset, token, likely);
             offset += detokenizer.push(token).chars().count();
         }
+        // Tokens that the tokenizer put before a given text are no part of it.
+        let before = offset.saturating_sub(echo.characters);
+        lists.text_offset.iter_mut().for_each(|offset| *offset = offset.saturating_sub(before));
         lists
     }
 

@@ -53,7 +53,7 @@ macro_rules! fields {
                 map: &mut A,
             ) -> Result<bool, A::Error> {
                 $(if key == stringify!($field) {
-                    self.$field = map.next_value()?;
+                    self.$field = map.next_value_seed($crate::http::whole::whole())?;
                     return Ok(true);
                 })*
                 Ok(false)

@@ -39,6 +39,14 @@ pub struct ServedModel {
     pub limits: Limits,
 }
 
+impl ServedModel {
+    /// What tells this server's answers from those of another version or model.
+    pub(super) fn fingerprint(&self) -> String {
+        let named = format!("{} {}", env!("CARGO_PKG_VERSION"), self.base_name);
+        format!("fp_{}", &blake3::hash(named.as_bytes()).to_hex()[..10])
+    }
+}
+
 /// Limits of connections and bodies, and what clients may do.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
@@ -46,6 +54,8 @@ pub struct HttpSettings {
     /// the loopback address on a socket bound to it, so that a web page cannot reach the server
     /// through a domain that points there (DNS rebinding).
     pub hosts_allowed: Option<Vec<String>>,
+    /// Whether a field that nobody knows is answered 400; else it is counted and left unread.
+    pub strict_fields: bool,
     /// Whether clients may load and unload adapters.
     pub runtime_adapters: bool,
     /// The directory that adapters may be loaded from at run time; without one, none can.
@@ -82,6 +92,7 @@ impl HttpSettings {
     pub fn standard() -> Self {
         Self {
             hosts_allowed: None,
+            strict_fields: false,
             runtime_adapters: false,
             adapter_root: None,
             connections_max: 4096,

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{Semaphore, watch};
 
 use super::adapter_root::AdapterRoot;
-use super::error::{ApiError, ServerError};
+use super::error::{ApiError, RequestError, ServerError};
 use super::guard::LOOPBACK_HOSTS;
 use super::metrics::Metrics;
 use super::phase::Phase;
@@ -83,6 +83,18 @@ impl State {
         match self.engine.stats().stopped.load(Ordering::Acquire) {
             true => Err(ServerError::EngineGone),
             false => Ok(()),
+        }
+    }
+
+    /// Counts fields that nobody knows, or refuses the first of them.
+    ///
+    /// # Errors
+    /// [`RequestError::Unknown`] if that is what the operator wants.
+    pub fn check_unknown(&self, names: &[String]) -> Result<(), RequestError> {
+        self.metrics.unknown_fields(names);
+        match names.first().filter(|_| self.http.strict_fields) {
+            Some(name) => Err(RequestError::Unknown(name.clone())),
+            None => Ok(()),
         }
     }
 

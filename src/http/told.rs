@@ -1,16 +1,18 @@
 //! What an answer tells of its prompts.
 
 use super::fields::Common;
+use super::logprobs::Spelling;
 use super::prompt::PromptInput;
 use crate::ids::TokenId;
 use crate::request::Invalid;
-use crate::text::{Detokenizer, ServedText};
 
 /// What the fields of a request ask for beside a continuation.
 #[derive(Default)]
 pub(super) struct PromptTerms {
     /// The text of each choice begins with its prompt.
     pub echo: bool,
+    /// What stands after the text that is asked for.
+    pub suffix: Option<String>,
 }
 
 impl PromptTerms {
@@ -25,30 +27,38 @@ impl PromptTerms {
 /// What is kept of a prompt to tell of it.
 pub(super) struct ToldPrompt {
     pub ids: Vec<TokenId>,
-    /// With `echo`: its text, and how many characters it has.
-    pub echo: Option<(String, usize)>,
+    /// With `echo`: how its choices begin.
+    pub echo: Option<Echo>,
+}
+
+/// A prompt as a part of the answer's text.
+pub(super) struct Echo {
+    pub text: String,
+    pub characters: usize,
+    /// Its special tokens are parts of it.
+    pub shows_special: bool,
 }
 
 impl ToldPrompt {
     /// Of a prompt that was given as `given`, if it was a text. A character that the prompt does
     /// not end is held back for what goes on with it, if anything does.
     pub fn echoed(
-        text: &ServedText,
+        spelling: &Spelling,
         ids: Vec<TokenId>,
         given: Option<String>,
         goes_on: bool,
     ) -> Self {
-        let spelled = || {
-            let mut detokenizer = Detokenizer::new(text.tokenizer.clone());
-            let mut spelled: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+        let shows_special = spelling.shows_special || given.is_some();
+        let text = given.unwrap_or_else(|| {
+            let mut detokenizer = spelling.detokenizer(shows_special);
+            let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
             if !goes_on {
-                spelled += &detokenizer.finish();
+                text += &detokenizer.finish();
             }
-            spelled
-        };
-        let echo = given.unwrap_or_else(spelled);
-        let characters = echo.chars().count();
-        Self { ids, echo: Some((echo, characters)) }
+            text
+        });
+        let characters = text.chars().count();
+        Self { ids, echo: Some(Echo { text, characters, shows_special }) }
     }
 }
 
@@ -97,10 +107,28 @@ pub(super) fn sample_seed(seed: u64, sample: usize) -> u64 {
     seed.wrapping_add((sample as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-/// The texts that prompts were given as, where they are to be told; none for tokens.
-pub(super) fn given(input: &PromptInput, terms: &PromptTerms) -> Vec<String> {
+/// The texts that prompts were given as, where they are to be told as they are.
+pub(super) fn given(input: &PromptInput, terms: &PromptTerms, is_cut: bool) -> Vec<String> {
     match input {
-        PromptInput::Texts(texts) if terms.echo => texts.clone(),
+        PromptInput::Texts(texts) if terms.echo && !is_cut => texts.clone(),
         _ => Vec::new(),
+    }
+}
+
+/// What is kept of all prompts; nothing where nothing is to be told of them.
+pub(super) fn told(
+    prompts: Vec<Vec<TokenId>>,
+    given: Vec<String>,
+    terms: &PromptTerms,
+    spelling: &Spelling,
+    draws: bool,
+    returns_ids: bool,
+) -> Vec<ToldPrompt> {
+    let mut given = given.into_iter();
+    let echoed = |prompt| ToldPrompt::echoed(spelling, prompt, given.next(), draws);
+    match (terms.echo, returns_ids) {
+        (true, _) => prompts.into_iter().map(echoed).collect(),
+        (false, true) => prompts.into_iter().map(|ids| ToldPrompt { ids, echo: None }).collect(),
+        (false, false) => Vec::new(),
     }
 }

@@ -77,7 +77,6 @@ impl Unsupported {
 
 /// Of both generation routes.
 pub(super) const GENERATION: &[Unsupported] = &[
-    Unsupported::new("suffix", Neutral::Empty),
     Unsupported::new("presence_penalty", Neutral::Number(0.0)),
     Unsupported::new("frequency_penalty", Neutral::Number(0.0)),
     Unsupported::new("length_penalty", Neutral::Number(1.0)),
@@ -88,9 +87,6 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("bad_words", Neutral::Empty),
     Unsupported::new("allowed_token_ids", Neutral::Null),
     Unsupported::new("prompt_embeds", Neutral::Null),
-    Unsupported::new("include_stop_str_in_output", Neutral::Is(false)),
-    Unsupported::new("skip_special_tokens", Neutral::Is(true)),
-    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
     Unsupported::new("structured_outputs", Neutral::Null),
     Unsupported::new("guided_json", Neutral::Null),
     Unsupported::new("guided_regex", Neutral::Null),
@@ -99,8 +95,6 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("grammar", Neutral::Empty),
     Unsupported::new("json_schema", Neutral::Empty),
     Unsupported::new("response_format", Neutral::TextType),
-    Unsupported::new("cache_salt", Neutral::Null),
-    Unsupported::new("priority", Neutral::Number(0.0)),
     Unsupported::new("kv_transfer_params", Neutral::Empty),
     Unsupported::new("vllm_xargs", Neutral::Empty),
     Unsupported::new("tools", Neutral::Empty),
@@ -129,6 +123,7 @@ pub(super) const GENERATION: &[Unsupported] = &[
 pub(super) const CHAT: &[Unsupported] = &[
     Unsupported::spelled("prompt", Neutral::Null, "messages"),
     Unsupported::new("echo", Neutral::Is(false)),
+    Unsupported::new("suffix", Neutral::Empty),
 ];
 
 /// Of completions only: what chat has.

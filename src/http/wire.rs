@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 
+use super::ends::StopReason;
 use crate::ids::TokenId;
 
 /// `usage`.
@@ -30,6 +31,8 @@ pub(super) struct Answer<'a, C> {
     pub object: &'a str,
     pub created: u64,
     pub model: &'a str,
+    /// The same as long as equal requests have equal answers.
+    pub system_fingerprint: &'a str,
     pub choices: &'a [C],
     /// Absent, null, or there.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +52,8 @@ pub(super) struct CompletionChoice<'a> {
     pub logprobs: Option<LegacyLogprobs>,
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<Option<&'a StopReason>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Option<PromptLogprobs>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Option<&'a [TokenId]>>,
@@ -66,6 +71,8 @@ pub(super) struct ChatChoice<'a> {
     pub delta: Option<MessageDelta<'a>>,
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<Option<&'a StopReason>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Option<Vec<TokenId>>>,
 }

@@ -5,9 +5,11 @@
 //!
 //! * Decode rows go first, prefill chunks share what the step's token budget leaves: a long prompt
 //!   never stalls a stream. The budget exceeds `sequences_max`, so streams never stall a prompt.
-//! * Everything goes by arrival: prefills, starts and, backwards, preemption. The oldest running
-//!   sequence can take every block there is, and [`Refused::NeverFits`] says that those suffice:
-//!   so each step brings somebody closer to the end.
+//! * Everything goes by priority, and by arrival among equals: prefills, starts and, backwards,
+//!   preemption. The first running sequence can take every block there is, and
+//!   [`Refused::NeverFits`] says that those suffice: so each step brings somebody closer to the
+//!   end. Nobody is kept from starting by later arrivals of an equal priority; by ever new ones of
+//!   a lower number, for as long as they come.
 //! * Full blocks stay cached under (what their rows carried, text) once their KV was really
 //!   computed, and are shared, never written, until nobody references them and they are evicted.
 
@@ -115,6 +117,9 @@ pub struct NewSequence {
     pub recipe: Recipe<Digest>,
     /// Sequences of another salt share no block with it.
     pub salt: Option<Digest>,
+    /// Lower ones go first, whenever they come. Who waits behind ever new lower ones waits for as
+    /// long as they come.
+    pub priority: i32,
     /// Tokens to generate. The sequence ends there if not before; at 0, with its prompt.
     pub tokens_max: u32,
     /// What is wanted of the prompt's rows.
@@ -135,7 +140,7 @@ pub enum PromptRows {
 /// One step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Decode rows by arrival, then prefill chunks by arrival; each sequence at most once.
+    /// Decode rows in order, then prefill chunks in order; each sequence at most once.
     pub entries: Vec<Entry>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SequenceId>,
@@ -188,15 +193,21 @@ pub struct Counts {
     pub prefix_query_tokens_total: u64,
 }
 
+/// Where a sequence stands among all others, from its arrival to its end.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Place {
+    priority: i32,
+    /// Older sequences have smaller numbers.
+    arrival: u64,
+}
+
 /// Owns the queue, the running sequences and the KV blocks.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
-    /// By arrival.
-    waiting: BTreeMap<u64, Sequence>,
-    /// By arrival.
-    running: BTreeMap<u64, Sequence>,
-    arrivals: BTreeMap<SequenceId, u64>,
+    waiting: BTreeMap<Place, Sequence>,
+    running: BTreeMap<Place, Sequence>,
+    places: BTreeMap<SequenceId, Place>,
     arrived: u64,
     blocks: Blocks,
     preemptions: u64,
@@ -214,7 +225,7 @@ impl Scheduler {
         Ok(Self {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
-            arrivals: BTreeMap::new(),
+            places: BTreeMap::new(),
             arrived: 0,
             blocks: Blocks::new(config.blocks),
             preemptions: 0,
@@ -230,9 +241,10 @@ impl Scheduler {
     /// [`Refused`]; nothing is kept of the sequence.
     pub fn admit(&mut self, new: NewSequence) -> Result<(), Refused> {
         assert!(!new.prompt.is_empty(), "This is a bug: {:?} has no prompt.", new.id);
-        assert!(!self.arrivals.contains_key(&new.id), "This is a bug: {:?} came twice.", new.id);
+        assert!(!self.places.contains_key(&new.id), "This is a bug: {:?} came twice.", new.id);
         let SchedulerConfig { blocks, queue_requests_max, block_tokens, .. } = self.config;
-        let sequence = Sequence::new(self.arrived, new, block_tokens);
+        let place = Place { priority: new.priority, arrival: self.arrived };
+        let sequence = Sequence::new(place, new, block_tokens);
         let blocks_needed = sequence.blocks_max();
         if blocks_needed > blocks {
             return Err(Refused::NeverFits { blocks_needed, blocks });
@@ -241,16 +253,16 @@ impl Scheduler {
             return Err(Refused::QueueFull { queue_requests_max });
         }
         self.arrived += 1;
-        self.arrivals.insert(sequence.id, sequence.arrival);
-        self.waiting.insert(sequence.arrival, sequence);
+        self.places.insert(sequence.id, place);
+        self.waiting.insert(place, sequence);
         Ok(())
     }
 
     /// Forgets a sequence; its blocks are free at once. Nothing happens if it is gone already.
     pub fn cancel(&mut self, id: SequenceId) {
-        let Some(arrival) = self.arrivals.remove(&id) else { return };
-        self.waiting.remove(&arrival);
-        if let Some(mut sequence) = self.running.remove(&arrival) {
+        let Some(place) = self.places.remove(&id) else { return };
+        self.waiting.remove(&place);
+        if let Some(mut sequence) = self.running.remove(&place) {
             sequence.preempt(&mut self.blocks);
         }
     }
@@ -258,20 +270,20 @@ impl Scheduler {
     /// Chooses the next step's rows. A plan that is never committed is planned again.
     ///
     /// `can_run` says whether a waiting sequence's adapter is, or can be made, resident. It is
-    /// asked by arrival, at most once a sequence. True does not mean that the sequence starts: the
+    /// asked in order, at most once a sequence. True does not mean that the sequence starts: the
     /// plan says who runs. A sequence that cannot run is passed over, [`OVERTAKES_MAX`] times at
     /// most; so when nothing runs, `can_run` must become true for everybody sooner or later.
     pub fn plan(&mut self, can_run: &mut dyn FnMut(SequenceId) -> bool) -> Plan {
         let SchedulerConfig { batch_tokens_max, logit_rows_max, .. } = self.config;
         let (rows_left, logits_left) = (batch_tokens_max, logit_rows_max);
         let mut draft = Draft { plan: Plan::default(), rows_left, logits_left };
-        let running = self.running.values().map(|s| (s.rows_left() == 1, s.arrival));
+        let running = self.running.values().map(|s| (s.rows_left() == 1, s.place));
         let (decodes, prefills): (Vec<_>, Vec<_>) = running.partition(|&(decode, _)| decode);
-        for (_, arrival) in decodes.into_iter().chain(prefills) {
+        for (_, place) in decodes.into_iter().chain(prefills) {
             if draft.rows_left == 0 {
                 break;
             }
-            if let Some(sequence) = self.running.remove(&arrival) {
+            if let Some(sequence) = self.running.remove(&place) {
                 self.plan_rows(sequence, &mut draft);
             }
         }
@@ -288,8 +300,8 @@ impl Scheduler {
         let results: BTreeMap<SequenceId, &Committed> =
             results.iter().map(|result| (result.id, result)).collect();
         for entry in &plan.entries {
-            let Some(arrival) = self.arrivals.get(&entry.id) else { continue };
-            let Some(sequence) = self.running.get_mut(arrival) else { continue };
+            let Some(place) = self.places.get(&entry.id) else { continue };
+            let Some(sequence) = self.running.get_mut(place) else { continue };
             if !sequence.continues(entry) {
                 continue;
             }
@@ -314,8 +326,8 @@ impl Scheduler {
     }
 
     fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
-        let arrival = self.arrivals.get(&id)?;
-        self.running.get(arrival).or_else(|| self.waiting.get(arrival))
+        let place = self.places.get(&id)?;
+        self.running.get(place).or_else(|| self.waiting.get(place))
     }
 
     /// Prompt tokens that the prefix cache spared a sequence before any preemption: what a reply's
@@ -346,12 +358,12 @@ impl Scheduler {
         }
         let rows = sequence.rows_that_fit(draft.rows_left, draft.logits_left);
         if rows == 0 {
-            self.running.insert(sequence.arrival, sequence);
+            self.running.insert(sequence.place, sequence);
             return;
         }
         while !sequence.grow(rows, &mut self.blocks) {
             match self.running.last_entry() {
-                Some(youngest) if *youngest.key() > sequence.arrival => {
+                Some(youngest) if *youngest.key() > sequence.place => {
                     let youngest = youngest.remove();
                     self.preempt(youngest, draft);
                 }
@@ -361,7 +373,7 @@ impl Scheduler {
         draft.plan.entries.push(sequence.entry(rows));
         draft.rows_left -= rows;
         draft.logits_left -= sequence.logit_rows(rows);
-        self.running.insert(sequence.arrival, sequence);
+        self.running.insert(sequence.place, sequence);
     }
 
     fn preempt(&mut self, mut sequence: Sequence, draft: &mut Draft) {
@@ -369,23 +381,23 @@ impl Scheduler {
         self.preemptions += 1;
         draft.drop_entry(sequence.id);
         draft.plan.preempted.push(sequence.id);
-        self.waiting.insert(sequence.arrival, sequence);
+        self.waiting.insert(sequence.place, sequence);
     }
 
-    /// Starts waiting sequences by arrival, up to the first that can run but does not fit.
+    /// Starts waiting sequences in order, up to the first that can run but does not fit.
     fn start_waiting(&mut self, draft: &mut Draft, can_run: &mut dyn FnMut(SequenceId) -> bool) {
         let mut passed_over = Vec::new();
-        let mut next = 0;
+        let mut next = Place { priority: i32::MIN, arrival: 0 };
         // With a row and a logit left whoever starts gets a row, wherever the cache lets it start.
         let has_room = |draft: &Draft| draft.rows_left > 0 && draft.logits_left > 0;
         while self.running.len() < self.config.sequences_max && has_room(draft) {
-            let Some((&arrival, sequence)) = self.waiting.range_mut(next..).next() else { break };
-            next = arrival + 1;
+            let Some((&place, sequence)) = self.waiting.range_mut(next..).next() else { break };
+            next = Place { arrival: place.arrival + 1, ..place };
             if !can_run(sequence.id) {
                 if sequence.overtakes >= OVERTAKES_MAX {
                     break;
                 }
-                passed_over.push(arrival);
+                passed_over.push(place);
                 continue;
             }
             // What running sequences will soon want is not for a newcomer: it would be preempted
@@ -395,11 +407,11 @@ impl Scheduler {
             if needed + wanted > self.blocks.available() {
                 break;
             }
-            let Some(sequence) = self.waiting.remove(&arrival) else { break };
+            let Some(sequence) = self.waiting.remove(&place) else { break };
             self.prefix_query_tokens += sequence.len() as u64;
             self.plan_rows(sequence, draft);
-            for arrival in &passed_over {
-                if let Some(sequence) = self.waiting.get_mut(arrival) {
+            for place in &passed_over {
+                if let Some(sequence) = self.waiting.get_mut(place) {
                     sequence.overtakes += 1;
                 }
             }

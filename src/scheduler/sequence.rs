@@ -2,7 +2,7 @@
 
 use super::blocks::Blocks;
 use super::prefix::{Before, Key};
-use super::{Entry, NewSequence, PromptRows};
+use super::{Entry, NewSequence, Place, PromptRows};
 use crate::ids::{BlockId, Digest, SequenceId, TokenId};
 use crate::recipe::Recipe;
 use crate::request::History;
@@ -11,8 +11,8 @@ use crate::request::History;
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
-    /// Older sequences have smaller numbers; kept over preemptions.
-    pub(super) arrival: u64,
+    /// Kept over preemptions.
+    pub(super) place: Place,
     recipe: Recipe<Digest>,
     salt: Option<Digest>,
     /// The prompt, then what was generated: the one place where a sequence's text is kept.
@@ -37,11 +37,11 @@ pub(super) struct Sequence {
 
 impl Sequence {
     /// A waiting sequence. `tokens_max` bounds what it generates.
-    pub(super) fn new(arrival: u64, new: NewSequence, block_tokens: usize) -> Self {
-        let NewSequence { id, prompt, recipe, salt, tokens_max, wanted } = new;
+    pub(super) fn new(place: Place, new: NewSequence, block_tokens: usize) -> Self {
+        let NewSequence { id, prompt, recipe, salt, priority: _, tokens_max, wanted } = new;
         Self {
             id,
-            arrival,
+            place,
             recipe,
             salt,
             text_tokens_max: prompt.len().saturating_add(tokens_max as usize),

@@ -27,6 +27,7 @@ fn new(n: u64, prompt: &[TokenId], tokens_max: u32) -> NewSequence {
         prompt: prompt.to_vec(),
         recipe: Recipe::base(),
         salt: None,
+        priority: 0,
         tokens_max,
         wanted: PromptRows::Nothing,
     }
@@ -93,6 +94,28 @@ fn a_sequence_that_cannot_run_is_passed_over_and_keeps_its_place() {
     assert_eq!(rows(&plan), [(1, 0, 2, true)]);
     commit(&mut s, &plan);
     assert_eq!(rows(&step(&mut s)), [(0, 0, 2, true)]);
+}
+
+#[test]
+fn a_lower_priority_number_goes_first_and_equal_ones_by_arrival() {
+    let mut s = scheduler(SchedulerConfig { sequences_max: 1, ..ROOMY });
+    let priorities = [0, 5, i32::MAX, -1, 5, i32::MIN, 0];
+    for (n, priority) in (0..).zip(priorities) {
+        s.admit(NewSequence { priority, ..new(n, &own(n, 2), 1) }).unwrap();
+    }
+    let order: Vec<u64> = (0..7).map(|_| rows(&step(&mut s))[0].0).collect();
+    assert_eq!(order, [5, 3, 0, 6, 1, 4, 2]);
+}
+
+#[test]
+fn out_of_blocks_the_last_in_order_is_preempted_whenever_it_came() {
+    let mut s = scheduler(SchedulerConfig { blocks: 4, prefix_cache: false, ..ROOMY });
+    s.admit(NewSequence { priority: 1, ..new(0, &own(0, 4), 9) }).unwrap();
+    s.admit(new(1, &own(1, 4), 9)).unwrap();
+    for _ in 0..5 {
+        assert_eq!(step(&mut s).entries.len(), 2);
+    }
+    assert_eq!(step(&mut s).preempted, [id(0)]);
 }
 
 #[test]

@@ -16,13 +16,14 @@ const CHARACTER_TOKENS_MAX: usize = 4;
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     assembly: Assembly,
+    shows_special: bool,
 }
 
 impl Detokenizer {
     /// For tokens that begin a text.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
         let assembly = Assembly::new(tokenizer.vocabulary());
-        Self { tokenizer, assembly }
+        Self { tokenizer, assembly, shows_special: false }
     }
 
     /// For tokens that go on where a prompt ends: a space before the first word is part of the
@@ -41,11 +42,16 @@ impl Detokenizer {
         detokenizer
     }
 
-    /// The text that is certain now and was not before: empty for a special token, for a part of
-    /// a character, or for an id outside the vocabulary.
+    /// The same, for texts that special tokens are parts of if `shows_special` says so.
+    pub fn showing_special(self, shows_special: bool) -> Self {
+        Self { shows_special, ..self }
+    }
+
+    /// The text that is certain now and was not before: empty for a special token that is not
+    /// shown, for a part of a character, or for an id outside the vocabulary.
     pub fn push(&mut self, id: TokenId) -> String {
         let mut text = String::new();
-        if !self.tokenizer.is_special(id) {
+        if self.shows_special || !self.tokenizer.is_special(id) {
             self.assembly.push(self.tokenizer.vocabulary(), id, &mut text);
         }
         text

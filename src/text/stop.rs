@@ -3,7 +3,8 @@
 /// What new text led to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StopOutcome {
-    /// Text that no stop string can still take back. The stop string itself is never in it.
+    /// Text that no stop string can still take back. The stop string itself is in it only where
+    /// [`StopMatcher::including`] says so.
     pub emit: String,
     /// The index of the stop string that is complete now.
     pub stopped: Option<usize>,
@@ -19,6 +20,8 @@ pub struct StopMatcher {
     /// The longest end of the text that begins a stop string.
     held: String,
     stopped: bool,
+    /// The stop string is shown.
+    includes: bool,
 }
 
 /// One string, matched byte by byte in constant time each (Knuth, Morris and Pratt).
@@ -34,7 +37,12 @@ impl StopMatcher {
     /// An empty stop string never matches; requests with one are refused before.
     pub fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().map(|text| Stop::new(text.into_bytes())).collect();
-        Self { stops, held: String::new(), stopped: false }
+        Self { stops, held: String::new(), stopped: false, includes: false }
+    }
+
+    /// The same, cutting after the first stop string if `includes` says so.
+    pub fn including(self, includes: bool) -> Self {
+        Self { includes, ..self }
     }
 
     /// The text that may be shown after this one; none after a stop string is complete.
@@ -51,7 +59,8 @@ impl StopMatcher {
             let longest = complete.rev().max_by_key(|(_, stop)| stop.matched);
             if let Some((index, stop)) = longest {
                 // Whole strings of UTF-8 match only between characters: this cannot split one.
-                self.held.truncate(from + i + 1 - stop.matched);
+                let cut = if self.includes { 0 } else { stop.matched };
+                self.held.truncate(from + i + 1 - cut);
                 self.stopped = true;
                 return StopOutcome { emit: self.finish(), stopped: Some(index) };
             }

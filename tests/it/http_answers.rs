@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tessera::engine::FinishReason;
 use tessera::ids::TokenId;
 
-use crate::client::{post, post_stream};
-use crate::fake::{EOS, Fake, Script, letter, letters, logprob};
+use crate::client::{get, post, post_stream, send};
+use crate::fake::{BOS, EOS, Fake, Script, letter, letters, logprob};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -216,4 +216,282 @@ fn alternatives_that_are_parts_of_characters_are_told_apart() {
     let first = &choice["logprobs"]["content"][0];
     assert_eq!((&first["token"], &first["bytes"]), (&json!("token_id:600"), &json!([])));
     assert_eq!(first["top_logprobs"][0]["token"], "token_id:600");
+}
+
+#[test]
+fn samples_of_a_prompt_stand_side_by_side_with_seeds_of_their_own() {
+    let fake = Fake::new(Script::Echo(2), |_| {});
+    let body = json!({"prompt": ["x", "y"], "n": 3, "seed": 7, "max_tokens": 2});
+    let answer = ok(&fake, COMPLETIONS, &body);
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<_> = choices.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["xx", "xx", "xx", "yy", "yy", "yy"]);
+    let indices: Vec<_> = choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 1, 2, 3, 4, 5]);
+    let usage = json!({"prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16,
+        "prompt_tokens_details": {"cached_tokens": 4}});
+    assert_eq!(answer["usage"], usage);
+    let seeds = || {
+        let seen = std::mem::take(&mut *fake.seen.lock().unwrap());
+        let mut seeds: Vec<_> =
+            seen.iter().map(|(request, _)| request.terms().sampling.seed).collect();
+        seeds.sort_unstable();
+        seeds
+    };
+    let first = seeds();
+    ok(&fake, COMPLETIONS, &body);
+    assert_eq!(first, seeds(), "repeatable");
+    assert_eq!(first.iter().filter(|&&seed| seed == 7).count(), 2, "the first of each prompt");
+    let distinct: std::collections::BTreeSet<_> = first.iter().collect();
+    assert_eq!(distinct.len(), 3);
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "n": 2, "stream": true,
+        "stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let chunks = post_stream(fake.address, CHAT, &body).chunks();
+    for (index, chunk) in chunks[..2].iter().enumerate() {
+        let choice = &chunk["choices"][0];
+        assert_eq!(
+            (&choice["index"], &choice["delta"]["role"]),
+            (&json!(index), &"assistant".into())
+        );
+        assert_eq!(chunk["usage"]["completion_tokens"], 0, "a role is no token");
+    }
+    let finished = chunks.iter().filter(|c| c["choices"][0]["finish_reason"] == "length").count();
+    assert_eq!(finished, 2);
+    assert!(chunks[2..].iter().all(|chunk| chunk["usage"]["completion_tokens"] != 0));
+}
+
+#[test]
+fn samples_have_limits_that_are_named_and_places_in_the_queue() {
+    let fake = Fake::with_queue(Script::Echo(1), 5, |_| {});
+    let cases = [
+        ("n", json!({"n": 0})),
+        ("n", json!({"n": 129})),
+        ("n", json!({"n": -1})),
+        ("best_of", json!({"n": 2, "best_of": 1})),
+        ("best_of", json!({"best_of": 0})),
+        ("best_of", json!({"best_of": 21})),
+        ("best_of", json!({"best_of": 2, "stream": true})),
+    ];
+    for (field, mut body) in cases {
+        body["prompt"] = "x".into();
+        let answer = post(fake.address, COMPLETIONS, &body);
+        let found = (answer.status, answer.error().0);
+        assert_eq!(found, (400, Some(field.to_owned())), "{body}");
+    }
+    let many = json!({"prompt": ["x", "y"], "n": 3});
+    let answer = post(fake.address, COMPLETIONS, &many);
+    assert_eq!((answer.status, answer.error().1.as_str()), (429, "queue_full"));
+    assert_eq!(fake.engine.in_flight(), 0);
+    for body in [json!({"prompt": "x", "n": 5}), json!({"prompt": "x", "n": 2, "best_of": 5})] {
+        let choices = ok(&fake, COMPLETIONS, &body)["choices"].as_array().unwrap().len();
+        assert_eq!(choices as u64, body["n"].as_u64().unwrap());
+    }
+}
+
+#[test]
+fn what_ended_a_text_is_named_and_shown_where_asked() {
+    let mut tokens = letters("one##two");
+    tokens.push(EOS);
+    let fake = Fake::new(Script::Say(tokens, FinishReason::Stop), |_| {});
+    let two = letter('#');
+    let cases = [
+        (json!({}), "one##two", json!(null)),
+        (json!({"stop": ["nope", "##"]}), "one", json!("##")),
+        (json!({"stop": "##", "include_stop_str_in_output": true}), "one##", json!("##")),
+        (json!({"stop": "</s>"}), "one##two", json!(null)),
+        (json!({"stop": "</s>", "ignore_eos": true}), "one##two", json!("</s>")),
+        (
+            json!({"stop": "</s>", "ignore_eos": true, "include_stop_str_in_output": true}),
+            "one##two</s>",
+            json!("</s>"),
+        ),
+        (json!({"stop_token_ids": [EOS]}), "one##two", json!(null)),
+        (json!({"stop_token_ids": [EOS], "ignore_eos": true}), "one##two", json!(EOS)),
+        (json!({"include_stop_str_in_output": true}), "one##two", json!(null)),
+        (
+            json!({"include_stop_str_in_output": true, "skip_special_tokens": false}),
+            "one##two</s>",
+            json!(null),
+        ),
+        (json!({"max_tokens": 3}), "one", json!(null)),
+    ];
+    for (mut body, text, reason) in cases {
+        body["prompt"] = "x".into();
+        let choice = ok(&fake, COMPLETIONS, &body)["choices"][0].take();
+        assert_eq!((&choice["text"], &choice["stop_reason"]), (&json!(text), &reason), "{body}");
+        body["stream"] = true.into();
+        let chunks = post_stream(fake.address, COMPLETIONS, &body).chunks();
+        let part = |chunk: &Value| chunk["choices"][0]["text"].as_str().unwrap().to_owned();
+        assert_eq!(chunks.iter().map(part).collect::<String>(), text, "{body}");
+        let last = &chunks.last().unwrap()["choices"][0];
+        assert_eq!(last.get("stop_reason"), Some(&reason), "{body}");
+        assert!(chunks[0]["choices"][0].get("stop_reason").is_none());
+    }
+    // A token that the engine stops at, in the middle of what it could say.
+    let fake = Fake::new(Script::Say(vec![letter('a'), two], FinishReason::Stop), |_| {});
+    for (included, text) in [(false, "a"), (true, "a#")] {
+        let body = json!({"prompt": "x", "stop_token_ids": [two],
+            "include_stop_str_in_output": included});
+        let choice = ok(&fake, COMPLETIONS, &body)["choices"][0].take();
+        assert_eq!((&choice["text"], &choice["stop_reason"]), (&json!(text), &json!(two)));
+    }
+}
+
+#[test]
+fn special_tokens_are_parts_of_the_text_where_asked() {
+    // <|user|> and <|end|> in the middle of an answer.
+    let tokens = vec![letter('a'), 4, letter('b'), 6, EOS];
+    let fake = Fake::new(Script::Say(tokens, FinishReason::Stop), |_| {});
+    for (skipped, text) in [(true, "ab"), (false, "a<|user|>b<|end|>")] {
+        let body = json!({"prompt": "x", "skip_special_tokens": skipped, "logprobs": 0});
+        let choice = ok(&fake, COMPLETIONS, &body)["choices"][0].take();
+        assert_eq!(choice["text"], text);
+        let end = text.len();
+        let begins = if skipped { [0, 1, 1, 2, 2] } else { [0, 1, 9, 10, end] };
+        assert_eq!(choice["logprobs"]["text_offset"], json!(begins));
+        let body = json!({"messages": [{"role": "user", "content": "x"}],
+            "skip_special_tokens": skipped});
+        assert_eq!(ok(&fake, CHAT, &body)["choices"][0]["message"]["content"], text);
+        let body = json!({"prompt": [BOS, letter('x')], "skip_special_tokens": skipped,
+            "echo": true, "logprobs": 0});
+        let choice = ok(&fake, COMPLETIONS, &body)["choices"][0].take();
+        let begin = if skipped { "x" } else { "<s>x" };
+        assert_eq!(choice["text"], format!("{begin}{text}"));
+        assert_eq!(choice["logprobs"]["text_offset"][1], begin.len() - 1);
+        assert_eq!(choice["logprobs"]["text_offset"][2], begin.len());
+    }
+}
+
+#[test]
+fn a_prompt_is_cut_to_its_end_where_asked() {
+    let fake = Fake::new(Script::Echo(1), |_| {});
+    let prompt = |body: &Value, path: &str| {
+        let answer = ok(&fake, path, body);
+        let prompt = fake.seen.lock().unwrap().pop().unwrap().0.prompt().to_vec();
+        assert_eq!(answer["usage"]["prompt_tokens"], prompt.len());
+        (prompt, answer)
+    };
+    let ids: Vec<TokenId> = (100..200).collect();
+    let body = json!({"prompt": ids, "truncate_prompt_tokens": 3, "echo": true});
+    assert_eq!(prompt(&body, COMPLETIONS).0, [197, 198, 199]);
+    // What every text begins with stays.
+    let body = json!({"prompt": "xyz", "truncate_prompt_tokens": 3, "echo": true});
+    let (kept, answer) = prompt(&body, COMPLETIONS);
+    assert_eq!(kept, [BOS, letter('y'), letter('z')]);
+    assert_eq!(answer["choices"][0]["text"], "yzz");
+    let body = json!({"prompt": "x", "truncate_prompt_tokens": 512});
+    assert_eq!(prompt(&body, COMPLETIONS).0, [BOS, letter('x')]);
+    let long: Vec<TokenId> = (0..600).map(|i| i % 500).collect();
+    let body = json!({"prompt": long, "truncate_prompt_tokens": -1, "max_tokens": 12});
+    assert_eq!(prompt(&body, COMPLETIONS).0, long[100..]);
+    let messages = json!([{"role": "user", "content": "x".repeat(700)}]);
+    let body = json!({"messages": messages, "truncate_prompt_tokens": -1});
+    assert_eq!(prompt(&body, CHAT).0.len(), 511);
+    for bad in [json!(0), json!(-2), json!(513), json!(1.5), json!("5")] {
+        let body = json!({"prompt": "x", "truncate_prompt_tokens": bad});
+        let answer = post(fake.address, COMPLETIONS, &body);
+        let expected = (400, Some("truncate_prompt_tokens".to_owned()));
+        assert_eq!((answer.status, answer.error().0), expected, "{body}");
+    }
+}
+
+#[test]
+fn salt_and_priority_reach_the_engine() {
+    let fake = Fake::new(Script::Echo(1), |_| {});
+    let terms = |extra: Value| {
+        let mut body = json!({"prompt": "x"});
+        for (key, value) in extra.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        ok(&fake, COMPLETIONS, &body);
+        let seen = fake.seen.lock().unwrap().pop().unwrap().0;
+        (seen.terms().cache_salt, seen.terms().priority)
+    };
+    let (none, [a, b]) = (terms(json!({})), ["a", "b"].map(|s| terms(json!({"cache_salt": s}))));
+    assert_eq!(none, (None, 0));
+    assert!(a.0.is_some() && a.0 != b.0);
+    assert_eq!(a, terms(json!({"cache_salt": "a", "priority": 0})));
+    assert_eq!(terms(json!({"cache_salt": "é".repeat(1024), "priority": -3.0})).1, -3);
+    let bad = [
+        ("cache_salt", json!("")),
+        ("cache_salt", json!("x".repeat(1025))),
+        ("cache_salt", json!(5)),
+        ("priority", json!(2_147_483_648_i64)),
+        ("priority", json!(0.5)),
+    ];
+    for (field, value) in bad {
+        let answer = post(fake.address, COMPLETIONS, &json!({"prompt": "x", field: value}));
+        assert_eq!((answer.status, answer.error().0), (400, Some(field.to_owned())), "{field}");
+    }
+}
+
+#[test]
+fn whole_numbers_are_integers_and_messages_speak_of_ranges() {
+    let fake = Fake::new(Script::Echo(1), |_| {});
+    let body = json!({"prompt": [[5.0, 6]], "max_tokens": 3.0, "top_k": 2.0, "seed": 7.0, "n": 1.0,
+        "logprobs": 0.0, "stop_token_ids": [8.0], "truncate_prompt_tokens": -1.0,
+        "temperature": 1, "top_p": 1});
+    ok(&fake, COMPLETIONS, &body);
+    let seen = fake.seen.lock().unwrap().pop().unwrap().0;
+    assert_eq!((seen.prompt(), seen.terms().tokens_max), (&[5, 6][..], 3));
+    assert_eq!((seen.terms().sampling.seed, seen.terms().sampling.top_k), (7, 2));
+    assert!(seen.terms().stop_tokens.contains(&8));
+    let cases = [
+        ("max_tokens", "-1", "expected an integer of 0 or more, got -1"),
+        ("max_tokens", "1.5", "expected an integer of 0 or more, got 1.5"),
+        ("max_tokens", "1e300", "expected an integer of 0 or more, got 1e300"),
+        ("max_tokens", "4294967296", "expected an integer of at most 4294967295, got 4294967296"),
+        ("max_tokens", "\"5\"", "expected an integer of 0 or more"),
+        ("seed", "0.5", "expected an integer, got 0.5"),
+        ("priority", "-2147483649", "expected an integer of at least -2147483648"),
+        ("top_k", "[]", "expected an integer"),
+        ("temperature", "\"1\"", "expected a number"),
+        ("stop_token_ids", "[-5]", "expected an integer of 0 or more, got -5"),
+        ("prompt", "[-5]", "a token id"),
+        ("prompt", "[[1, 0.5]]", "expected an integer of 0 or more, got 0.5"),
+        ("prompt", "[1, 0.5]", "a token id must be an integer of 0 or more, got 0.5"),
+    ];
+    for (field, value, expected) in cases {
+        let prompt = if field == "prompt" { "" } else { "\"prompt\":\"x\"," };
+        let body = format!("{{{prompt}\"{field}\":{value}}}");
+        let answer = send(fake.address, "POST", COMPLETIONS, "", body.as_bytes());
+        assert_eq!((answer.status, answer.error().0), (400, Some(field.to_owned())), "{body}");
+        let message = answer.message();
+        assert!(message.contains(expected), "{message}");
+        for word in ["u32", "u64", "i32", "i64", "f32", "f64", "usize"] {
+            assert!(!message.contains(word), "{message}");
+        }
+    }
+}
+
+#[test]
+fn fields_that_nobody_knows_are_counted_or_refused_wherever_they_stand() {
+    let fake = Fake::new(Script::Echo(1), |_| {});
+    let body = json!({"prompt": "x", "stream": true, "stream_options": {"include_usage": true,
+        "include_obfuscation": false, "brand_new": [1]}});
+    assert_eq!(post_stream(fake.address, COMPLETIONS, &body).chunks().len(), 2);
+    let page = get(fake.address, "/metrics");
+    assert!(
+        page.text()
+            .contains("tessera:unknown_fields_total{model_name=\"org/base\",engine=\"0\"} 1\n")
+    );
+    let bad = json!({"prompt": "x", "stream": true, "stream_options": {"include_usage": 1}});
+    assert_eq!(post(fake.address, COMPLETIONS, &bad).error().0.unwrap(), "stream_options");
+    let strict = Fake::new(Script::Echo(1), |app| app.http.strict_fields = true);
+    let cases = [
+        (body, "stream_options.brand_new"),
+        (json!({"prompt": "x", "brand_new": null}), "brand_new"),
+    ];
+    for (body, field) in cases {
+        let answer = post(strict.address, COMPLETIONS, &body);
+        let expected = (Some(field.to_owned()), "unknown_parameter".to_owned());
+        assert_eq!((answer.status, answer.error()), (400, expected));
+        assert!(answer.message().contains(field), "{}", answer.message());
+    }
+    let load = json!({"lora_name": "a", "lora_path": "b", "brand_new": 1});
+    assert_eq!(
+        post(strict.address, "/v1/load_lora_adapter", &load).error().0.unwrap(),
+        "brand_new"
+    );
+    ok(&strict, COMPLETIONS, &json!({"prompt": "x", "user": "me", "stream_options": null}));
 }

@@ -150,9 +150,11 @@ impl Simulation {
         };
         let none = wanted != PromptRows::Nothing && rng.below(2) == 0;
         let tokens_max = if none { 0 } else { 1 + rng.below(24) as u32 };
-        let id = SequenceId(self.arrived);
+        let priority = [-1, 0, 0, 0, 1][rng.below(5)];
+        // In the order of places: by priority, then by arrival.
+        let id = SequenceId(((priority + 1) as u64) << 32 | self.arrived);
         self.arrived += 1;
-        NewSequence { id, prompt, recipe, salt, tokens_max, wanted }
+        NewSequence { id, prompt, recipe, salt, priority, tokens_max, wanted }
     }
 
     fn admit(&mut self, new: NewSequence) {
@@ -185,7 +187,7 @@ impl Simulation {
         let (mut asked, mut allowed) = (BTreeSet::new(), false);
         let (rng, chance, live) = (&mut self.rng, self.can_run, &self.live);
         let plan = self.scheduler.plan(&mut |id| {
-            assert!(asked.last() < Some(&id), "asked by arrival, once");
+            assert!(asked.last() < Some(&id), "asked in order, once");
             asked.insert(id);
             assert!(!live[&id].running, "running sequences are not asked about");
             let can_run = rng.below(8) < chance;
@@ -243,7 +245,7 @@ impl Simulation {
         assert!(decoding.clone().all(|(id, _)| seen.contains(id)), "a stream stalled");
         assert!(
             running.clone().next().is_none_or(|(id, _)| seen.contains(id)),
-            "the oldest stalled"
+            "the first stalled"
         );
         let counts = self.scheduler.counts();
         assert!(running.clone().count() <= config.sequences_max);
@@ -411,8 +413,9 @@ fn run_schedule(seed: u64) -> Simulation {
     let positions = simulation.config.blocks * simulation.config.block_tokens;
     let prompt = text(&mut simulation.rng, positions);
     let id = SequenceId(u64::MAX);
-    let (recipe, wanted) = (Recipe::base(), PromptRows::Nothing);
-    simulation.admit(NewSequence { id, prompt, recipe, salt: None, tokens_max: 1, wanted });
+    let (recipe, wanted, tokens_max) = (Recipe::base(), PromptRows::Nothing, 1);
+    let (salt, priority) = (None, 0);
+    simulation.admit(NewSequence { id, prompt, recipe, salt, priority, tokens_max, wanted });
     simulation.drain();
     simulation.check_empty();
     simulation
@@ -466,8 +469,8 @@ fn a_rare_adapter_is_not_starved_by_popular_ones() {
             // Of different lengths, so that they never all end at once.
             let (prompt, tokens_max) = (vec![1, 2, 3], 3 + (next % 5) as u32);
             let recipe = Recipe::one(Digest([adapter(id) as u8; 32]));
-            let wanted = PromptRows::Nothing;
-            let new = NewSequence { id, prompt, recipe, salt: None, tokens_max, wanted };
+            let (wanted, salt, priority) = (PromptRows::Nothing, None, 0);
+            let new = NewSequence { id, prompt, recipe, salt, priority, tokens_max, wanted };
             scheduler.admit(new).unwrap();
             next += 1;
         }

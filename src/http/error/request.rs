@@ -13,6 +13,8 @@ pub(in crate::http) enum RequestError {
     Missing(&'static str),
     /// A field, or a value of it, that is known and not built.
     Unsupported { param: String, message: String },
+    /// A field that nobody knows, on a server that refuses those.
+    Unknown(String),
     /// A value out of range.
     Invalid(Invalid),
     /// Text that could not become tokens.
@@ -36,6 +38,13 @@ impl RequestError {
             }
             Self::Unsupported { param, message } => {
                 row(400, REQUEST, "unsupported_parameter", message).at(param)
+            }
+            Self::Unknown(field) => {
+                let message = format!(
+                    "{field} is not a field of this API, and this server refuses unknown fields \
+                     (--strict-fields); leave it out."
+                );
+                row(400, REQUEST, "unknown_parameter", message).at(field)
             }
             Self::Invalid(Invalid { param, message, code }) => {
                 row(400, REQUEST, code, message).at(param)

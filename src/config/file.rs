@@ -1,0 +1,65 @@
+//! Settings from a TOML file.
+
+use std::path::Path;
+
+/// Makes the values of a TOML file the defaults of `command`'s flags.
+///
+/// # Errors
+/// One line: the file cannot be read, is not TOML, or holds a key or value that is not known.
+pub fn with_file(command: clap::Command, path: &Path) -> Result<clap::Command, String> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| format!("the config file {shown} cannot be read: {e}"))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
+    table.into_iter().try_fold(command, |command, (key, value)| {
+        let id = key.replace('-', "_");
+        let known: Vec<String> =
+            command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+        if !known.contains(&id) || id == "config" {
+            let near = nearest(&id, &known);
+            return Err(format!("{shown}: unknown key '{key}'; did you mean '{near}'?"));
+        }
+        let values = values(&value).ok_or_else(|| {
+            format!("{shown}: '{key}' must be a string, number, flag, list of strings or table")
+        })?;
+        Ok(command.mut_arg(id, |arg| arg.default_values(values)))
+    })
+}
+
+/// A TOML value as flag values. A table is a list of `key=value`, as `--adapter` takes them.
+fn values(value: &toml::Value) -> Option<Vec<String>> {
+    let one = |value: &toml::Value| match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        _ => None,
+    };
+    match value {
+        toml::Value::Array(list) => list.iter().map(one).collect(),
+        toml::Value::Table(table) => {
+            table.iter().map(|(k, v)| Some(format!("{k}={}", one(v)?))).collect()
+        }
+        other => one(other).map(|text| vec![text]),
+    }
+}
+
+/// The known word with the fewest edits from `word`.
+fn nearest(word: &str, known: &[String]) -> String {
+    let best = known.iter().min_by_key(|other| strsim::levenshtein(word, other));
+    best.map(|word| word.replace('_', "-")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_key_gets_the_nearest_known_one() {
+        let known = ["max_num_seqs".to_owned(), "port".to_owned()];
+        assert_eq!(nearest("max_seqs", &known), "max-num-seqs");
+        assert_eq!(nearest("prot", &known), "port");
+    }
+}

@@ -1,0 +1,74 @@
+//! Filling the middle of a text.
+
+use std::fs;
+use std::sync::Arc;
+
+use serde_json::json;
+use tessera::ids::TokenId;
+use tessera::text::{ServedText, TextFiles, Tokenizer};
+
+use crate::client::post;
+use crate::fake::{BOS, CONTEXT_TOKENS_MAX, EOS, Fake, Script, letter};
+
+const COMPLETIONS: &str = "/v1/completions";
+
+/// A server whose tokenizer spells its special tokens from 3 on like this.
+fn fake(names: &[&str]) -> Fake {
+    let dir = crate::root().join("tests/data/text/byte_level");
+    let mut json = fs::read_to_string(dir.join("tokenizer.json")).unwrap();
+    for (old, new) in ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"].iter().zip(names) {
+        json = json.replace(old, new);
+    }
+    let files = TextFiles { tokenizer: Some(json.into_bytes()), ..TextFiles::default() };
+    let tokenizer = Arc::new(Tokenizer::from_files(&files, CONTEXT_TOKENS_MAX).unwrap());
+    Fake::new(Script::Echo(1), |app| {
+        let (eos_tokens, defaults) = (vec![EOS], app.model.text.defaults.clone());
+        let text = ServedText { tokenizer, template: None, eos_tokens, defaults };
+        app.model.text = Arc::new(text);
+    })
+}
+
+#[test]
+fn a_suffix_stands_where_the_model_expects_it() {
+    let families: [&[&str]; 5] = [
+        &["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+        &["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+        &["<fim-prefix>", "<fim-suffix>", "<fim-middle>"],
+        &["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+        &["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"],
+    ];
+    for names in families {
+        let fake = fake(names);
+        let terms = |body| {
+            let answer = post(fake.address, COMPLETIONS, &body);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let seen = fake.seen.lock().unwrap().pop().unwrap().0;
+            (seen.prompt().to_vec(), seen.terms().stop_tokens.clone())
+        };
+        let (x, y) = (letter('x'), letter('y'));
+        let (prompt, stops) = terms(json!({"prompt": "x", "suffix": "y"}));
+        assert_eq!(prompt, [BOS, 3, x, 4, y, 5], "{names:?}");
+        let ends: &[TokenId] = if names.len() == 4 { &[EOS, 6] } else { &[EOS] };
+        assert_eq!(stops, ends);
+        let (prompt, _) = terms(json!({"prompt": [x, x], "suffix": "y"}));
+        assert_eq!(prompt, [3, x, x, 4, y, 5]);
+        let (prompt, stops) = terms(json!({"prompt": "x", "suffix": ""}));
+        assert_eq!((prompt, stops), (vec![BOS, x], vec![EOS]));
+    }
+}
+
+#[test]
+fn a_suffix_that_cannot_be_served_is_refused_by_name() {
+    let cases = [
+        (Fake::say("x"), json!({"prompt": "x", "suffix": "y"})),
+        (
+            fake(&["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]),
+            json!({"prompt": "x", "suffix": "y", "echo": true}),
+        ),
+    ];
+    for (fake, body) in cases {
+        let answer = post(fake.address, COMPLETIONS, &body);
+        assert_eq!((answer.status, answer.error().0), (400, Some("suffix".to_owned())));
+        assert_eq!(fake.engine.in_flight(), 0);
+    }
+}
