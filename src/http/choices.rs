@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
-use super::ends::{Ends, StopReason};
+use super::ends::Ends;
 use super::error::{ApiError, ServerError};
 use super::logprobs::Drawn;
 use super::metrics::{Finish, Timing};
@@ -15,7 +15,7 @@ use super::models::Target;
 use super::phase::{Phase, reached};
 use super::state::State;
 use super::told::Samples;
-use super::wire::{PromptDetails, Usage};
+use super::wire::{PromptDetails, StopReason, Usage};
 use crate::engine::{Event, FinishReason, PromptScore, Ticket};
 use crate::request::Request;
 use crate::text::{Detokenizer, StopMatcher, StopOutcome};

@@ -2,15 +2,15 @@
 
 use super::choices::CompletionOutput;
 use super::clock::unix_now_s;
-use super::ends::StopReason;
 use super::error::RequestError;
 use super::fields::Common;
-use super::logprobs::{self, Drawn, Spelling, token_ids};
+use super::logprobs::{self, Drawn, token_ids};
 use super::parse::Fields;
 use super::prompt::PromptInput;
 use super::random::new_id;
+use super::spelling::Spelling;
 use super::told::{Echo, PromptTerms, ToldPrompt};
-use super::wire::{Answer, PromptLogprobs, Usage};
+use super::wire::{Answer, PromptLogprobs, StopReason, Usage};
 use crate::engine::PromptScore;
 use crate::ids::TokenId;
 use crate::request::{Invalid, Limits};

@@ -1,21 +1,10 @@
 //! Where a text ends before its length, and what an answer says of that.
 
-use serde::Serialize;
-
 use super::fields::{Common, Stops, TokenIds};
+use super::wire::StopReason;
 use crate::ids::TokenId;
 use crate::request::{Invalid, Limits};
 use crate::text::ServedText;
-
-/// vLLM's `stop_reason`: what of a request's own wishes ended a text.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub(super) enum StopReason {
-    /// One of `stop`.
-    Text(String),
-    /// One of `stop_token_ids`.
-    Token(TokenId),
-}
 
 /// What ends a text, and whether it is shown.
 pub(super) struct Ends {

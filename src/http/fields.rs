@@ -1,5 +1,6 @@
 //! The fields of requests.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
@@ -22,6 +23,8 @@ const STOPS_MAX: usize = 16;
 const _: () = assert!(STOPS_MAX <= KEPT_ITEMS_MAX);
 /// `stop_token_ids` of one request. More are answered 400.
 const STOP_TOKENS_MAX: usize = 256;
+/// Keys of `stream_options`. More are answered 400.
+const STREAM_OPTIONS_MAX: usize = 16;
 /// One stop string. A longer one is answered 400.
 const STOP_BYTES_MAX: usize = 1024;
 
@@ -149,12 +152,20 @@ impl<'de> Visitor<'de> for StreamVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StreamOptions, A::Error> {
         let mut options = StreamOptions::default();
+        let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
+            if !seen.insert(key.clone()) || seen.len() > STREAM_OPTIONS_MAX {
+                let message = format!(
+                    "each of at most {STREAM_OPTIONS_MAX} options once, got {}",
+                    shown(&key)
+                );
+                return Err(A::Error::custom(message));
+            }
             if options.fields.set(&key, &mut map)? {
                 continue;
             }
             map.next_value::<IgnoredAny>()?;
-            if !StreamFields::is_ignored(&key) && options.unknown.len() < KEPT_ITEMS_MAX {
+            if !StreamFields::is_ignored(&key) {
                 options.unknown.push(shown(&format!("stream_options.{key}")));
             }
         }

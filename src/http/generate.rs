@@ -11,10 +11,10 @@ use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::ends::Ends;
 use super::error::ApiError;
 use super::fields::{Common, Generation};
-use super::logprobs::Spelling;
 use super::models::resolve;
 use super::parse::parse;
 use super::shape::Shape;
+use super::spelling::Spelling;
 use super::sse::{Body, whole};
 use super::state::State;
 use super::told::{Samples, sample_seed};
@@ -75,13 +75,17 @@ fn prepare<E: Endpoint>(
     shape.end().into_iter().for_each(|end| ends.push_own(end));
     let mut fields = params(&text, &common, tokens_max, logprobs, ends.tokens.clone())?;
     let draws = tokens_max != Some(0);
-    fields.prompt_logprobs = terms.scores(options.prompt_logprobs, logprobs, draws);
+    let scores = terms.scores(options.prompt_logprobs, logprobs, draws);
+    fields.prompt_logprobs = scores;
     let params = RequestParams::new(fields, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
     let tickets = state.engine.reserve(input.count() * samples.drawn)?;
     let given = told::given(&input, &terms, shape.keep.is_some());
     let adds_special = common.add_special_tokens;
     let prompts = shape.encode(input, &text, limits.context_tokens_max, adds_special)?;
+    if terms.echo || scores.is_some() {
+        told::check(&prompts, samples.drawn, scores.unwrap_or(0)).map_err(spelled)?;
+    }
     let mut sequences = Vec::with_capacity(tickets.len());
     for (i, ticket) in tickets.into_iter().enumerate() {
         // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as any.

@@ -1,7 +1,6 @@
 //! Logprobs in the forms that clients read.
 
-use std::sync::Arc;
-
+use super::spelling::{Spelling, by_id};
 use super::told::Echo;
 use super::wire::{
     ChatLogprob, ChatLogprobs, LegacyLogprobs, PromptLogprob, PromptLogprobs, PromptRanking,
@@ -9,7 +8,6 @@ use super::wire::{
 };
 use crate::engine::PromptScore;
 use crate::ids::TokenId;
-use crate::text::{Detokenizer, Tokenizer};
 
 /// What stands for minus infinity, which JSON cannot say.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -32,43 +30,6 @@ pub(super) fn token_ids(drawn: &[Drawn]) -> Vec<TokenId> {
 /// What of a logprob is shown: the same f32 everywhere, so that equal ones are equal texts.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(LOGPROB_MIN) } else { LOGPROB_MIN }
-}
-
-/// How logprobs name tokens.
-pub(super) struct Spelling {
-    pub tokenizer: Arc<Tokenizer>,
-    /// By `token_id:5`, not by text.
-    pub as_ids: bool,
-    /// Special tokens are parts of texts.
-    pub shows_special: bool,
-}
-
-impl Spelling {
-    /// For a text of its own.
-    pub fn detokenizer(&self, shows_special: bool) -> Detokenizer {
-        Detokenizer::new(self.tokenizer.clone()).showing_special(shows_special)
-    }
-
-    fn text(&self, id: TokenId) -> String {
-        if self.as_ids { by_id(id) } else { self.tokenizer.token_str(id) }
-    }
-
-    /// A name that tells parts of characters apart, as OpenAI's completions write them.
-    fn name(&self, id: TokenId) -> String {
-        let bytes = self.tokenizer.token_bytes(id);
-        match std::str::from_utf8(bytes) {
-            _ if self.as_ids => by_id(id),
-            Ok(text) => text.to_owned(),
-            Err(_) => {
-                let escaped = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
-                format!("bytes:{}", escaped.collect::<String>())
-            }
-        }
-    }
-}
-
-fn by_id(id: TokenId) -> String {
-    format!("token_id:{id}")
 }
 
 /// The form of completions.

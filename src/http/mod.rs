@@ -32,6 +32,7 @@ mod server;
 mod settings;
 mod shape;
 mod small;
+mod spelling;
 mod sse;
 mod state;
 mod stream;

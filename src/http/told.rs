@@ -1,8 +1,8 @@
 //! What an answer tells of its prompts.
 
 use super::fields::Common;
-use super::logprobs::Spelling;
 use super::prompt::PromptInput;
+use super::spelling::Spelling;
 use crate::ids::TokenId;
 use crate::request::Invalid;
 
@@ -113,6 +113,32 @@ pub(super) fn given(input: &PromptInput, terms: &PromptTerms, is_cut: bool) -> V
         PromptInput::Texts(texts) if terms.echo && !is_cut => texts.clone(),
         _ => Vec::new(),
     }
+}
+
+/// Tokens of prompts, and alternatives of them, that one answer tells of, counted again for each
+/// sample. More are answered 400: an answer is made in memory, and each may take 100 bytes there.
+const TOLD_TOKENS_MAX: usize = 4 << 20;
+
+/// Bounds what is told of prompts: with `alternatives` of each token, of each of `samples`.
+///
+/// # Errors
+/// [`Invalid`] naming the prompt.
+pub(super) fn check(
+    prompts: &[Vec<TokenId>],
+    samples: usize,
+    alternatives: u32,
+) -> Result<(), Invalid> {
+    let tokens: usize = prompts.iter().map(Vec::len).sum();
+    let told = tokens.saturating_mul(samples).saturating_mul(1 + alternatives as usize);
+    if told <= TOLD_TOKENS_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "an answer tells of at most {TOLD_TOKENS_MAX} tokens of prompts and their alternatives, \
+         got {told} ({tokens} tokens of prompts, {samples} samples, {alternatives} alternatives); \
+         send fewer prompts at once, or ask for fewer logprobs"
+    );
+    Err(Invalid::value("prompt", message))
 }
 
 /// What is kept of all prompts; nothing where nothing is to be told of them.

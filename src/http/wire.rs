@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 
-use super::ends::StopReason;
 use crate::ids::TokenId;
 
 /// `usage`.
@@ -75,6 +74,16 @@ pub(super) struct ChatChoice<'a> {
     pub stop_reason: Option<Option<&'a StopReason>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Option<Vec<TokenId>>>,
+}
+
+/// vLLM's `stop_reason`: what of a request's own wishes ended a text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(super) enum StopReason {
+    /// One of `stop`.
+    Text(String),
+    /// One of `stop_token_ids`.
+    Token(TokenId),
 }
 
 /// What the model said.

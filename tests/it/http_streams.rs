@@ -215,9 +215,9 @@ fn an_echo_with_and_without_logprobs() {
     assert_eq!(frames(&fake, COMPLETIONS, &body), expected);
     let body = json!({"prompt": "xy", "stream": true, "echo": true, "logprobs": 0,
         "max_tokens": 0});
-    let lists = "\"text_offset\":[0,0,1],\"token_logprobs\":[null,-0.43333334,-0.76666665],\
+    let lists = "\"text_offset\":[0,0,1],\"token_logprobs\":[null,-0.43333334,-0.7666667],\
                  \"tokens\":[\"<s>\",\"x\",\"y\"],\
-                 \"top_logprobs\":[null,{\"x\":-0.43333334},{\"y\":-0.76666665}]";
+                 \"top_logprobs\":[null,{\"x\":-0.43333334},{\"y\":-0.7666667}]";
     let choice = format!(
         "\"choices\":[{{\"index\":0,\"text\":\"xy\",\"logprobs\":{{{lists}}},\
          \"finish_reason\":\"length\",\"stop_reason\":null}}]"

@@ -1,4 +1,4 @@
-//! Filling the middle of a text.
+//! Filling the middle of a text, and what is told of prompts in all.
 
 use std::fs;
 use std::sync::Arc;
@@ -55,6 +55,17 @@ fn a_suffix_stands_where_the_model_expects_it() {
         let (prompt, stops) = terms(json!({"prompt": "x", "suffix": ""}));
         assert_eq!((prompt, stops), (vec![BOS, x], vec![EOS]));
     }
+}
+
+#[test]
+fn what_would_make_an_answer_of_gigabytes_is_refused() {
+    let fake = Fake::with_queue(Script::Echo(1), 5000, |_| {});
+    let prompts = vec![vec![5; 500]; 100];
+    let body = json!({"prompt": prompts, "echo": true, "logprobs": 5, "n": 14});
+    let answer = post(fake.address, COMPLETIONS, &body);
+    assert_eq!((answer.status, answer.error().0), (400, Some("prompt".to_owned())));
+    assert!(answer.message().contains("got 4200000"), "{}", answer.message());
+    assert_eq!(fake.engine.in_flight(), 0);
 }
 
 #[test]
