@@ -191,6 +191,11 @@ impl EngineHandle {
         Ok((0..count).map(|_| Ticket { in_flight: self.in_flight.clone() }).collect())
     }
 
+    /// Places that there are in all.
+    pub fn requests_max(&self) -> usize {
+        self.requests_max
+    }
+
     /// Starts a request; drop the receiver to cancel it. A receiver that is closed before a last
     /// event came means that the engine is gone.
     pub fn generate(

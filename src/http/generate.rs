@@ -79,6 +79,7 @@ fn prepare<E: Endpoint>(
     fields.prompt_logprobs = scores;
     let params = RequestParams::new(fields, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
+    samples.check(input.count(), state.engine.requests_max()).map_err(spelled)?;
     let tickets = state.engine.reserve(input.count() * samples.drawn)?;
     let given = told::given(&input, &terms, shape.keep.is_some());
     let adds_special = common.add_special_tokens;

@@ -101,6 +101,30 @@ impl Samples {
     }
 }
 
+impl Samples {
+    /// Whether the server ever has places for all sequences of a request.
+    ///
+    /// # Errors
+    /// [`Invalid`] naming the field that makes them too many.
+    pub fn check(self, prompts: usize, requests_max: usize) -> Result<(), Invalid> {
+        let Self { drawn, told } = self;
+        if prompts * drawn <= requests_max {
+            return Ok(());
+        }
+        let param = match drawn {
+            1 => "prompt",
+            _ if drawn == told => "n",
+            _ => "best_of",
+        };
+        let message = format!(
+            "this server runs at most {requests_max} sequences at once, waiting ones included; \
+             {prompts} prompts of {drawn} samples each are {}; send several requests",
+            prompts * drawn
+        );
+        Err(Invalid::value(param, message))
+    }
+}
+
 /// The seed of a prompt's sample: the request's own for the first, and for the others one that
 /// depends on it. They are far apart, so that those of neighbouring seeds do not meet.
 pub(super) fn sample_seed(seed: u64, sample: usize) -> u64 {

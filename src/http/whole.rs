@@ -23,6 +23,9 @@ impl<'de, T: DeserializeSeed<'de>> DeserializeSeed<'de> for Whole<T> {
     }
 }
 
+/// Below 2^53 every integer is a float of its own.
+const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+
 /// A number as it stands in the request.
 enum Number {
     Negative(i64),
@@ -41,13 +44,17 @@ impl fmt::Display for Number {
 }
 
 impl Number {
-    /// The integer that it is. From 2^53 on a float may stand for several, of which none is meant.
+    /// Whether it is a float that may stand for several integers, of which none is meant.
+    fn is_inexact(&self) -> bool {
+        matches!(self, Self::Float(number) if number.abs() >= EXACT_MAX)
+    }
+
+    /// The integer that it is.
     fn integer(&self) -> Option<i128> {
-        const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
         match *self {
             Self::Negative(number) => Some(number.into()),
             Self::Positive(number) => Some(number.into()),
-            Self::Float(number) if number.fract() == 0.0 && number.abs() < EXACT_MAX => {
+            Self::Float(number) if number.fract() == 0.0 && !self.is_inexact() => {
                 Some(number as i128)
             }
             Self::Float(_) => None,
@@ -60,6 +67,7 @@ impl Number {
         let is_too_large = matches!(self.integer(), Some(integer) if integer > most);
         let expected = match least {
             _ if is_too_large => format!("an integer of at most {most}"),
+            _ if self.is_inexact() => "a number above 2^53 without point or exponent".to_owned(),
             0 => "an integer of 0 or more".to_owned(),
             _ if self.integer().is_some() => format!("an integer of at least {least}"),
             _ => "an integer".to_owned(),

@@ -1,4 +1,4 @@
-//! Filling the middle of a text, and what is told of prompts in all.
+//! What is made of prompts: a middle to fill, several samples, and limits on all of it.
 
 use std::fs;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use serde_json::json;
 use tessera::ids::TokenId;
 use tessera::text::{ServedText, TextFiles, Tokenizer};
 
-use crate::client::post;
+use crate::client::{connect, message, post};
 use crate::fake::{BOS, CONTEXT_TOKENS_MAX, EOS, Fake, Script, letter};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -55,6 +55,32 @@ fn a_suffix_stands_where_the_model_expects_it() {
         let (prompt, stops) = terms(json!({"prompt": "x", "suffix": ""}));
         assert_eq!((prompt, stops), (vec![BOS, x], vec![EOS]));
     }
+}
+
+#[test]
+fn places_for_all_samples_are_taken_at_once_and_what_can_never_have_them_is_told_so() {
+    let fake = Fake::with_queue(Script::Hang(vec![]), 5, |_| {});
+    let body = json!({"prompt": "x", "n": 3}).to_string();
+    let held = connect(fake.address, &message("POST", COMPLETIONS, "", body.as_bytes()));
+    fake.wait_seen(3);
+    let answer = post(fake.address, COMPLETIONS, &json!({"prompt": "x", "n": 3}));
+    assert_eq!((answer.status, answer.error().1.as_str()), (429, "queue_full"));
+    let answer = post(fake.address, COMPLETIONS, &json!({"prompt": "x", "n": 2, "best_of": 3}));
+    assert_eq!(answer.status, 429);
+    assert_eq!(fake.engine.in_flight(), 3);
+    // No wait helps.
+    let cases = [
+        (json!({"prompt": ["x", "y"], "n": 3}), "n"),
+        (json!({"prompt": ["x", "y"], "n": 1, "best_of": 3}), "best_of"),
+        (json!({"prompt": vec!["x"; 6]}), "prompt"),
+    ];
+    for (body, field) in cases {
+        let answer = post(fake.address, COMPLETIONS, &body);
+        assert_eq!((answer.status, answer.error().0.as_deref()), (400, Some(field)), "{body}");
+        assert!(answer.message().contains("at most 5 sequences"), "{}", answer.message());
+    }
+    drop(held);
+    fake.wait_cancelled(3);
 }
 
 #[test]
