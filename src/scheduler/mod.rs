@@ -19,12 +19,13 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{BlockId, Digest, SequenceId, TokenId};
 use crate::recipe::Recipe;
 use crate::request::History;
 use blocks::Blocks;
+use prefix::Key;
 use sequence::Sequence;
 
 /// How many later sequences may start before one that waits for its adapter. From then on nobody
@@ -276,7 +277,8 @@ impl Scheduler {
     pub fn plan(&mut self, can_run: &mut dyn FnMut(SequenceId) -> bool) -> Plan {
         let SchedulerConfig { batch_tokens_max, logit_rows_max, .. } = self.config;
         let (rows_left, logits_left) = (batch_tokens_max, logit_rows_max);
-        let mut draft = Draft { plan: Plan::default(), rows_left, logits_left };
+        let (plan, filling) = (Plan::default(), BTreeSet::new());
+        let mut draft = Draft { plan, rows_left, logits_left, filling };
         let running = self.running.values().map(|s| (s.rows_left() == 1, s.place));
         let (decodes, prefills): (Vec<_>, Vec<_>) = running.partition(|&(decode, _)| decode);
         for (_, place) in decodes.into_iter().chain(prefills) {
@@ -371,6 +373,9 @@ impl Scheduler {
             }
         }
         draft.plan.entries.push(sequence.entry(rows));
+        if self.config.prefix_cache {
+            draft.filling.extend(sequence.filled_by(rows));
+        }
         draft.rows_left -= rows;
         draft.logits_left -= sequence.logit_rows(rows);
         self.running.insert(sequence.place, sequence);
@@ -393,6 +398,10 @@ impl Scheduler {
         while self.running.len() < self.config.sequences_max && has_room(draft) {
             let Some((&place, sequence)) = self.waiting.range_mut(next..).next() else { break };
             next = Place { arrival: place.arrival + 1, ..place };
+            // Who asks for the same, as the samples of a prompt do, takes it over after this step.
+            if self.config.prefix_cache && sequence.awaits(&self.blocks, &draft.filling) {
+                continue;
+            }
             if !can_run(sequence.id) {
                 if sequence.overtakes >= OVERTAKES_MAX {
                     break;
@@ -427,6 +436,8 @@ struct Draft {
     /// What is left of `logit_rows_max`. What a preempted sequence would have taken is not given
     /// back: the next step has all again.
     logits_left: usize,
+    /// Blocks that the plan fills: whoever waits for one of them does not compute it again.
+    filling: BTreeSet<Key>,
 }
 
 impl Draft {

@@ -1,5 +1,7 @@
 //! One sequence: its text, how much of it is in KV, and the blocks that hold it.
 
+use std::collections::BTreeSet;
+
 use super::blocks::Blocks;
 use super::prefix::{Before, Key};
 use super::{Entry, NewSequence, Place, PromptRows};
@@ -139,6 +141,28 @@ impl Sequence {
             shared = hits.filter(|&referenced| referenced).count();
         }
         self.tokens.len().div_ceil(self.block_tokens) - shared
+    }
+
+    /// Whether the block after those that it can take over is one of `filling`.
+    pub(super) fn awaits(&mut self, blocks: &Blocks, filling: &BTreeSet<Key>) -> bool {
+        if filling.is_empty() {
+            return false;
+        }
+        let full = self.sparable() / self.block_tokens;
+        self.extend_keys(full);
+        let missing = self.keys[..full].iter().find(|key| blocks.lookup(key).is_none());
+        missing.is_some_and(|key| filling.contains(key))
+    }
+
+    /// The keys of the blocks that its next `rows` rows fill. None of a prompt that is scored: it
+    /// takes more steps than one of which nothing is wanted.
+    pub(super) fn filled_by(&mut self, rows: usize) -> &[Key] {
+        if self.wanted == PromptRows::Logits {
+            return &[];
+        }
+        let full = (self.computed + rows) / self.block_tokens;
+        self.extend_keys(full);
+        &self.keys[self.computed / self.block_tokens..full]
     }
 
     /// Takes over cached blocks that continue the computed text; returns the tokens spared.

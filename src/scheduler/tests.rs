@@ -201,15 +201,15 @@ fn a_computed_prefix_is_shared_and_the_last_prompt_token_is_computed() {
     let prompt = own(9, 8);
     s.admit(new(0, &prompt, 5)).unwrap();
     s.admit(new(1, &prompt, 5)).unwrap();
-    // Not within the plan that computes it.
-    assert_eq!(rows(&step(&mut s)), [(0, 0, 8, true), (1, 0, 8, true)]);
+    // Not within the plan that computes it, which nobody computes again beside it.
+    assert_eq!(rows(&step(&mut s)), [(0, 0, 8, true)]);
     s.admit(new(2, &prompt, 5)).unwrap();
     let plan = plan(&mut s);
-    assert_eq!(rows(&plan)[2], (2, 4, 4, true));
+    assert_eq!(rows(&plan), [(0, 8, 1, true), (1, 4, 4, true), (2, 4, 4, true)]);
     assert_eq!(plan.entries[2].block_table[0], plan.entries[0].block_table[0]);
     assert_ne!(plan.entries[2].block_table[1], plan.entries[0].block_table[1]);
     assert_eq!((s.cached_tokens(id(2)), s.cached_tokens(id(3))), (Some(4), None));
-    assert_eq!(s.counts().prefix_hit_tokens_total, 4);
+    assert_eq!(s.counts().prefix_hit_tokens_total, 8);
     assert_eq!(s.counts().prefix_query_tokens_total, 24);
 }
 
@@ -231,15 +231,17 @@ fn a_shared_prefix_leaves_room_that_a_text_of_its_own_would_need() {
 }
 
 #[test]
-fn a_prefill_under_way_takes_over_what_others_computed_meanwhile() {
+fn a_prompt_that_another_is_computing_is_waited_for_and_taken_over() {
     let mut s = scheduler(SchedulerConfig { batch_tokens_max: 20, ..ROOMY });
     let prompt = own(9, 34);
     s.admit(new(0, &prompt, 5)).unwrap();
     s.admit(new(1, &prompt, 5)).unwrap();
     assert_eq!(rows(&step(&mut s)), [(0, 0, 20, false)]);
-    assert_eq!(rows(&step(&mut s)), [(0, 20, 14, true), (1, 20, 6, false)]);
-    assert_eq!(rows(&step(&mut s)), [(0, 34, 1, true), (1, 32, 2, true)]);
-    assert_eq!(s.cached_tokens(id(1)), Some(20 + 6));
+    // Who asks for something else goes on meanwhile.
+    s.admit(new(2, &own(8, 9), 5)).unwrap();
+    assert_eq!(rows(&step(&mut s)), [(0, 20, 14, true), (2, 0, 6, false)]);
+    assert_eq!(rows(&step(&mut s)), [(0, 34, 1, true), (2, 6, 3, true), (1, 32, 2, true)]);
+    assert_eq!(s.cached_tokens(id(1)), Some(32));
 }
 
 #[test]

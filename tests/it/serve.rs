@@ -274,7 +274,7 @@ fn the_healthcheck_asks_the_server() {
 }
 
 /// The value of a metric without labels of its own.
-fn metric(server: &Server, name: &str) -> u64 {
+pub fn metric(server: &Server, name: &str) -> u64 {
     let (_, page) = server.get("/metrics");
     let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{page}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()

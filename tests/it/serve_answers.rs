@@ -6,7 +6,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use crate::process::Server;
-use crate::serve::{golden, text};
+use crate::serve::{golden, metric, text};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -99,6 +99,20 @@ fn samples_differ_are_repeatable_and_the_best_are_the_likeliest_by_token() {
     assert_eq!(best["choices"][1]["index"], 1);
     assert_eq!(best["usage"]["completion_tokens"], four["usage"]["completion_tokens"]);
     assert_eq!(best["usage"]["prompt_tokens"], prompt.len());
+}
+
+#[test]
+fn samples_share_the_blocks_of_their_prompt() {
+    let server = Server::start(&[&text(&golden())]);
+    let (prompt, _) = scored();
+    let hits = || metric(&server, "vllm:prefix_cache_hits_total");
+    let body = json!({"prompt": prompt, "max_tokens": 2, "n": 5});
+    let usage = ok(&server, &body)["usage"].take();
+    // Of 23 tokens one block of 16 is whole; four of five samples take it over.
+    assert_eq!(hits(), 4 * 16);
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(ok(&server, &body)["usage"]["prompt_tokens_details"]["cached_tokens"], 16);
+    assert_eq!(hits(), 9 * 16);
 }
 
 #[test]
