@@ -93,6 +93,15 @@ DEVICE float float_of(u32 bits) {
 #endif
 }
 
+/// Rounded by itself, whatever is added to it.
+DEVICE float product(float a, float b) {
+#ifdef TESSERA_EMULATE
+    return a * b;
+#else
+    return __fmul_rn(a, b);
+#endif
+}
+
 DEVICE float infinite() { return float_of(0x7f800000); }
 
 DEVICE float widen(float x) { return x; }

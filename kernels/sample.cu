@@ -24,25 +24,44 @@ struct SampleParams {
     u32 target;
     /// Row of masks; 0xffffffff: all tokens may be drawn.
     u32 mask;
-    /// Row of masks with the tokens whose logits the penalty changes; 0xffffffff: none.
+    /// Row of masks with the tokens whose logits the penalty changes and no edit names;
+    /// 0xffffffff: none.
     u32 seen;
     /// Divides their positive logits and multiplies the others.
     float repetition_penalty;
+    /// The row's stretch of edits.
+    u32 edits_first;
+    u32 edits;
+};
+
+/// Of one token's logit; a row names a token once.
+struct LogitEdit {
+    u32 token;
+    /// Added first; −∞ forbids the token. Holds the logit as it was while the edited one is drawn
+    /// from.
+    float add;
+    /// Then divides what is positive and multiplies the rest: 1 where the penalty does not apply.
+    float repeat;
+    /// Then taken off.
+    float take;
 };
 
 struct Sample {
-    /// [m, vocabulary]; what is not finite has no share.
-    const float* logits;
+    /// [m, vocabulary]; what is not finite has no share. As they were when the kernel has run.
+    float* logits;
     /// [m].
     const SampleParams* params;
     /// [m]; 0xffffffff where no logit is finite.
     u32* tokens;
-    /// [m]: natural logarithm of the token's probability before penalty, temperature and filters.
+    /// [m]: natural logarithm of the token's probability before edits, penalty, temperature and
+    /// filters.
     float* logprobs;
     /// [m]: 1 and the number of likelier tokens; 0 where it is not asked for.
     u32* ranks;
     /// [any, ceil(vocabulary / 32)]: bit t % 32 of word t / 32 says whether token t is one of them.
     const u32* masks;
+    /// Of all rows, one after another; some of this kernel's working memory.
+    LogitEdit* edits;
     /// [m, top_max], likeliest first; 0xffffffff and −∞ where there are fewer.
     u32* top_tokens;
     float* top_logprobs;
@@ -100,6 +119,10 @@ struct Row {
     const u32* seen;
     float penalty;
 
+    DEVICE static float repeated(float x, float penalty) {
+        return x > 0.0f ? x / penalty : product(x, penalty);
+    }
+
     DEVICE static bool has(const u32* tokens, u32 id) {
         return tokens[id / 32] >> (id % 32) & 1;
     }
@@ -108,7 +131,7 @@ struct Row {
     DEVICE float logit(u32 id) const {
         float x = logits[id];
         if (mask && !has(mask, id)) return -infinite();
-        if (seen && has(seen, id)) x = x > 0.0f ? x / penalty : x * penalty;
+        if (seen && has(seen, id)) x = repeated(x, penalty);
         return x - x == 0.0f ? x + 0.0f : -infinite();
     }
     /// Larger for likelier; −0 does not occur.
@@ -370,10 +393,31 @@ DEVICE u32 rank_of(const Row& row, Shared& shared, u32 token) {
     return 1 + block_reduce(likelier, (u32*)shared.scratch, Sum());
 }
 
+/// Puts edited logits in the place of a row's own, so that no pass over the vocabulary looks for
+/// them.
+DEVICE void apply(LogitEdit* edits, u32 count, float* logits) {
+    // All have read the logits as they were.
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
+        LogitEdit edit = edits[i];
+        float logit = logits[edit.token];
+        edits[i].add = logit;
+        logits[edit.token] = Row::repeated(logit + edit.add, edit.repeat) - edit.take;
+    }
+    __syncthreads();
+}
+
+/// Puts the logits back that `apply` took.
+DEVICE void take_back(const LogitEdit* edits, u32 count, float* logits) {
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) logits[edits[i].token] = edits[i].add;
+    __syncthreads();
+}
+
 /// The token of a row: drawn among those that its mask allows, NONE where it allows none.
 DEVICE u32 choose(Row row, Shared& shared, const SampleParams& p, const Sample& args,
                   u32 likeliest) {
-    if (p.mask != NONE || p.seen != NONE) {
+    if (p.mask != NONE || p.seen != NONE || p.edits > 0) {
         u32 words = ceil_div(args.vocabulary, 32);
         if (p.mask != NONE) row.mask = args.masks + (u64)p.mask * words;
         if (p.seen != NONE) row.seen = args.masks + (u64)p.seen * words;
@@ -393,8 +437,8 @@ KERNEL(sample, Sample, 1024) {
     Shared& shared = *(Shared*)SHARED_MEMORY;
     u32 at = blockIdx.x;
     SampleParams p = args.params[at];
-    Row row = {args.logits + (u64)at * args.vocabulary, args.vocabulary, 0.0f, 1.0f,
-               nullptr, nullptr, 1.0f};
+    float* logits = args.logits + (u64)at * args.vocabulary;
+    Row row = {logits, args.vocabulary, 0.0f, 1.0f, nullptr, nullptr, 1.0f};
     u64 likeliest = next_likeliest(row, shared, ~0ull);
     u32* top_tokens = args.top_tokens + (u64)at * args.top_max;
     float* top_logprobs = args.top_logprobs + (u64)at * args.top_max;
@@ -418,7 +462,12 @@ KERNEL(sample, Sample, 1024) {
     float log_sum = row.best + (float)log(sum);
 
     u32 token = p.target;
-    if (token == NONE) token = choose(row, shared, p, args, NONE - (u32)likeliest);
+    if (token == NONE) {
+        LogitEdit* edits = args.edits + p.edits_first;
+        if (p.edits > 0) apply(edits, p.edits, logits);
+        token = choose(row, shared, p, args, NONE - (u32)likeliest);
+        if (p.edits > 0) take_back(edits, p.edits, logits);
+    }
     if (token == NONE) {
         if (threadIdx.x == 0) {
             args.tokens[at] = NONE;

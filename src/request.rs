@@ -1,6 +1,12 @@
 //! A generation request after validation: nothing below re-checks it.
 
-use std::ops::RangeInclusive;
+mod invalid;
+mod sampling;
+mod tokens;
+
+pub use invalid::Invalid;
+pub use sampling::{SamplingParams, TokenRules};
+pub use tokens::{History, TokenMask};
 
 use crate::ids::{Digest, TokenId};
 
@@ -14,100 +20,6 @@ pub struct Limits {
     pub vocabulary_tokens: u32,
     /// Alternatives a position may report. More is answered 400.
     pub logprobs_max: u32,
-}
-
-/// Why a request was refused; the text is shown to the client with status 400.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{message}")]
-pub struct Invalid {
-    /// The field at fault, as the client spelled it.
-    pub param: &'static str,
-    /// What was expected, what was found, what to do.
-    pub message: String,
-    /// A stable machine-readable word.
-    pub code: &'static str,
-}
-
-impl Invalid {
-    /// A field whose value is out of range or of the wrong form.
-    pub fn value(param: &'static str, message: impl Into<String>) -> Self {
-        Self { param, message: message.into(), code: "invalid_value" }
-    }
-}
-
-/// Penalties outside of it make of any text a list of words that have not been said.
-const REPETITION_PENALTIES: RangeInclusive<f32> = 0.01..=100.0;
-
-/// How the next token is drawn from the logits.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// Divides the logits; 0 takes the largest logit.
-    pub temperature: f32,
-    /// Keeps the smallest set of tokens whose probability reaches this, one at least; 1 keeps all.
-    pub top_p: f32,
-    /// Keeps this many of the likeliest tokens; 0 keeps all.
-    pub top_k: u32,
-    /// Drops tokens less likely than this share of the likeliest one's; 0 drops none.
-    pub min_p: f32,
-    /// Divides the positive logits of tokens that the prompt or the answer holds, and multiplies
-    /// the others (CTRL, arXiv 1909.05858); 1 changes none.
-    pub repetition_penalty: f32,
-    /// The same seed, prompt and adapter give the same tokens, whatever else is in the batch.
-    pub seed: u64,
-}
-
-impl SamplingParams {
-    /// Always the likeliest token.
-    pub fn greedy() -> Self {
-        let (top_p, top_k, min_p, repetition_penalty) = (1.0, 0, 0.0, 1.0);
-        Self { temperature: 0.0, top_p, top_k, min_p, repetition_penalty, seed: 0 }
-    }
-
-    /// Checks every field against its range.
-    ///
-    /// # Errors
-    /// [`Invalid`] naming the first field out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
-        let Self { temperature, top_p, top_k: _, min_p, repetition_penalty, seed: _ } = self;
-        if !(0.0..=2.0).contains(temperature) {
-            let message = format!("temperature must be between 0 and 2, got {temperature}");
-            return Err(Invalid::value("temperature", message));
-        }
-        if !(0.0..=1.0).contains(top_p) {
-            let message = format!("top_p must be between 0 and 1, got {top_p}");
-            return Err(Invalid::value("top_p", message));
-        }
-        if !(0.0..=1.0).contains(min_p) {
-            let message = format!("min_p must be between 0 and 1, got {min_p}");
-            return Err(Invalid::value("min_p", message));
-        }
-        if !REPETITION_PENALTIES.contains(repetition_penalty) {
-            let (least, most) = (REPETITION_PENALTIES.start(), REPETITION_PENALTIES.end());
-            let message = format!(
-                "repetition_penalty must be between {least} and {most}, got {repetition_penalty}"
-            );
-            return Err(Invalid::value("repetition_penalty", message));
-        }
-        Ok(())
-    }
-}
-
-/// The tokens of a sequence so far.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct History<'a> {
-    /// As the request had them.
-    pub prompt: &'a [TokenId],
-    /// Those drawn since.
-    pub generated: &'a [TokenId],
-}
-
-impl History<'_> {
-    /// The tokens of `vocabulary` that the sequence holds, as often as may be.
-    pub fn seen(&self, vocabulary: usize) -> TokenMask {
-        let mut seen = TokenMask::none(vocabulary);
-        self.prompt.iter().chain(self.generated).for_each(|&token| seen.allow(token));
-        seen
-    }
 }
 
 /// How the hidden states of a prompt become one vector.
@@ -175,6 +87,7 @@ impl RequestParams {
         let RequestFields { tokens_max, tokens_cap, logprobs, prompt_logprobs, pooling, .. } =
             fields;
         fields.sampling.check()?;
+        fields.sampling.rules.check(limits.vocabulary_tokens)?;
         let tokens_max = if pooling.is_some() { Some(0) } else { tokens_max };
         if tokens_max == Some(0) && prompt_logprobs.is_none() && pooling.is_none() {
             let message = "max_tokens must be at least 1, got 0; 0 is for those who ask for \
@@ -237,6 +150,14 @@ impl RequestParams {
         }
         let left = limit - prompt.len() as u32;
         let tokens_max = tokens_max.or(tokens_cap).map_or(left, |max| max.min(left));
+        let min_tokens = sampling.rules.min_tokens;
+        if min_tokens > tokens_max {
+            let message = format!(
+                "min_tokens must be at most the {tokens_max} tokens that may be generated \
+                 (max_tokens, or what is left of the context), got {min_tokens}"
+            );
+            return Err(Invalid::value("min_tokens", message));
+        }
         let terms = Terms {
             tokens_max,
             sampling,
@@ -306,46 +227,5 @@ impl Request {
     /// Both.
     pub fn into_parts(self) -> (Vec<TokenId>, Terms) {
         (self.prompt, self.terms)
-    }
-}
-
-/// Tokens of a vocabulary, one bit each: those that may be drawn, or those that a text holds.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct TokenMask {
-    words: Vec<u32>,
-}
-
-impl TokenMask {
-    /// None of `vocabulary` tokens.
-    pub fn none(vocabulary: usize) -> Self {
-        Self { words: vec![0; vocabulary.div_ceil(32)] }
-    }
-
-    /// Adds one.
-    pub fn allow(&mut self, token: TokenId) {
-        self.words[token as usize / 32] |= 1 << (token % 32);
-    }
-
-    /// Whether a token is one of them.
-    pub fn allows(&self, token: TokenId) -> bool {
-        self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
-    }
-
-    /// Token `t` is bit `t % 32` of word `t / 32`.
-    pub fn words(&self) -> &[u32] {
-        &self.words
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mask_allows_what_it_was_told() {
-        let mut mask = TokenMask::none(70);
-        [0, 31, 32, 69].into_iter().for_each(|token| mask.allow(token));
-        let allowed: Vec<TokenId> = (0..200).filter(|&token| mask.allows(token)).collect();
-        assert_eq!((allowed, mask.words().len()), (vec![0, 31, 32, 69], 3));
     }
 }

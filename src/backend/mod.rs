@@ -26,7 +26,7 @@ pub use ops::{
     AttentionOps, AttentionShape, Embedding, LINEARS_MAX, Linear, LinearOps, Norm, RowOps, Wanted,
 };
 pub use rows::{Rows, Span};
-pub use sampling::{Draw, Sampled, Sampling, Score, Want};
+pub use sampling::{Changes, Draw, Edit, Sampled, Sampling, Score, Want, repeated};
 
 /// All that an engine asks of a device.
 pub trait Backend: AttentionOps + Folding + LinearOps + RowOps + Sampling {}

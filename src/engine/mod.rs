@@ -70,6 +70,8 @@ pub enum Event {
     },
     /// The last event of a sequence that the engine could not finish; the server's fault.
     Failed(String),
+    /// The last event of a sequence whose own rules allow none of the tokens that could come next.
+    NoTokenLeft,
 }
 
 /// A request on its way to the engine.

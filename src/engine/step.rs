@@ -279,7 +279,11 @@ impl<B: Backend> Running<B> {
         for (owner, sampled) in batch.logits.iter().zip(sampled) {
             let Some(sequence) = self.in_flight.get_mut(&owner.id) else { continue };
             let Some(token) = sampled.token else {
-                failed.push(owner.id);
+                let event = match owner.draws && sequence.terms.sampling.rules.forbid() {
+                    true => Event::NoTokenLeft,
+                    false => Event::Failed(NOT_FINITE.to_owned()),
+                };
+                failed.push((owner.id, event));
                 continue;
             };
             let Sampled { token: _, logprob, rank, top } = sampled;
@@ -293,7 +297,7 @@ impl<B: Backend> Running<B> {
         }
         // A sequence whose prompt ends without a draw: nothing is generated.
         let done = plan.entries.iter().filter(|entry| !entry.draws && self.ends_prompt(entry));
-        let done = done.map(|entry| entry.id).filter(|id| !failed.contains(id));
+        let done = done.map(|entry| entry.id).filter(|id| failed.iter().all(|(f, _)| f != id));
         let mut done: Vec<SequenceId> = done.collect();
         done.iter().for_each(|id| self.tell_prompt(*id));
         let mut results = Vec::with_capacity(drawn.len());
@@ -313,7 +317,7 @@ impl<B: Backend> Running<B> {
             done.extend(finish.map(|_| id));
         }
         self.scheduler.commit(plan, &results);
-        failed.iter().for_each(|id| self.fail(*id, NOT_FINITE));
+        failed.into_iter().for_each(|(id, event)| self.end_with(id, event));
         done.into_iter().for_each(|id| self.end(id));
         self.stats.steps_total.fetch_add(1, Ordering::Relaxed);
     }
@@ -341,8 +345,12 @@ impl<B: Backend> Running<B> {
     }
 
     fn fail(&mut self, id: SequenceId, why: &str) {
+        self.end_with(id, Event::Failed(why.to_owned()));
+    }
+
+    fn end_with(&mut self, id: SequenceId, event: Event) {
         if let Some(sequence) = self.in_flight.get_mut(&id) {
-            sequence.send(Event::Failed(why.to_owned()));
+            sequence.send(event);
         }
         self.end(id);
     }

@@ -64,6 +64,8 @@ struct Choice {
     ends: Arc<Ends>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    /// Stop strings end nothing before.
+    min_tokens: u64,
     prompt_tokens: u64,
     /// Whether tokens are drawn at all.
     draws: bool,
@@ -84,6 +86,7 @@ impl Choices {
                 .showing_special(ends.shows_special),
             stops: StopMatcher::new(ends.strings.clone()).including(ends.included),
             ends: ends.clone(),
+            min_tokens: request.terms().sampling.rules.min_tokens.into(),
             prompt_tokens: request.prompt().len() as u64,
             draws: request.terms().tokens_max > 0,
             tokens: 0,
@@ -199,6 +202,7 @@ impl Choice {
     ) -> Result<Option<CompletionOutput>, ServerError> {
         match event {
             Event::Failed(message) => Err(ServerError::EngineFailed(message)),
+            Event::NoTokenLeft => Err(ServerError::NoTokenLeft),
             Event::Started { cached_tokens } => {
                 self.cached_tokens = Some(cached_tokens);
                 Ok(None)
@@ -226,7 +230,8 @@ impl Choice {
                     text += &self.detokenizer.finish();
                 }
                 self.characters += text.chars().count();
-                let StopOutcome { emit: mut text, stopped } = self.stops.push(&text);
+                let may_stop = self.tokens > self.min_tokens;
+                let StopOutcome { emit: mut text, stopped } = self.stops.push_if(may_stop, &text);
                 if finish.is_some() {
                     text += &self.stops.finish();
                 }

@@ -28,7 +28,7 @@ pub(super) const FIELDS: &[Unsupported] = &[
     instead("max_length", Neutral::Null, "max_tokens"),
     instead("maxTokens", Neutral::Null, "max_tokens"),
     none("max_context_length", Neutral::Null),
-    none("min_new_tokens", OFF),
+    instead("min_new_tokens", OFF, "min_tokens"),
     none("min_length", OFF),
     none("num_ctx", Neutral::Null),
     none("n_keep", OFF),

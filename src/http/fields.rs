@@ -11,6 +11,7 @@ use super::error::shown;
 use super::messages::Messages;
 use super::parse::{Fields, fields};
 use super::small::{KEPT_ITEMS_MAX, Small};
+use super::token_rules::{ALLOWED_TOKENS_MAX, BadWords, LogitBias};
 use super::unsupported::{self, Unsupported};
 use super::whole::whole_number;
 use crate::ids::TokenId;
@@ -39,8 +40,14 @@ fields! {
         min_p: f32,
         seed: i64,
         repetition_penalty: f32,
+        presence_penalty: f32,
+        frequency_penalty: f32,
+        logit_bias: LogitBias,
+        bad_words: BadWords,
+        allowed_token_ids: TokenIds<ALLOWED_TOKENS_MAX>,
+        min_tokens: u32,
         stop: Stops,
-        stop_token_ids: TokenIds,
+        stop_token_ids: TokenIds<STOP_TOKENS_MAX>,
         stream: bool,
         stream_options: StreamOptions,
         ignore_eos: bool,
@@ -323,19 +330,19 @@ impl<'de> Deserialize<'de> for Stops {
     }
 }
 
-/// `stop_token_ids`: a list of token ids.
+/// A list of token ids. More than `MAX` are answered 400.
 #[derive(Debug)]
-pub(super) struct TokenIds(pub Vec<TokenId>);
+pub(super) struct TokenIds<const MAX: usize>(pub Vec<TokenId>);
 
-impl<'de> Deserialize<'de> for TokenIds {
+impl<'de, const MAX: usize> Deserialize<'de> for TokenIds<MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TokenIdsVisitor).map(Self)
+        deserializer.deserialize_any(TokenIdsVisitor::<MAX>).map(Self)
     }
 }
 
-struct TokenIdsVisitor;
+struct TokenIdsVisitor<const MAX: usize>;
 
-impl<'de> Visitor<'de> for TokenIdsVisitor {
+impl<'de, const MAX: usize> Visitor<'de> for TokenIdsVisitor<MAX> {
     type Value = Vec<TokenId>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -345,9 +352,8 @@ impl<'de> Visitor<'de> for TokenIdsVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<TokenId>, A::Error> {
         let mut ids = Vec::new();
         while let Some(id) = seq.next_element()? {
-            if ids.len() == STOP_TOKENS_MAX {
-                let message = format!("at most {STOP_TOKENS_MAX} token ids");
-                return Err(A::Error::custom(message));
+            if ids.len() == MAX {
+                return Err(A::Error::custom(format!("at most {MAX} token ids")));
             }
             ids.push(id);
         }

@@ -10,17 +10,18 @@ use super::choices::{Choices, SequenceGroup, best};
 use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::ends::Ends;
 use super::error::ApiError;
-use super::fields::{Common, Generation};
+use super::fields::{Common, Generation, TokenIds};
 use super::models::resolve;
 use super::parse::parse;
 use super::shape::Shape;
 use super::spelling::Spelling;
 use super::sse::{Body, whole};
 use super::state::State;
+use super::token_rules::TokenFields;
 use super::told::{Samples, sample_seed};
 use super::{random, stream, told};
 use crate::ids::{Digest, TokenId};
-use crate::request::{Invalid, RequestFields, RequestParams};
+use crate::request::{Invalid, Limits, RequestFields, RequestParams};
 use crate::text::ServedText;
 
 /// Answers a request of a generation route.
@@ -73,7 +74,7 @@ fn prepare<E: Endpoint>(
     let shape = Shape::new(&common, &terms, &text, tokens_max, limits)?;
     let mut ends = Ends::new(&text, &mut common, limits)?;
     shape.end().into_iter().for_each(|end| ends.push_own(end));
-    let mut fields = params(&text, &common, tokens_max, logprobs, ends.tokens.clone())?;
+    let mut fields = params(&text, &common, limits, tokens_max, logprobs, ends.tokens.clone())?;
     let draws = tokens_max != Some(0);
     let scores = terms.scores(options.prompt_logprobs, logprobs, draws);
     fields.prompt_logprobs = scores;
@@ -112,6 +113,7 @@ fn prepare<E: Endpoint>(
 fn params(
     text: &ServedText,
     common: &Common,
+    limits: &Limits,
     tokens_max: Option<u32>,
     logprobs: Option<u32>,
     stop_tokens: Vec<TokenId>,
@@ -128,10 +130,22 @@ fn params(
     let Common { temperature, top_p, min_p, repetition_penalty, .. } = *common;
     let top_k = common.top_k.map(top_k).transpose()?;
     let defaults = &text.defaults;
+    let sampling = defaults.fill(temperature, top_p, top_k, min_p, repetition_penalty);
+    let token_fields = TokenFields {
+        presence_penalty: common.presence_penalty,
+        frequency_penalty: common.frequency_penalty,
+        logit_bias: common.logit_bias.as_ref(),
+        bad_words: common.bad_words.as_ref(),
+        allowed_token_ids: common.allowed_token_ids.as_ref().map(|TokenIds(ids)| &ids[..]),
+        min_tokens: common.min_tokens,
+    };
+    let ends = text.eos_tokens.iter().chain(&stop_tokens).copied();
+    let vocabulary = limits.vocabulary_tokens;
+    let sampling = token_fields.fill(sampling, &text.tokenizer, ends, vocabulary)?;
     Ok(RequestFields {
         tokens_max,
         tokens_cap: defaults.tokens_max,
-        sampling: defaults.fill(temperature, top_p, top_k, min_p, repetition_penalty),
+        sampling,
         stop_tokens,
         logprobs,
         prompt_logprobs: None,

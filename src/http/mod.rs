@@ -36,6 +36,7 @@ mod spelling;
 mod sse;
 mod state;
 mod stream;
+mod token_rules;
 mod told;
 mod unsupported;
 mod whole;

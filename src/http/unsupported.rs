@@ -77,15 +77,9 @@ impl Unsupported {
 
 /// Of both generation routes.
 pub(super) const GENERATION: &[Unsupported] = &[
-    Unsupported::new("presence_penalty", Neutral::Number(0.0)),
-    Unsupported::new("frequency_penalty", Neutral::Number(0.0)),
     Unsupported::new("length_penalty", Neutral::Number(1.0)),
-    Unsupported::new("logit_bias", Neutral::Empty),
     Unsupported::new("logits_processors", Neutral::Empty),
     Unsupported::new("use_beam_search", Neutral::Is(false)),
-    Unsupported::new("min_tokens", Neutral::Number(0.0)),
-    Unsupported::new("bad_words", Neutral::Empty),
-    Unsupported::new("allowed_token_ids", Neutral::Null),
     Unsupported::new("prompt_embeds", Neutral::Null),
     Unsupported::new("structured_outputs", Neutral::Null),
     Unsupported::new("guided_json", Neutral::Null),

@@ -151,7 +151,8 @@ impl SamplingDefaults {
             top_k: top_k.or(self.top_k).unwrap_or(0),
             min_p: min_p.or(self.min_p).unwrap_or(0.0),
             repetition_penalty: penalty.unwrap_or(1.0),
-            seed: 0,
+            // The file has no names for the rest.
+            ..SamplingParams::greedy()
         }
     }
 

@@ -47,6 +47,11 @@ impl StopMatcher {
 
     /// The text that may be shown after this one; none after a stop string is complete.
     pub fn push(&mut self, text: &str) -> StopOutcome {
+        self.push_if(true, text)
+    }
+
+    /// The same; unless `may_stop`, a stop string that ends in this text is text as any other.
+    pub fn push_if(&mut self, may_stop: bool, text: &str) -> StopOutcome {
         if self.stopped {
             return StopOutcome::default();
         }
@@ -57,7 +62,7 @@ impl StopMatcher {
             let complete = self.stops.iter().enumerate().filter(|(_, stop)| stop.is_complete());
             // Of equal ones the first in the list.
             let longest = complete.rev().max_by_key(|(_, stop)| stop.matched);
-            if let Some((index, stop)) = longest {
+            if let Some((index, stop)) = longest.filter(|_| may_stop) {
                 // Whole strings of UTF-8 match only between characters: this cannot split one.
                 let cut = if self.includes { 0 } else { stop.matched };
                 self.held.truncate(from + i + 1 - cut);
@@ -65,7 +70,7 @@ impl StopMatcher {
                 return StopOutcome { emit: self.finish(), stopped: Some(index) };
             }
         }
-        let keep = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
+        let keep = self.stops.iter().map(Stop::begun).max().unwrap_or(0);
         let kept = self.held.split_off(self.held.len() - keep);
         StopOutcome { emit: std::mem::replace(&mut self.held, kept), stopped: None }
     }
@@ -95,6 +100,11 @@ impl Stop {
             self.matched = self.fallback[self.matched];
         }
         self.matched += usize::from(self.text.get(self.matched) == Some(&byte));
+    }
+
+    /// Bytes at the text's end that more text may make the whole of.
+    fn begun(&self) -> usize {
+        if self.is_complete() { self.fallback[self.matched] } else { self.matched }
     }
 
     fn is_complete(&self) -> bool {

@@ -81,11 +81,29 @@ def complete(client, models):
     assert seeded[0] == seeded[1], "the same seed gives the same text"
 
 
+def rule(client, model):
+    def ids(**more):
+        reply = client.completions.create(
+            model=model, prompt="The fox", max_tokens=8, temperature=0,
+            extra_body={"return_token_ids": True, "ignore_eos": True}, **more)
+        return reply.choices[0].token_ids
+
+    plain = ids()
+    first, last = str(plain[0]), str(plain[-1])
+    assert plain[0] not in ids(logit_bias={first: -100})
+    assert ids(logit_bias={last: 100}) == plain[-1:] * 8
+    held = {"presence_penalty": 2, "frequency_penalty": 2}
+    assert ids(logit_bias={last: 3}, **held).count(plain[-1]) < 8
+    assert ids(presence_penalty=0, frequency_penalty=0, logit_bias={}) == plain
+
+
 def refusals(client):
     for arguments, error, param in (
         ({"model": "nobody"}, openai.NotFoundError, "model"),
         ({"temperature": 9}, openai.BadRequestError, "temperature"),
         ({"n": 3}, openai.BadRequestError, "n"),
+        ({"presence_penalty": 3}, openai.BadRequestError, "presence_penalty"),
+        ({"logit_bias": {"1000000": 1}}, openai.BadRequestError, "logit_bias"),
         ({"max_tokens": 10**6}, openai.BadRequestError, None),
     ):
         fields = {"model": client.models.list().data[0].id, "messages": QUESTION} | arguments
@@ -114,6 +132,7 @@ def main():
         for model, text in mixed:
             assert text == alone[model], f"{model} in a mixed batch: {text!r}, alone: {alone[model]!r}"
         complete(client, models)
+        rule(client, base)
         refusals(client)
         for model, text in alone.items():
             print(f"{model:12} {text!r}")

@@ -156,6 +156,7 @@ fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
             Event::Started { .. } => {}
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
             Event::Failed(why) => panic!("{why}"),
+            Event::NoTokenLeft => panic!("its rules leave no token"),
         }
     }
     tokens

@@ -200,6 +200,7 @@ pub fn check_tokens(start: &dyn Fn(&Golden) -> EngineHandle) {
                     Event::Started { .. } => {}
                     Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
                     Event::Failed(why) => panic!("{name}/{adapter}: {why}"),
+                    Event::NoTokenLeft => panic!("{name}/{adapter}: no token is left"),
                 }
             }
             assert_eq!(got.len(), want.greedy.len(), "{name}/{adapter}");

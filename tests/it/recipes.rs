@@ -64,6 +64,7 @@ fn ask(engine: &EngineHandle, asked: Vec<Asked>) -> Vec<Told> {
                 Event::Embedding(embedding) => told.embedding = Some(embedding),
                 Event::Token { token, logprob, .. } => told.tokens.push((token, logprob)),
                 Event::Failed(why) => told.failed = Some(why),
+                Event::NoTokenLeft => told.failed = Some("no token is left".to_owned()),
             }
         }
         told

@@ -1,11 +1,13 @@
 //! Draws against naive definitions of the filters, and their distribution.
 
+use std::sync::Arc;
+
 use tessera::backend::cpu::{Cpu, Matrix};
 use tessera::backend::{Draw, Sampled, Sampling, Score, Want};
 use tessera::ids::TokenId;
-use tessera::request::{History, SamplingParams, TokenMask};
+use tessera::request::{History, SamplingParams, TokenMask, TokenRules};
 
-use crate::Rng;
+use crate::{Rng, rules};
 
 /// As many tokens as a draw may come after.
 static GENERATED: [TokenId; 5000] = [0; 5000];
@@ -279,6 +281,63 @@ fn a_masked_draw_is_the_draw_of_a_vocabulary_of_the_allowed_tokens_alone() {
             }
         }
     }
+}
+
+#[test]
+fn a_draw_under_rules_is_the_draw_of_logits_that_are_so_already() {
+    let cpu = Cpu::new(2);
+    let mut rng = Rng(12);
+    for vocabulary in [1, 33, 1000] {
+        for round in 0..60 {
+            let logits: Vec<f32> = rng.vec(vocabulary).iter().map(|x| x * 6.0).collect();
+            let generated: Vec<u32> =
+                (0..rng.below(30)).map(|_| rng.below(vocabulary.min(9)) as u32).collect();
+            let plain = SamplingParams {
+                temperature: [0.0, 1.0, 0.7][round % 3],
+                top_p: [1.0, 0.8][round % 2],
+                seed: round as u64,
+                ..SamplingParams::greedy()
+            };
+            let asked = rules::random(plain.clone(), &mut rng, vocabulary, &generated);
+            let asked = SamplingParams { repetition_penalty: 1.3, ..asked };
+            let history = History { prompt: &[0], generated: &generated };
+            let draw = Draw { params: &asked, history, mask: None, logprobs: Some(2) };
+            let raw: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+            let changed = rules::changed(&raw, &draw, |x| f64::from(x as f32));
+            let changed: Vec<f32> = changed.into_iter().map(|x| x as f32).collect();
+            let expected = one(&cpu, &changed, Want::Draw(Draw { params: &plain, ..draw })).token;
+            let sampled = one(&cpu, &logits, Want::Draw(draw));
+            assert_eq!(sampled.token, expected, "{asked:?} after {generated:?}");
+            // Its logprob, its rank and the alternatives are those of the logits as they came.
+            if let Some(target) = expected {
+                let scored = one(&cpu, &logits, Want::Score(Score { target, logprobs: 2 }));
+                assert_eq!(sampled, scored);
+            }
+            // Neighbours with rules of their own change nothing.
+            let wants = [Want::Draw(Draw { params: &plain, ..draw }), Want::Draw(draw)];
+            let both = Matrix::new([&logits[..], &logits[..]].concat(), vocabulary);
+            assert_eq!(cpu.sample(&both, &wants).unwrap()[1], sampled);
+        }
+    }
+}
+
+#[test]
+fn a_mask_and_allowed_tokens_leave_what_is_in_both() {
+    let cpu = Cpu::new(1);
+    let logits = [1.0, 9.0, 3.0, 4.0];
+    let allowed = |tokens: &[u32]| {
+        let allowed = Some(mask(4, tokens.iter().copied()));
+        let rules = Arc::new(TokenRules { allowed, ..TokenRules::default() });
+        SamplingParams { rules, ..SamplingParams::greedy() }
+    };
+    let of = |tokens: &[u32], other: &[u32]| {
+        let (params, other) = (allowed(tokens), mask(4, other.iter().copied()));
+        let draw = Draw { mask: Some(&other), ..want(&params, 0, None) };
+        one(&cpu, &logits, Want::Draw(draw)).token
+    };
+    assert_eq!(of(&[0, 1, 2], &[0, 2, 3]), Some(2));
+    assert_eq!(of(&[0, 1], &[0, 2, 3]), Some(0));
+    assert_eq!(of(&[1], &[0, 2, 3]), None);
 }
 
 #[test]

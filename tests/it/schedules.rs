@@ -16,9 +16,9 @@ use tessera::request::{Limits, Request, RequestFields, SamplingParams};
 use tessera::scheduler::{OVERTAKES_MAX, SchedulerConfig};
 use tokio::sync::mpsc::Receiver;
 
-use crate::Rng;
 use crate::files::Draft;
 use crate::harness::{BLOCK_TOKENS, Golden, name, roomy};
+use crate::{Rng, rules};
 
 const VOCABULARY: usize = 512;
 const SLOTS: usize = 4;
@@ -31,7 +31,8 @@ struct Asked {
     content: Option<Digest>,
     prompt: Vec<TokenId>,
     tokens_max: u32,
-    /// Greedy without; else the seed of a draw at temperature 0.9, top_p 0.95.
+    /// Greedy without; else the seed of a draw at temperature 0.9, top_p 0.95, which asks for
+    /// penalties, biases and bans too if it is even.
     seed: Option<u64>,
 }
 
@@ -50,7 +51,10 @@ impl Asked {
                 top_k: 40,
                 min_p: 0.01,
                 seed,
-                ..SamplingParams::greedy()
+                ..match seed % 2 {
+                    0 => rules::random(SamplingParams::greedy(), &mut Rng(seed), VOCABULARY, &[]),
+                    _ => SamplingParams::greedy(),
+                }
             },
         };
         let fields = RequestFields {
@@ -83,6 +87,7 @@ fn finish(events: &mut Receiver<Event>) -> (Vec<(TokenId, f32)>, u32) {
             Event::Started { cached_tokens } => cached = cached_tokens,
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
             Event::Failed(why) => panic!("{why}"),
+            Event::NoTokenLeft => panic!("its rules leave no token"),
         }
     }
 }
@@ -179,6 +184,7 @@ impl Live {
                 Event::Started { .. } => {}
                 Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
                 Event::Failed(why) => panic!("{why}"),
+                Event::NoTokenLeft => panic!("its rules leave no token"),
             }
         }
         false

@@ -255,6 +255,50 @@ fn a_repetition_penalty_is_that_of_transformers() {
     }
 }
 
+#[test]
+fn penalties_biases_and_bans_are_those_of_vllm() {
+    let server = Server::start(&[&text(&golden())]);
+    let (prompt, _) = expected("base");
+    let bad_words = json!(["twle", "ation", "or"]);
+    let more = json!({"repetition_penalty": 1.3, "frequency_penalty": 0.4,
+        "presence_penalty": 0.3, "logit_bias": {"221": -100, "35": 2, "96": -3.5},
+        "bad_words": bad_words, "min_tokens": 12, "stop_token_ids": [493, 35]});
+    let got = greedy(&server, "llama", &prompt, &more);
+    assert_eq!(got, (ALL_TOGETHER.to_vec(), "stop".to_owned()));
+    let more = json!({"frequency_penalty": 1.5, "presence_penalty": 0.75, "bad_words": bad_words});
+    assert_eq!(greedy(&server, "llama", &prompt, &more).0, OPENAIS);
+    let allowed: Vec<u32> = (60..90).collect();
+    let more = json!({"allowed_token_ids": allowed, "max_tokens": 6});
+    assert_eq!(greedy(&server, "llama", &prompt, &more).0, [68, 62, 85, 63, 62, 62]);
+    let stops = json!([430, 334]);
+    let more = json!({"stop_token_ids": stops});
+    assert_eq!(greedy(&server, "llama", &prompt, &more).0, [397, 221, 430]);
+    let more = json!({"stop_token_ids": stops, "min_tokens": 8});
+    assert_eq!(greedy(&server, "llama", &prompt, &more).0, HELD_BACK);
+    // Nothing is left to draw: the request's fault, not the server's.
+    let body = json!({"prompt": prompt, "allowed_token_ids": [430], "bad_words": ["tw"]});
+    let (status, reply) = server.post(COMPLETIONS, &body);
+    let code = &reply["error"]["code"];
+    assert_eq!((status, code), (400, &json!("no_token_left")), "{reply}");
+    assert_eq!(greedy(&server, "llama", &prompt, &json!({})).0.len(), 24, "it runs on");
+}
+
+/// What the logits of transformers 5.23 give under vLLM's formula: sets, bad words and stop tokens
+/// to −∞, biases added, repetition penalty, `- frequency · count - presence · (count > 0)`, the
+/// largest. The words are 430 329, 334, and 266 or 297; the least distance of the best two logits
+/// is 0.01.
+const ALL_TOGETHER: [u64; 14] = [397, 25, 446, 484, 375, 47, 452, 409, 430, 389, 235, 509, 191, 35];
+/// The same with OpenAI's penalties and words alone.
+const OPENAIS: [u64; 24] = [
+    397, 221, 430, 445, 47, 452, 409, 421, 420, 455, 3, 375, 13, 316, 504, 428, 446, 484, 291, 396,
+    235, 509, 191, 463,
+];
+/// The same where 430 and 334 end the answer, after eight tokens at least.
+const HELD_BACK: [u64; 20] = [
+    397, 221, 236, 500, 389, 235, 509, 28, 235, 509, 191, 384, 493, 150, 402, 257, 75, 135, 409,
+    430,
+];
+
 /// What transformers 5.23 gives with `generate(repetition_penalty=1.8, do_sample=False)`.
 const PENALISED: [u64; 24] = [
     397, 221, 430, 329, 214, 466, 334, 76, 400, 226, 67, 147, 205, 220, 459, 181, 233, 460, 35,

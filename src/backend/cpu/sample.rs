@@ -1,12 +1,13 @@
-//! Draws tokens: repetition penalty, mask and temperature, then top_k, top_p and min_p in vLLM's
-//! meaning, then one uniform number that depends on the seed and the step alone.
+//! Draws tokens: what is asked of single tokens ([`Draw::changes`]), temperature, then top_k, top_p
+//! and min_p in vLLM's meaning, then one uniform number that depends on the seed and the step
+//! alone.
 
 use std::cmp::Ordering;
 
 use super::matrix::Matrix;
 use super::simd::Level;
 use super::threads::Cpu;
-use crate::backend::{Draw, Fault, Sampled, Sampling, Want};
+use crate::backend::{Changes, Draw, Fault, Sampled, Sampling, Want, repeated};
 use crate::ids::TokenId;
 use crate::request::SamplingParams;
 
@@ -31,9 +32,7 @@ impl Sampling for Cpu {
 
 /// `None` when no logit is finite that may be drawn.
 fn sample_row(level: Level, logits: &[f32], want: &Want<'_>) -> Option<Sampled> {
-    // What is not a finite number has no share. Adding 0 makes −0 equal to 0 in every order.
-    let share = |&logit: &f32| if logit.is_finite() { logit + 0.0 } else { f32::NEG_INFINITY };
-    let logits: Vec<f32> = logits.iter().map(share).collect();
+    let logits: Vec<f32> = logits.iter().copied().map(share).collect();
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if best == f32::NEG_INFINITY {
         return None;
@@ -68,24 +67,33 @@ fn sample_row(level: Level, logits: &[f32], want: &Want<'_>) -> Option<Sampled> 
     Some(Sampled { token: Some(token), logprob: logprob(token), rank, top })
 }
 
-/// The logits that are drawn from, where penalty or mask make them others.
+/// What is not a finite number has no share. Adding 0 makes −0 equal to 0 in every order.
+fn share(logit: f32) -> f32 {
+    if logit.is_finite() { logit + 0.0 } else { f32::NEG_INFINITY }
+}
+
+/// The logits that are drawn from, where the request makes them others.
 fn changed(logits: &[f32], draw: &Draw<'_>) -> Option<Vec<f32>> {
-    let penalty = draw.params.repetition_penalty;
-    let penalised = draw.penalised(logits.len());
-    if penalised.is_none() && draw.mask.is_none() {
+    let changes = draw.changes(logits.len());
+    if changes.are_none() {
         return None;
     }
+    let Changes { mask, repeated: seen, edits } = changes;
+    let penalty = draw.params.repetition_penalty;
     let change = |(token, &logit): (TokenId, &f32)| {
-        if draw.mask.is_some_and(|mask| !mask.allows(token)) {
-            return f32::NEG_INFINITY;
-        }
-        match penalised.as_ref().is_some_and(|seen| seen.allows(token)) {
-            true if logit > 0.0 => logit / penalty,
-            true => logit * penalty,
-            false => logit,
-        }
+        let is_seen = seen.as_ref().is_some_and(|seen| seen.allows(token));
+        if is_seen { repeated(logit, penalty) } else { logit }
     };
-    Some((0..).zip(logits).map(change).collect())
+    let mut changed: Vec<f32> = (0..).zip(logits).map(change).collect();
+    for edit in &edits {
+        let logit = &mut changed[edit.token as usize];
+        *logit = edit.apply(*logit);
+    }
+    for (token, logit) in (0..).zip(&mut changed) {
+        let is_allowed = mask.as_ref().is_none_or(|mask| mask.allows(token));
+        *logit = if is_allowed { share(*logit) } else { f32::NEG_INFINITY };
+    }
+    Some(changed)
 }
 
 /// Draws a token. `weights` are those of the logits at temperature 1, the likeliest has 1.

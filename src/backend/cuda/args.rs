@@ -95,9 +95,12 @@ arguments! {
     SampleParams {
         temperature: f32, top_p: f32, min_p: f32, top_k: u32, seed: u64, step: u64, top: u32,
         ranked: u32, target: u32, mask: u32, seen: u32, repetition_penalty: f32,
+        edits_first: u32, edits: u32,
     }
+    LogitEdit { token: u32, add: f32, repeat: f32, take: f32, }
     Sample {
         logits: Address, params: Address, tokens: Address, logprobs: Address, ranks: Address,
-        masks: Address, top_tokens: Address, top_logprobs: Address, vocabulary: u32, top_max: u32,
+        masks: Address, edits: Address, top_tokens: Address, top_logprobs: Address,
+        vocabulary: u32, top_max: u32,
     }
 }

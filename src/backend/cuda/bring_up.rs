@@ -139,8 +139,7 @@ impl Cuda {
         *lock(&self.sampling) = Some(SampleMemory::new(
             &self.card,
             drawn,
-            // A mask, and what the penalty changes.
-            2 * limits.sequences_max,
+            limits.sequences_max,
             self.model.vocabulary,
         )?);
         assert!(self.step_memory.set(step).is_ok(), "This is a bug: memory is taken once.");

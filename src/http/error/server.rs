@@ -1,6 +1,6 @@
 //! What the server cannot do now.
 
-use super::row::{RATE, Row, SERVER, row};
+use super::row::{RATE, REQUEST, Row, SERVER, row};
 use crate::engine::Busy;
 
 /// A fault of the server, or a limit that it has reached.
@@ -16,6 +16,8 @@ pub(in crate::http) enum ServerError {
     EngineGone,
     /// The engine failed on this sequence.
     EngineFailed(String),
+    /// The request's own rules forbid all tokens that could come next.
+    NoTokenLeft,
     /// A panic, or a lost thread.
     Internal,
 }
@@ -38,6 +40,13 @@ impl ServerError {
                 row(503, SERVER, "engine_stopped", "The engine has stopped.").retry_after_1_s()
             }
             Self::EngineFailed(message) => row(500, SERVER, "engine_failed", message),
+            Self::NoTokenLeft => row(
+                400,
+                REQUEST,
+                "no_token_left",
+                "allowed_token_ids, bad_words and min_tokens leave no token that could come next; \
+                 forbid fewer.",
+            ),
             Self::Internal => row(
                 500,
                 SERVER,

@@ -46,6 +46,7 @@ fn read(mut events: Receiver<Event>) -> Result<Vec<u32>, String> {
                 }
             }
             Event::Failed(why) => return Err(why),
+            Event::NoTokenLeft => return Err("no token is left".to_owned()),
         }
     }
     Err("the engine is gone".into())

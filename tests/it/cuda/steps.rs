@@ -1,7 +1,7 @@
 //! What steps compute.
 
 use tessera::backend::cpu::{Cpu, Matrix};
-use tessera::backend::cuda::Cuda;
+use tessera::backend::cuda::{Cuda, StepLimits};
 use tessera::backend::{Backend, Device, Draw, Rows, Sampled, Sampling, Score, Want};
 use tessera::dtype::Dtype;
 use tessera::engine::Gpu;
@@ -11,10 +11,10 @@ use tessera::recipe::{Part, Recipe, Weight};
 use tessera::request::{History, SamplingParams, TokenMask};
 
 use super::card::{Card, is_real, limits};
-use crate::Rng;
 use crate::golden::{check_logits, check_tokens};
 use crate::harness::{BLOCK_TOKENS, Golden, logits, prompts_as_rows, roomy};
 use crate::merged::{check_folding, with_every_part};
+use crate::{Rng, rules};
 
 #[test]
 fn logits_of_every_adapter_in_one_batch_equal_pefts_on_a_card() {
@@ -251,6 +251,50 @@ fn a_card_draws_under_masks_and_scores_as_the_cpu_does() {
     }
     assert!(on_card[0].token.is_some_and(|token| some.allows(token)));
     assert_eq!((on_card[4].token, on_card[5].rank > 0), (None, true));
+}
+
+#[test]
+fn a_step_with_more_edits_and_masks_than_one_launch_takes_is_drawn_in_several() {
+    let card = Card::new();
+    let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
+    // Memory for 1024 edits and two masks.
+    let step = StepLimits { sequences_max: 1, ..limits(16, 1) };
+    let Gpu { backend, model, .. } = card.open(&golden, step, 8);
+    let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 8, BLOCK_TOKENS);
+    let (mut kv, slots) = (backend.kv(kv_shape), backend.slots(1));
+    let mut rows = Rows::default();
+    let tokens: Vec<u32> = (0..12).collect();
+    let pages = (0..2).map(BlockId).collect();
+    rows.push(&tokens, 0, &Recipe::base(), pages).for_each(|r| rows.logit_rows.push(r as u32));
+    let logits = model.forward(&backend, &rows, &slots, &mut kv).logits.unwrap();
+    let on_host = backend.download(&logits).unwrap();
+    let vocabulary = on_host.len() / tokens.len();
+    let rng = &mut Rng(31);
+    let params = SamplingParams { temperature: 0.8, ..SamplingParams::greedy() };
+    let asked: Vec<(SamplingParams, Vec<u32>)> = (0..tokens.len())
+        .map(|i| {
+            // Every third holds nearly all of the vocabulary.
+            let held = [vocabulary as u32 - 3, 40, 0][i % 3];
+            let generated: Vec<u32> = (0..held).map(|t| t * 7 % vocabulary as u32).collect();
+            let asked = rules::random(params.clone(), rng, vocabulary, &generated);
+            let repetition_penalty = [1.0, 1.4][i % 2];
+            let frequency_penalty = 0.5;
+            let seed = i as u64;
+            (SamplingParams { repetition_penalty, frequency_penalty, seed, ..asked }, generated)
+        })
+        .collect();
+    let draw = |i: usize| {
+        let (params, generated) = &asked[i];
+        let history = History { prompt: &[3], generated };
+        Want::Draw(Draw { params, history, mask: None, logprobs: Some(2) })
+    };
+    let wants: Vec<Want<'_>> = (0..asked.len()).map(draw).collect();
+    let on_card = backend.sample(&logits, &wants).unwrap();
+    let on_cpu = Cpu::new(1).sample(&Matrix::new(on_host.clone(), vocabulary), &wants).unwrap();
+    for (row, (on_card, on_cpu)) in on_card.iter().zip(&on_cpu).enumerate() {
+        assert_eq!((on_card.token, on_card.rank), (on_cpu.token, on_cpu.rank), "row {row}");
+    }
+    assert!(backend.download(&logits).unwrap() == on_host, "the logits are as they were");
 }
 
 #[test]

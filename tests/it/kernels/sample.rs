@@ -1,14 +1,14 @@
 //! The sampler against its rules, applied one token after the other, and against the CPU's.
 
 use tessera::backend::cpu::{Cpu, Matrix};
-use tessera::backend::{Draw, Sampled, Sampling, Score, Want};
+use tessera::backend::{Draw, Edit, Sampled, Sampling, Score, Want};
 use tessera::request::{History, SamplingParams, TokenMask};
 
 use super::device::{Buffer, Grid, Kernels, Width, kernels};
 use super::step::fresh;
-use crate::Rng;
 use crate::cuda::card::is_real;
-use tessera::backend::cuda::args::{Sample, SampleParams};
+use crate::{Rng, rules};
+use tessera::backend::cuda::args::{LogitEdit, Sample, SampleParams};
 
 const NONE: u32 = u32::MAX;
 
@@ -41,11 +41,13 @@ pub fn uniform(seed: u64, step: u64) -> f64 {
 #[derive(Clone)]
 struct Row {
     logits: Vec<f32>,
-    /// Its mask is numbered when the rows are put together.
+    /// Its masks and edits are numbered when the rows are put together.
     params: SampleParams,
     mask: Option<TokenMask>,
-    /// Of the prompt and drawn since; the penalty changes their logits.
+    /// Of the prompt and drawn since; penalties change their logits.
     history: [Vec<u32>; 2],
+    /// Its penalties of what was drawn, and its rules; the rest is in `params`.
+    asked: SamplingParams,
 }
 
 impl Row {
@@ -53,17 +55,20 @@ impl Row {
         let vocabulary = logits.len() as u64;
         let drawn = (0..params.step).map(|step| ((step * step) % vocabulary.min(50)) as u32);
         let history = [vec![(params.seed % vocabulary) as u32], drawn.collect()];
-        Self { logits, params, mask: None, history }
+        Self { logits, params, mask: None, history, asked: SamplingParams::greedy() }
     }
 
-    fn history(&self) -> History<'_> {
-        History { prompt: &self.history[0], generated: &self.history[1] }
+    fn sampling(&self) -> SamplingParams {
+        let SampleParams { temperature, top_p, top_k, min_p, seed, .. } = self.params;
+        let repetition_penalty = self.params.repetition_penalty;
+        let asked = self.asked.clone();
+        SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, seed, ..asked }
     }
 
-    /// Tokens that are penalised.
-    fn seen(&self) -> Option<TokenMask> {
-        let changes = self.params.repetition_penalty != 1.0;
-        changes.then(|| self.history().seen(self.logits.len()))
+    fn draw<'a>(&'a self, sampling: &'a SamplingParams) -> Draw<'a> {
+        let history = History { prompt: &self.history[0], generated: &self.history[1] };
+        let logprobs = (self.params.ranked != 0).then_some(self.params.top);
+        Draw { params: sampling, history, mask: self.mask.as_ref(), logprobs }
     }
 }
 
@@ -85,7 +90,7 @@ fn ranked(logits: &[f32]) -> Vec<usize> {
 }
 
 fn expected(row: &Row) -> Expected {
-    let Row { logits, params: p, mask, history } = row;
+    let Row { logits, params: p, .. } = row;
     let clean = |&l: &f32| if l.is_finite() { l + 0.0 } else { f32::NEG_INFINITY };
     let logits: Vec<f32> = logits.iter().map(clean).collect();
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -98,15 +103,9 @@ fn expected(row: &Row) -> Expected {
     let top = order.iter().take(p.top as usize).map(|&id| (id, logprob(id)));
     let top = top.filter(|(_, logprob)| logprob.is_finite()).collect();
     let token = if p.target == NONE {
-        let allows = |id: usize| mask.as_ref().is_none_or(|mask| mask.allows(id as u32));
-        let penalised = |id: usize| match history.iter().flatten().any(|&seen| seen as usize == id)
-        {
-            true if logits[id] > 0.0 => logits[id] / p.repetition_penalty,
-            true => logits[id] * p.repetition_penalty,
-            false => logits[id],
-        };
-        let allowed = |id: usize| if allows(id) { penalised(id) } else { f32::NEG_INFINITY };
-        choose(&(0..logits.len()).map(allowed).collect::<Vec<_>>(), p)
+        let raw: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+        let changed = rules::changed(&raw, &row.draw(&row.sampling()), |x| f64::from(x as f32));
+        choose(&changed.into_iter().map(|x| x as f32).collect::<Vec<_>>(), p)
     } else {
         Some(p.target as usize)
     };
@@ -163,17 +162,9 @@ fn draw(mut ranked: Vec<usize>, weight: impl Fn(usize) -> f64, p: &SampleParams)
 }
 
 fn on_cpu(cpu: &Cpu, row: &Row) -> Sampled {
-    let SampleParams { temperature, top_p, top_k, min_p, seed, .. } = row.params;
-    let repetition_penalty = row.params.repetition_penalty;
-    let params = SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, seed };
-    let logprobs = (row.params.ranked != 0).then_some(row.params.top);
+    let params = row.sampling();
     let want = match row.params.target {
-        NONE => Want::Draw(Draw {
-            params: &params,
-            history: row.history(),
-            mask: row.mask.as_ref(),
-            logprobs,
-        }),
+        NONE => Want::Draw(row.draw(&params)),
         target => Want::Score(Score { target, logprobs: row.params.top }),
     };
     let logits = Matrix::new(row.logits.clone(), row.logits.len());
@@ -193,6 +184,7 @@ fn on_card(
     let mut masks: Vec<u32> = Vec::new();
     let words = vocabulary.div_ceil(32);
     let mut params: Vec<SampleParams> = rows.iter().map(|row| row.params).collect();
+    let mut edits: Vec<LogitEdit> = Vec::new();
     for (row, params) in rows.iter().zip(&mut params) {
         let mut place = |mask: Option<&TokenMask>| match mask {
             None => NONE,
@@ -201,11 +193,17 @@ fn on_card(
                 first_row + (masks.len() / words) as u32 - 1
             }
         };
-        params.mask = place(row.mask.as_ref());
-        params.seen = place(row.seen().as_ref());
+        let sampling = row.sampling();
+        let changes = row.draw(&sampling).changes(vocabulary);
+        params.mask = place(changes.mask.as_deref());
+        params.seen = place(changes.repeated.as_ref());
+        params.edits_first = edits.len() as u32;
+        params.edits = changes.edits.len() as u32;
+        let edit = |Edit { token, add, repeat, take }| LogitEdit { token, add, repeat, take };
+        edits.extend(changes.edits.into_iter().map(edit));
     }
     let (logits_at, params_at) = (Buffer::of(Width::F32, &logits), Buffer::raw(&params));
-    let masks_at = Buffer::raw(&masks);
+    let (masks_at, edits_at) = (Buffer::raw(&masks), Buffer::raw(&edits));
     let [tokens, logprobs, ranks] = [(); 3].map(|()| Buffer::poison(Width::F32, m));
     let [top_tokens, top_logprobs] = [(); 2].map(|()| Buffer::poison(Width::F32, m * top_max));
     let first = u64::from(first_row);
@@ -217,6 +215,7 @@ fn on_card(
         logprobs: logprobs.as_if_from(first),
         ranks: ranks.as_if_from(first),
         masks: masks_at.as_if_from(first * words as u64),
+        edits: edits_at.at(),
         top_tokens: top_tokens.as_if_from(first * top_max as u64),
         top_logprobs: top_logprobs.as_if_from(first * top_max as u64),
         vocabulary: vocabulary as u32,
@@ -225,6 +224,9 @@ fn on_card(
     let end = [first_row + m as u32, 1, 1];
     let grid = Grid { size: end, first: [first_row, 0, 0], end };
     kernels.launch("sample", grid, threads, 24_856, &args);
+    edits_at.integers();
+    let bits: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
+    assert!(logits_at.integers() == bits, "the logits are others than before");
     let (tokens, logprobs, ranks) = (tokens.integers(), logprobs.floats(), ranks.integers());
     let (top_tokens, top_logprobs) = (top_tokens.integers(), top_logprobs.floats());
     let token = |t: u32| (t != NONE).then_some(t);
@@ -383,6 +385,31 @@ fn a_masked_draw_is_one_of_the_allowed_tokens_with_the_logprob_and_rank_it_has_a
                     // Masked rows and others side by side.
                     let mask = (i % 4 != 3).then(|| masks[i % masks.len()].clone());
                     rows.push(Row { mask, ..Row::of(logits.clone(), params) });
+                }
+                check(&kernels, threads, vocabulary, 0, &rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn penalties_biases_and_bans_change_what_is_drawn_and_no_logit() {
+    let rng = &mut fresh();
+    for kernels in kernels("sample.cu", [Width::F32; 3]) {
+        for (vocabulary, threads) in [(1, 32), (33, 64), (77, 96), (3001, 256)] {
+            for kind in kinds(threads) {
+                let logits = logits(rng, vocabulary, kind);
+                let masks = masks(rng, &logits);
+                let mut rows = Vec::new();
+                for (i, params) in params(rng).into_iter().enumerate() {
+                    let step = [params.step, params.step % 5][i % 2];
+                    let mut row = Row::of(logits.clone(), SampleParams { step, ..params });
+                    row.mask = (i % 5 == 0).then(|| masks[0].clone());
+                    // Rows that ask for nothing between those that do.
+                    if i % 4 != 3 {
+                        row.asked = rules::random(row.asked, rng, vocabulary, &row.history[1]);
+                    }
+                    rows.push(row);
                 }
                 check(&kernels, threads, vocabulary, 0, &rows);
             }

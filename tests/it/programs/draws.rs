@@ -4,8 +4,8 @@ use tessera::backend::{Draw, Sampled, Score, Want};
 use tessera::request::{History, SamplingParams, TokenMask};
 
 use super::base::Base;
-use crate::Rng;
 use crate::kernels::sample::uniform;
+use crate::{Rng, rules};
 
 /// How near to a bound a draw may fall either way: weights are f32 and sums of them.
 const NEAR: f64 = 1e-5;
@@ -54,6 +54,7 @@ impl Wanted {
                 min_p: [0.0, 0.05, 0.5][rng.below(3)],
                 repetition_penalty: [1.0, 1.0, 1.3, 0.8][rng.below(4)],
                 seed: rng.bits(),
+                ..SamplingParams::greedy()
             };
             let mask = (rng.below(4) == 0).then(|| {
                 let mut mask = TokenMask::none(vocabulary);
@@ -61,7 +62,12 @@ impl Wanted {
                 (0..vocabulary).filter(allowed).for_each(|token| mask.allow(token as u32));
                 mask
             });
-            let generated = (0..rng.below(4)).map(|_| rng.below(vocabulary) as u32).collect();
+            let generated: Vec<u32> =
+                (0..rng.below(4)).map(|_| rng.below(vocabulary) as u32).collect();
+            let params = match rng.below(2) {
+                0 => params,
+                _ => rules::random(params, rng, vocabulary, &generated),
+            };
             let logprobs = (rng.below(2) == 0).then_some(alternatives);
             One::Draw { params, generated, mask, logprobs }
         };
@@ -131,24 +137,14 @@ fn may_be_drawn(logits: &[f64], draw: &Draw<'_>, token: Option<u32>) -> bool {
     all.into_iter().any(|(u, p)| drawn(logits, draw, u, p) == token)
 }
 
-/// Temperature, then top_k, top_p and min_p among the allowed, likeliest first; then the first
-/// token at which the running sum passes a uniform number. Nudges move that, and the filters'
-/// bounds.
+/// Rules and penalties, then temperature, then top_k, top_p and min_p among what is left, likeliest
+/// first; then the first token at which the running sum passes a uniform number. Nudges move that,
+/// and the filters' bounds.
 fn drawn(logits: &[f64], draw: &Draw<'_>, uniform_nudge: f64, bound_nudge: f64) -> Option<u32> {
-    let SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, seed } =
-        *draw.params;
-    let penalty = f64::from(repetition_penalty);
-    let seen = |token: u32| {
-        draw.history.prompt.contains(&token) || draw.history.generated.contains(&token)
-    };
-    let penalised = |(token, &logit): (u32, &f64)| match seen(token) {
-        true if logit > 0.0 => logit / penalty,
-        true => logit * penalty,
-        false => logit,
-    };
-    let logits: &[f64] = &(0..).zip(logits).map(penalised).collect::<Vec<_>>();
-    let allowed = |token: &u32| draw.mask.is_none_or(|mask| mask.allows(*token));
-    let mut ranked: Vec<u32> = (0..logits.len() as u32).filter(allowed).collect();
+    let SamplingParams { temperature, top_p, top_k, min_p, seed, .. } = *draw.params;
+    let logits: &[f64] = &rules::changed(logits, draw, |x| x);
+    let is_left = |token: &u32| logits[*token as usize] > f64::NEG_INFINITY;
+    let mut ranked: Vec<u32> = (0..logits.len() as u32).filter(is_left).collect();
     ranked.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
     let best = logits[*ranked.first()? as usize];
     if temperature == 0.0 {
