@@ -37,6 +37,7 @@ mod sse;
 mod state;
 mod stream;
 mod token_rules;
+mod tokens;
 mod told;
 mod unsupported;
 mod whole;

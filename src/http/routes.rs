@@ -1,5 +1,6 @@
 //! Method and path to handler.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::chat::Chat;
@@ -18,21 +20,31 @@ use super::error::{ApiError, LoadError, ProtocolError, ServerError};
 use super::phase::Phase;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::{adapters, body, generate, guard, metrics, models};
+use super::{adapters, body, generate, guard, metrics, models, tokens};
 
 /// What a path leads to.
 #[derive(Clone, Copy)]
 enum Route {
-    Completions,
-    Chat,
     Models,
     Model,
-    Load,
-    Unload,
+    TokenizerInfo,
+    ServerLoad,
     Live,
     Ready,
     Version,
     Metrics,
+    Post(Post),
+}
+
+/// Those that read a body.
+#[derive(Clone, Copy)]
+enum Post {
+    Completions,
+    Chat,
+    Tokenize,
+    Detokenize,
+    Load,
+    Unload,
 }
 
 const POST: &str = "POST, OPTIONS";
@@ -40,22 +52,38 @@ const GET: &str = "GET, HEAD, OPTIONS";
 /// SageMaker asks with either.
 const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Every path and its methods. `/v1/models/` leads to one model, whose id may hold slashes.
+/// Every path and its methods, as [`spelled`] gives it. `/v1/models/` leads to one model, whose id
+/// may hold slashes.
 const ROUTES: &[(&str, &str, Route)] = &[
-    ("/v1/completions", POST, Route::Completions),
-    ("/v1/chat/completions", POST, Route::Chat),
+    ("/v1/completions", POST, Route::Post(Post::Completions)),
+    ("/v1/chat/completions", POST, Route::Post(Post::Chat)),
     ("/v1/models", GET, Route::Models),
     (MODEL, GET, Route::Model),
-    ("/v1/load_lora_adapter", POST, Route::Load),
-    ("/v1/unload_lora_adapter", POST, Route::Unload),
+    ("/tokenize", POST, Route::Post(Post::Tokenize)),
+    ("/detokenize", POST, Route::Post(Post::Detokenize)),
+    ("/tokenizer_info", GET, Route::TokenizerInfo),
+    ("/v1/load_lora_adapter", POST, Route::Post(Post::Load)),
+    ("/v1/unload_lora_adapter", POST, Route::Post(Post::Unload)),
     ("/health", GET, Route::Ready),
     ("/ready", GET, Route::Ready),
     ("/ping", GET_POST, Route::Ready),
     ("/live", GET, Route::Live),
+    ("/load", GET, Route::ServerLoad),
     ("/version", GET, Route::Version),
     ("/metrics", GET, Route::Metrics),
 ];
 const MODEL: &str = "/v1/models/";
+/// Routes that are found without `/v1` too: gateways are given the server's address alone.
+const WITHOUT_V1: &[&str] = &["/models", "/completions", "/chat/completions", "/embeddings"];
+
+/// A path as the table has it: with `/v1` where that was left out, and without a slash at its end.
+fn spelled(path: &str) -> Cow<'_, str> {
+    let path = path.trim_end_matches('/');
+    match WITHOUT_V1.contains(&path) || path.starts_with("/models/") {
+        true => format!("/v1{path}").into(),
+        false => path.into(),
+    }
+}
 
 /// Answers any request; a panic is answered 500.
 pub(super) async fn handle(
@@ -84,14 +112,15 @@ async fn answer(
 ) -> Result<Response<Body>, ApiError> {
     guard::check(&request, state.hosts.as_deref())?;
     let (head, incoming) = request.into_parts();
-    let path = head.uri.path();
+    let path = spelled(head.uri.path());
+    let path = path.as_ref();
     let is_match = |route: &&(&str, &str, Route)| match route.0 {
         MODEL => path.len() > MODEL.len() && path.starts_with(MODEL),
         exact => exact == path,
     };
-    let no_route = || ProtocolError::NoRoute { path: path.to_owned() };
+    let no_route = || ProtocolError::NoRoute { path: head.uri.path().to_owned() };
     let &(_, allow, route) = ROUTES.iter().find(is_match).ok_or_else(no_route)?;
-    if matches!(route, Route::Load | Route::Unload) && !state.http.runtime_adapters {
+    if matches!(route, Route::Post(Post::Load | Post::Unload)) && !state.http.runtime_adapters {
         return Err(LoadError::Off.into());
     }
     if head.method == Method::OPTIONS {
@@ -103,24 +132,13 @@ async fn answer(
         return Err(ProtocolError::Method { method: head.method.to_string(), allow }.into());
     }
     match route {
-        Route::Completions => {
-            let payload = body::read_json(&state, &head.headers, incoming, false).await?;
-            generate::handle::<Completions>(&state, payload, arrived).await
-        }
-        Route::Chat => {
-            let payload = body::read_json(&state, &head.headers, incoming, false).await?;
-            generate::handle::<Chat>(&state, payload, arrived).await
-        }
-        Route::Load => {
-            let payload = body::read_json(&state, &head.headers, incoming, true).await?;
-            adapters::load(&state, payload).await
-        }
-        Route::Unload => {
-            let payload = body::read_json(&state, &head.headers, incoming, true).await?;
-            adapters::unload(&state, &payload)
-        }
         Route::Models => Ok(models::list(&state)),
         Route::Model => Ok(models::one(&state, &path[MODEL.len()..])?),
+        Route::TokenizerInfo => Ok(tokens::info(&state, head.uri.query())?),
+        Route::ServerLoad => {
+            let load = format!("{{\"server_load\":{}}}", state.engine.in_flight());
+            Ok(whole("application/json", load))
+        }
         Route::Live => Ok(empty(StatusCode::OK)),
         Route::Ready => Ok(empty(match state.phase() {
             Phase::Serving if state.check_open().is_ok() => StatusCode::OK,
@@ -131,6 +149,28 @@ async fn answer(
             Ok(whole("application/json", version))
         }
         Route::Metrics => Ok(whole(metrics::CONTENT_TYPE, state.metrics.page())),
+        Route::Post(route) => posted(&state, route, &head, incoming, arrived).await,
+    }
+}
+
+/// A route that reads a body.
+async fn posted(
+    state: &Arc<State>,
+    route: Post,
+    head: &Parts,
+    incoming: Incoming,
+    arrived: Instant,
+) -> Result<Response<Body>, ApiError> {
+    // A web page could change what is served without asking.
+    let requires_type = matches!(route, Post::Load | Post::Unload);
+    let payload = body::read_json(state, &head.headers, incoming, requires_type).await?;
+    match route {
+        Post::Completions => generate::handle::<Completions>(state, payload, arrived).await,
+        Post::Chat => generate::handle::<Chat>(state, payload, arrived).await,
+        Post::Tokenize => tokens::tokenize(state, payload).await,
+        Post::Detokenize => tokens::detokenize(state, payload).await,
+        Post::Load => adapters::load(state, payload).await,
+        Post::Unload => adapters::unload(state, &payload),
     }
 }
 

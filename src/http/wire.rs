@@ -160,6 +160,22 @@ pub(super) struct ChatLogprob {
     pub top_logprobs: Option<Vec<ChatLogprob>>,
 }
 
+/// `POST /tokenize`.
+#[derive(Serialize)]
+pub(super) struct Tokenized {
+    pub count: usize,
+    pub max_model_len: u32,
+    pub tokens: Vec<TokenId>,
+    /// Null unless asked for.
+    pub token_strs: Option<Vec<String>>,
+}
+
+/// `POST /detokenize`.
+#[derive(Serialize)]
+pub(super) struct Detokenized {
+    pub prompt: String,
+}
+
 /// `GET /v1/models`.
 #[derive(Serialize)]
 pub(super) struct ModelList {

@@ -1,6 +1,7 @@
 //! How the text of one served name becomes tokens, how it is drawn and where it ends: the base's
 //! files, and those that an adapter brings along for its own name.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -28,6 +29,8 @@ pub struct ServedText {
     pub eos_tokens: Vec<TokenId>,
     /// What a request leaves out.
     pub defaults: SamplingDefaults,
+    /// The special tokens that have a name: `bos_token`, `eos_token` and so on.
+    pub named_tokens: BTreeMap<String, String>,
 }
 
 /// How files are read.
@@ -62,7 +65,9 @@ impl ServedText {
             true => SamplingDefaults::of(files)?,
             false => SamplingDefaults::default(),
         };
-        Ok(Self { tokenizer, template: template.map(Arc::new), eos_tokens, defaults })
+        let template = template.map(Arc::new);
+        let named_tokens = special::named(files)?;
+        Ok(Self { tokenizer, template, eos_tokens, defaults, named_tokens })
     }
 }
 

@@ -39,6 +39,7 @@ const ENGINE_FAILS: &str = "the template engine fails on it";
 
 /// A model's chat template. Safe to share between threads.
 pub struct ChatTemplate {
+    source: String,
     prepared: Arc<Prepared>,
     guard: Guard,
     /// The one for chats with tools, if the model has one of its own.
@@ -122,11 +123,16 @@ impl ChatTemplate {
             return Err(TextError::broken(CHAT_TEMPLATE, problem));
         }
         let (guard, source) = (Guard::default(), source.to_owned());
-        let prepare =
-            move || Prepared::new(&source, special_tokens, context_tokens_max, now_unix_s);
+        let of = source.clone();
+        let prepare = move || Prepared::new(&of, special_tokens, context_tokens_max, now_unix_s);
         let failed = TextError::broken(CHAT_TEMPLATE, ENGINE_FAILS);
         let prepared = guard.run(prepare).map_err(|stopped| stopped.error(failed))??;
-        Ok(Self { prepared: Arc::new(prepared), guard, tool_use: None })
+        Ok(Self { source, prepared: Arc::new(prepared), guard, tool_use: None })
+    }
+
+    /// The template as its author wrote it.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Messages with their content in the form that the template reads: a string, a list of parts,

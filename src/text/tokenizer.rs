@@ -147,6 +147,11 @@ impl Tokenizer {
         String::from_utf8_lossy(self.token_bytes(id)).into_owned()
     }
 
+    /// A token as the vocabulary spells it; `None` for an id that it does not have.
+    pub fn spelling(&self, id: TokenId) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The id of a token as the vocabulary spells it.
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
         self.inner.token_to_id(token)

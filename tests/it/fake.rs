@@ -155,6 +155,7 @@ fn app(engine: EngineHandle, catalog: Arc<Catalog>) -> App {
         template: ChatTemplate::from_files(&files, CONTEXT_TOKENS_MAX).unwrap().map(Arc::new),
         eos_tokens: vec![EOS],
         defaults: SamplingDefaults::default(),
+        named_tokens: [("eos_token".to_owned(), "</s>".to_owned())].into(),
     };
     let settings = TextSettings {
         context_tokens_max: CONTEXT_TOKENS_MAX,

@@ -231,9 +231,10 @@ fn messages_that_are_no_chat_are_answered_400() {
         assert_eq!((answer.status, answer.error().0.as_deref()), (400, Some(field)), "{body}");
     }
     let fake = Fake::new(Script::Echo(1), |app| {
-        let ServedText { tokenizer, eos_tokens, defaults, .. } = &*app.model.text;
+        let ServedText { tokenizer, eos_tokens, defaults, named_tokens, .. } = &*app.model.text;
         let (tokenizer, eos_tokens) = (tokenizer.clone(), eos_tokens.clone());
-        let text = ServedText { tokenizer, template: None, eos_tokens, defaults: defaults.clone() };
+        let (defaults, named_tokens) = (defaults.clone(), named_tokens.clone());
+        let text = ServedText { tokenizer, template: None, eos_tokens, defaults, named_tokens };
         app.model.text = Arc::new(text);
     });
     let answer = post(fake.address, CHAT, &json!({"messages": hello}));

@@ -23,7 +23,8 @@ fn fake(names: &[&str]) -> Fake {
     let tokenizer = Arc::new(Tokenizer::from_files(&files, CONTEXT_TOKENS_MAX).unwrap());
     Fake::new(Script::Echo(1), |app| {
         let (eos_tokens, defaults) = (vec![EOS], app.model.text.defaults.clone());
-        let text = ServedText { tokenizer, template: None, eos_tokens, defaults };
+        let named_tokens = app.model.text.named_tokens.clone();
+        let text = ServedText { tokenizer, template: None, eos_tokens, defaults, named_tokens };
         app.model.text = Arc::new(text);
     })
 }

@@ -37,6 +37,7 @@ mod http_answers;
 mod http_connections;
 mod http_errors;
 mod http_prompts;
+mod http_routes;
 mod http_streams;
 mod http_token_rules;
 mod hub;
