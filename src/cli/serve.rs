@@ -116,6 +116,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         merged,
         text: texts.base.clone(),
         limits,
+        hidden_size: checkpoint.config.hidden,
     };
     let http = HttpSettings {
         hosts_allowed: hosts_allowed(config),

@@ -193,7 +193,7 @@ impl EngineHandle {
         Ok((0..count).map(|_| Ticket { in_flight: self.in_flight.clone() }).collect())
     }
 
-    /// Places that there are in all.
+    /// Places in all: a [`reserve`](Self::reserve) of more never succeeds.
     pub fn requests_max(&self) -> usize {
         self.requests_max
     }

@@ -203,11 +203,23 @@ enum Item {
 
 impl<'de> Deserialize<'de> for Prompts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(PromptsVisitor)
+        Self::read(deserializer, PROMPTS_MAX)
     }
 }
 
-struct PromptsVisitor;
+impl Prompts {
+    /// At most so many.
+    pub fn read<'de, D: Deserializer<'de>>(
+        deserializer: D,
+        prompts_max: usize,
+    ) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptsVisitor { prompts_max })
+    }
+}
+
+struct PromptsVisitor {
+    prompts_max: usize,
+}
 
 impl<'de> Visitor<'de> for PromptsVisitor {
     type Value = Prompts;
@@ -222,8 +234,9 @@ impl<'de> Visitor<'de> for PromptsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
         let mixed = || A::Error::custom("strings, token ids and lists cannot be mixed");
-        let check = |count: usize| match count > PROMPTS_MAX {
-            true => Err(A::Error::custom(format!("at most {PROMPTS_MAX} prompts in a request"))),
+        let max = self.prompts_max;
+        let check = |count: usize| match count > max {
+            true => Err(A::Error::custom(format!("at most {max} prompts in a request"))),
             false => Ok(()),
         };
         match seq.next_element::<Item>()? {

@@ -28,7 +28,7 @@ pub(super) fn token_ids(drawn: &[Drawn]) -> Vec<TokenId> {
 }
 
 /// What of a logprob is shown: the same f32 everywhere, so that equal ones are equal texts.
-fn finite(logprob: f32) -> f32 {
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(LOGPROB_MIN) } else { LOGPROB_MIN }
 }
 

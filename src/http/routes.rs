@@ -20,7 +20,7 @@ use super::error::{ApiError, LoadError, ProtocolError, ServerError};
 use super::phase::Phase;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::{adapters, body, generate, guard, metrics, models, tokens};
+use super::{adapters, body, embeddings, generate, guard, loglikelihood, metrics, models, tokens};
 
 /// What a path leads to.
 #[derive(Clone, Copy)]
@@ -41,6 +41,8 @@ enum Route {
 enum Post {
     Completions,
     Chat,
+    Embeddings,
+    Loglikelihood,
     Tokenize,
     Detokenize,
     Load,
@@ -57,6 +59,8 @@ const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 const ROUTES: &[(&str, &str, Route)] = &[
     ("/v1/completions", POST, Route::Post(Post::Completions)),
     ("/v1/chat/completions", POST, Route::Post(Post::Chat)),
+    ("/v1/embeddings", POST, Route::Post(Post::Embeddings)),
+    ("/v1/loglikelihood", POST, Route::Post(Post::Loglikelihood)),
     ("/v1/models", GET, Route::Models),
     (MODEL, GET, Route::Model),
     ("/tokenize", POST, Route::Post(Post::Tokenize)),
@@ -75,6 +79,20 @@ const ROUTES: &[(&str, &str, Route)] = &[
 const MODEL: &str = "/v1/models/";
 /// Routes that are found without `/v1` too: gateways are given the server's address alone.
 const WITHOUT_V1: &[&str] = &["/models", "/completions", "/chat/completions", "/embeddings"];
+
+/// Routes of other servers that are not here, and what is.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("/v1/score", SCORE),
+    ("/score", SCORE),
+    ("/v1/rerank", RERANK),
+    ("/v2/rerank", RERANK),
+    ("/rerank", RERANK),
+];
+const SCORE: &str = "Scoring pairs of texts takes another kind of model. POST /v1/loglikelihood \
+                     tells how likely a continuation is; POST /v1/embeddings gives vectors to \
+                     compare.";
+const RERANK: &str = "Reranking takes another kind of model. POST /v1/embeddings gives vectors to \
+                      compare.";
 
 /// A path as the table has it: with `/v1` where that was left out, and without a slash at its end.
 fn spelled(path: &str) -> Cow<'_, str> {
@@ -118,7 +136,10 @@ async fn answer(
         MODEL => path.len() > MODEL.len() && path.starts_with(MODEL),
         exact => exact == path,
     };
-    let no_route = || ProtocolError::NoRoute { path: head.uri.path().to_owned() };
+    let no_route = || {
+        let instead = ELSEWHERE.iter().find(|(other, _)| *other == path).map(|(_, what)| *what);
+        ProtocolError::NoRoute { path: head.uri.path().to_owned(), instead }
+    };
     let &(_, allow, route) = ROUTES.iter().find(is_match).ok_or_else(no_route)?;
     if matches!(route, Route::Post(Post::Load | Post::Unload)) && !state.http.runtime_adapters {
         return Err(LoadError::Off.into());
@@ -167,6 +188,8 @@ async fn posted(
     match route {
         Post::Completions => generate::handle::<Completions>(state, payload, arrived).await,
         Post::Chat => generate::handle::<Chat>(state, payload, arrived).await,
+        Post::Embeddings => embeddings::handle(state, payload, arrived).await,
+        Post::Loglikelihood => loglikelihood::handle(state, payload, arrived).await,
         Post::Tokenize => tokens::tokenize(state, payload).await,
         Post::Detokenize => tokens::detokenize(state, payload).await,
         Post::Load => adapters::load(state, payload).await,

@@ -37,6 +37,8 @@ pub struct ServedModel {
     pub text: Arc<ServedText>,
     /// What a request is validated against.
     pub limits: Limits,
+    /// Numbers of a vector of `/v1/embeddings`.
+    pub hidden_size: usize,
 }
 
 impl ServedModel {

@@ -160,6 +160,59 @@ pub(super) struct ChatLogprob {
     pub top_logprobs: Option<Vec<ChatLogprob>>,
 }
 
+/// `POST /v1/embeddings`.
+#[derive(Serialize)]
+pub(super) struct Embeddings<'a> {
+    pub id: String,
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    pub data: Vec<Embedding>,
+    pub usage: Usage,
+}
+
+/// One vector of them.
+#[derive(Serialize)]
+pub(super) struct Embedding {
+    pub object: &'static str,
+    pub index: usize,
+    pub embedding: Vector,
+}
+
+/// As numbers, or their little-endian bytes in base64.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Vector {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
+/// `POST /v1/loglikelihood`.
+#[derive(Serialize)]
+pub(super) struct Loglikelihoods<'a> {
+    pub id: String,
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    pub data: Vec<Loglikelihood>,
+    pub usage: Usage,
+}
+
+/// One continuation.
+#[derive(Serialize)]
+pub(super) struct Loglikelihood {
+    pub object: &'static str,
+    pub index: usize,
+    /// The sum of `token_logprobs`.
+    pub loglikelihood: f64,
+    /// Whether each of its tokens is the likeliest at its place.
+    pub is_greedy: bool,
+    pub token_ids: Vec<TokenId>,
+    pub token_logprobs: Vec<f32>,
+    pub prompt_tokens: usize,
+    pub continuation_tokens: usize,
+}
+
 /// `POST /tokenize`.
 #[derive(Serialize)]
 pub(super) struct Tokenized {

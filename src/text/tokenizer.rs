@@ -23,6 +23,8 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     text_bytes_max: usize,
     notes: Vec<String>,
+    /// Offsets that the library gives leave out spaces at both ends of a token.
+    trims_offsets: bool,
 }
 
 /// A token that was added to a vocabulary, or marked in it.
@@ -70,7 +72,9 @@ impl Tokenizer {
         let vocabulary = vocabulary.map_err(problem)?;
         caught(|| inner.encode_fast(PROBE, true)).map_err(problem)?;
         let text_bytes_max = text_bytes_max(context_tokens_max);
-        Ok(Self { inner, vocabulary, text_bytes_max, notes })
+        let after = serde_json::to_string(&inner.get_post_processor()).unwrap_or_default();
+        let trims_offsets = after.contains("\"trim_offsets\":true");
+        Ok(Self { inner, vocabulary, text_bytes_max, notes, trims_offsets })
     }
 
     /// What the files say that is not used, one line each.
@@ -118,6 +122,38 @@ impl Tokenizer {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(message) => Err(TextError::TokenizerFailed { message }),
         }
+    }
+
+    /// The tokens of a text, as [`Tokenizer::encode`] gives them but for special tokens that it
+    /// adds after the text; and how many stand before the first that holds a byte at or after
+    /// `border_bytes` of the text.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_with_border(
+        &self,
+        text: &str,
+        border_bytes: usize,
+        add_special_tokens: bool,
+    ) -> Result<(Vec<TokenId>, usize), TextError> {
+        if text.len() > self.text_bytes_max {
+            return Err(TextError::TooLong { text_bytes_max: self.text_bytes_max });
+        }
+        let encoded = caught(|| self.inner.encode(text, add_special_tokens));
+        let encoded = encoded.map_err(|message| TextError::TokenizerFailed { message })?;
+        let (ids, added) = (encoded.get_ids(), encoded.get_special_tokens_mask());
+        let count = added.iter().rposition(|&added| added == 0).map_or(0, |last| last + 1);
+        let leading = added.iter().take_while(|&&added| added == 1).count();
+        // Of an empty text all special tokens stand before it.
+        let count = if count == 0 { leading } else { count };
+        let end = |i: usize| {
+            let (start, end) = encoded.get_offsets()[i];
+            let spaces = self.token_bytes(ids[i]).iter().rev().take_while(|&&b| b == b' ').count();
+            if self.trims_offsets && start < end { end + spaces } else { end }
+        };
+        let is_after = |i: &usize| added[*i] == 0 && end(*i) > border_bytes;
+        let border = (0..count).find(is_after).unwrap_or(count);
+        Ok((ids[..count].to_vec(), border))
     }
 
     /// The text of tokens, from the start of a text; ids outside the vocabulary have none. Bytes

@@ -14,7 +14,7 @@ use tessera::dtype::Dtype;
 use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate, PromptScore};
 use tessera::http::{App, HttpSettings, ServedModel, serve};
 use tessera::ids::{Digest, TokenId};
-use tessera::request::{Limits, Request};
+use tessera::request::{Limits, Pooling, Request};
 use tessera::text::{
     AdapterTexts, ChatTemplate, SamplingDefaults, ServedText, TextFiles, TextSettings, Tokenizer,
 };
@@ -173,6 +173,7 @@ fn app(engine: EngineHandle, catalog: Arc<Catalog>) -> App {
             vocabulary_tokens: 512,
             logprobs_max: 20,
         },
+        hidden_size: 4,
     };
     let http = HttpSettings { runtime_adapters: true, ..HttpSettings::standard() };
     App { engine, catalog, loader: Arc::new(FakeLoad), texts, model, http }
@@ -282,6 +283,25 @@ fn play(script: &Script, generate: &Generate) -> bool {
         if generate.request.terms().tokens_max == 0 {
             return true;
         }
+    }
+    let last = *generate.request.prompt().last().unwrap() as f32;
+    let mean = generate.request.prompt().iter().sum::<TokenId>() as f32;
+    match (script, generate.request.terms().pooling) {
+        (Script::Echo(_), Some(Pooling::Last)) => {
+            return send(Event::Embedding(vec![last, 0.0, 0.0, last]));
+        }
+        (Script::Echo(_), Some(Pooling::Mean)) => {
+            return send(Event::Embedding(vec![mean, 0.0, 0.0, 0.0]));
+        }
+        (Script::Echo(_), None) if generate.request.terms().prompt_logprobs.is_some() => {
+            let score = |(place, &token): (usize, &TokenId)| {
+                let (logprob, rank) = (-(place as f32), place as u32);
+                PromptScore { token, logprob, rank, top: Vec::new() }
+            };
+            let scores = generate.request.prompt().iter().enumerate().skip(1).map(score);
+            return send(Event::Scores(scores.collect()));
+        }
+        _ => {}
     }
     match script {
         Script::Say(tokens, reason) => {

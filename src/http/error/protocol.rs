@@ -13,8 +13,8 @@ pub(in crate::http) enum ProtocolError {
     BodyBroken,
     /// Another content type than JSON.
     ContentType { found: String },
-    /// No such route.
-    NoRoute { path: String },
+    /// No such route, and what there is for what another server has there.
+    NoRoute { path: String, instead: Option<&'static str> },
     /// The route exists, the method does not.
     Method { method: String, allow: &'static str },
     /// Not exactly one well-formed `Host`.
@@ -44,8 +44,9 @@ impl ProtocolError {
                     format!("Content-Type must be application/json, got '{}'.", shown(found));
                 row(415, REQUEST, "unsupported_media_type", message)
             }
-            Self::NoRoute { path } => {
-                let message = format!("There is no route '{}'.", shown(path));
+            Self::NoRoute { path, instead } => {
+                let instead = instead.map_or_else(String::new, |instead| format!(" {instead}"));
+                let message = format!("There is no route '{}'.{instead}", shown(path));
                 row(404, NOT_FOUND, "route_not_found", message)
             }
             Self::Method { method, allow } => {
