@@ -1,5 +1,7 @@
 //! A generation request after validation: nothing below re-checks it.
 
+use std::fmt::Debug;
+
 mod invalid;
 mod sampling;
 mod tokens;
@@ -31,6 +33,30 @@ pub enum Pooling {
     Mean,
 }
 
+/// The form that one sequence must have, and how far it is. One that has failed stays failed.
+pub trait Guide: Debug + Send {
+    /// The tokens that may come next: of as many as the model has logits for, one at least.
+    ///
+    /// # Errors
+    /// Why it cannot tell, for the client.
+    fn mask(&mut self) -> Result<TokenMask, String>;
+
+    /// Takes in the token drawn. True when the form is whole and nothing can follow.
+    ///
+    /// # Errors
+    /// Why it cannot go on, for the client.
+    fn accept(&mut self, token: TokenId) -> Result<bool, String>;
+
+    /// Another for the same form, as far as this one and independent of it.
+    fn fork(&self) -> Box<dyn Guide>;
+}
+
+impl Clone for Box<dyn Guide> {
+    fn clone(&self) -> Self {
+        (**self).fork()
+    }
+}
+
 /// All that is asked of a prompt, not checked yet. The default is its likeliest continuation, as
 /// long as the context allows.
 #[derive(Clone, Debug)]
@@ -54,6 +80,8 @@ pub struct RequestFields {
     pub cache_salt: Option<Digest>,
     /// See [`Terms::priority`].
     pub priority: i32,
+    /// See [`Terms::guide`].
+    pub guide: Option<Box<dyn Guide>>,
 }
 
 impl Default for RequestFields {
@@ -68,6 +96,7 @@ impl Default for RequestFields {
             pooling: None,
             cache_salt: None,
             priority: 0,
+            guide: None,
         }
     }
 }
@@ -116,6 +145,12 @@ impl RequestParams {
         self
     }
 
+    /// The same for answers of a form.
+    pub fn with_guide(mut self, guide: Option<Box<dyn Guide>>) -> Self {
+        self.fields.guide = guide;
+        self
+    }
+
     /// The request that a prompt makes; `limits` are those that the fields were checked against.
     ///
     /// # Errors
@@ -123,8 +158,8 @@ impl RequestParams {
     /// takes.
     pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
         let RequestFields { tokens_max, tokens_cap, sampling, stop_tokens, .. } = self.fields;
-        let RequestFields { logprobs, prompt_logprobs, pooling, cache_salt, priority, .. } =
-            self.fields;
+        let RequestFields { logprobs, prompt_logprobs, pooling, .. } = self.fields;
+        let RequestFields { cache_salt, priority, guide, .. } = self.fields;
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
             return Err(Invalid::value("prompt", message));
@@ -167,6 +202,7 @@ impl RequestParams {
             pooling,
             cache_salt,
             priority,
+            guide,
         };
         Ok(Request { prompt, terms })
     }
@@ -191,6 +227,8 @@ pub struct Terms {
     pub cache_salt: Option<Digest>,
     /// Lower ones run first; of equal ones those that came first.
     pub priority: i32,
+    /// The form that the answer must have, at its start.
+    pub guide: Option<Box<dyn Guide>>,
 }
 
 /// A request that fits the model. Fields are private: the only ways to one are [`Request::new`] and

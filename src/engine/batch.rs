@@ -74,14 +74,14 @@ impl Batch {
         scheduler: &'a Scheduler,
     ) -> Vec<Want<'a>> {
         let want = |owner: &Owner| {
-            let terms = &in_flight[&owner.id].terms;
+            let InFlight { terms, mask, .. } = &in_flight[&owner.id];
             let history = scheduler.history(owner.id);
             let history = history.expect("This is a bug: a sequence in a plan is gone.");
             match owner.draws {
                 true => Want::Draw(Draw {
                     params: &terms.sampling,
                     history,
-                    mask: None,
+                    mask: mask.as_ref().and_then(|mask| mask.as_ref().ok()),
                     logprobs: terms.logprobs,
                 }),
                 false => Want::Score(Score {

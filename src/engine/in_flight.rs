@@ -1,6 +1,7 @@
 //! What the engine remembers of one request while it runs: all but its text, which the scheduler
 //! has.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -9,7 +10,11 @@ use super::{Event, FinishReason, PromptScore, Ticket};
 use crate::adapter::Adapter;
 use crate::ids::{Slot, TokenId};
 use crate::recipe::Recipe;
-use crate::request::{Pooling, Terms};
+use crate::request::{Pooling, Terms, TokenMask};
+
+/// Told to a client whose form is not at fault.
+const GUIDE_PANICKED: &str =
+    "the server failed to follow the form that was asked for. This is a bug.";
 
 /// A request the engine has accepted.
 pub struct InFlight {
@@ -29,6 +34,8 @@ pub struct InFlight {
     pub pooled: u32,
     /// The sum of hidden states, or the last, if the prompt's vector is wanted.
     pooled_sum: Vec<f64>,
+    /// The tokens that may be drawn in this step, if not all; or why nobody can tell.
+    pub mask: Option<Result<TokenMask, String>>,
     /// The client went away or fell behind.
     pub cancelled: bool,
     events: mpsc::Sender<Event>,
@@ -53,6 +60,7 @@ impl InFlight {
             scored: 0,
             pooled: 0,
             pooled_sum: Vec::new(),
+            mask: None,
             cancelled: false,
             events,
             _ticket: ticket,
@@ -66,12 +74,33 @@ impl InFlight {
         self.recipe.map(|_| next())
     }
 
-    /// Whether `token`, drawn after `generated` others, is its last.
-    pub fn finish_reason(&self, token: TokenId, generated: usize) -> Option<FinishReason> {
-        if self.terms.stop_tokens.contains(&token) {
-            return Some(FinishReason::Stop);
+    /// Works out which tokens may be drawn, if not all; slow at a new place of a form.
+    pub fn set_mask(&mut self) {
+        self.mask = self.terms.guide.as_mut().map(|guide| caught(|| guide.mask()));
+    }
+
+    /// Takes in `token`, drawn after `generated` others; whether it is the last.
+    ///
+    /// # Errors
+    /// Why the form that was asked for cannot be followed.
+    pub fn take(
+        &mut self,
+        token: TokenId,
+        generated: usize,
+    ) -> Result<Option<FinishReason>, String> {
+        if let Some(Err(why)) = self.mask.take() {
+            return Err(why);
         }
-        (generated + 1 >= self.terms.tokens_max as usize).then_some(FinishReason::Length)
+        if self.terms.stop_tokens.contains(&token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        let is_last = generated + 1 >= self.terms.tokens_max as usize;
+        let is_whole = match &mut self.terms.guide {
+            Some(guide) => caught(|| guide.accept(token))?,
+            None => false,
+        };
+        let last = if is_last { Some(FinishReason::Length) } else { None };
+        Ok(if is_whole { Some(FinishReason::Whole) } else { last })
     }
 
     /// Takes in a hidden state of the prompt.
@@ -98,4 +127,10 @@ impl InFlight {
     pub fn send(&mut self, event: Event) {
         self.cancelled |= self.events.try_send(event).is_err();
     }
+}
+
+/// What a guide does, kept from taking the other sequences of a step with it.
+fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // One that has panicked is not asked again: its sequence ends.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(GUIDE_PANICKED.to_owned()))
 }

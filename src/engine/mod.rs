@@ -4,6 +4,7 @@
 mod base;
 mod batch;
 mod gpu;
+mod guides;
 mod in_flight;
 mod residents;
 mod step;
@@ -27,6 +28,8 @@ use crate::request::Request;
 pub enum FinishReason {
     /// The token drawn is a stop token, which is no part of the text.
     Stop,
+    /// The form that the request asks for is whole with this token, which is a part of the text.
+    Whole,
     /// `tokens_max` was reached.
     Length,
 }
@@ -72,6 +75,8 @@ pub enum Event {
     Failed(String),
     /// The last event of a sequence whose own rules allow none of the tokens that could come next.
     NoTokenLeft,
+    /// The last event of a sequence whose form could not be followed any further; the request's.
+    Astray(String),
 }
 
 /// A request on its way to the engine.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::batch::Batch;
+use super::guides::Guides;
 use super::in_flight::InFlight;
 use super::residents::Residents;
 use super::{Command, EngineHandle, Event, Generate, PromptScore, StartError, Stats};
@@ -68,6 +69,7 @@ struct Running<B: Backend> {
     in_flight: BTreeMap<SequenceId, InFlight>,
     next_id: u64,
     inbox: mpsc::UnboundedReceiver<Command>,
+    guides: Guides,
     stats: Arc<Stats>,
 }
 
@@ -80,8 +82,8 @@ impl<B: Backend> Running<B> {
     ) -> Self {
         let kv = made_of.backend.kv(made_of.kv_shape);
         let residents = Residents::new(&made_of.backend, made_of.adapter_slots_max);
-        let in_flight = BTreeMap::new();
-        Self { made_of, kv, residents, scheduler, in_flight, next_id: 0, inbox, stats }
+        let (in_flight, guides) = (BTreeMap::new(), Guides::default());
+        Self { made_of, kv, residents, scheduler, in_flight, next_id: 0, inbox, guides, stats }
     }
 
     fn run(mut self) {
@@ -208,6 +210,8 @@ impl<B: Backend> Running<B> {
         let Engine { backend, model, .. } = &self.made_of;
         let batch = Batch::new(&plan, &self.in_flight);
         let outputs = model.forward(backend, &batch.rows, &self.residents.slots, &mut self.kv);
+        // While a card computes.
+        self.guides.set_masks(&batch.logits, &mut self.in_flight);
         match self.read(&batch, &outputs) {
             Ok((sampled, hidden)) => self.commit(&plan, &batch, sampled, &hidden),
             Err(fault) => {
@@ -309,7 +313,14 @@ impl<B: Backend> Running<B> {
                 self.tell_prompt(id);
             }
             let Some(sequence) = self.in_flight.get_mut(&id) else { continue };
-            let finish = sequence.finish_reason(token, generated);
+            let finish = match sequence.take(token, generated) {
+                Ok(finish) => finish,
+                Err(why) => {
+                    sequence.send(Event::Astray(why));
+                    done.push(id);
+                    continue;
+                }
+            };
             // Before it is told: who has its answer finds it counted.
             self.stats.generation_tokens_total.fetch_add(1, Ordering::Relaxed);
             sequence.send(Event::Token { token, logprob, top, finish });

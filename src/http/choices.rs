@@ -203,6 +203,7 @@ impl Choice {
         match event {
             Event::Failed(message) => Err(ServerError::EngineFailed(message)),
             Event::NoTokenLeft => Err(ServerError::NoTokenLeft),
+            Event::Astray(message) => Err(ServerError::Astray(message)),
             Event::Started { cached_tokens } => {
                 self.cached_tokens = Some(cached_tokens);
                 Ok(None)
@@ -237,7 +238,9 @@ impl Choice {
                 }
                 let is_stop = finish == Some(FinishReason::Stop);
                 let finish = match (stopped, finish) {
-                    (Some(_), _) | (None, Some(FinishReason::Stop)) => Some(Finish::Stop),
+                    (Some(_), _) | (None, Some(FinishReason::Stop | FinishReason::Whole)) => {
+                        Some(Finish::Stop)
+                    }
                     (None, Some(FinishReason::Length)) => Some(Finish::Length),
                     (None, None) => None,
                 };

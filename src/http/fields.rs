@@ -10,6 +10,7 @@ use super::dialects;
 use super::error::shown;
 use super::messages::Messages;
 use super::parse::{Fields, fields};
+use super::raw::Raw;
 use super::small::{KEPT_ITEMS_MAX, Small};
 use super::token_rules::{ALLOWED_TOKENS_MAX, BadWords, LogitBias};
 use super::unsupported::{self, Unsupported};
@@ -62,6 +63,14 @@ fields! {
         return_token_ids: bool,
         return_tokens_as_token_ids: bool,
         add_special_tokens: bool,
+        response_format: Raw,
+        structured_outputs: Raw,
+        guided_json: Raw,
+        guided_regex: Raw,
+        guided_choice: Raw,
+        guided_grammar: Raw,
+        grammar: Raw,
+        json_schema: Raw,
     }
     unsupported unsupported::GENERATION;
     ignored unsupported::IGNORED;

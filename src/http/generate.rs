@@ -11,6 +11,7 @@ use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::ends::Ends;
 use super::error::ApiError;
 use super::fields::{Common, Generation, TokenIds};
+use super::forms;
 use super::models::resolve;
 use super::parse::parse;
 use super::shape::Shape;
@@ -70,6 +71,7 @@ fn prepare<E: Endpoint>(
         }
         _ => invalid,
     };
+    let form = forms::read(&mut common)?;
     let text = target.text.clone();
     let shape = Shape::new(&common, &terms, &text, tokens_max, limits)?;
     let mut ends = Ends::new(&text, &mut common, limits)?;
@@ -82,6 +84,7 @@ fn prepare<E: Endpoint>(
     // Before the costly part: a full server says so at once.
     samples.check(input.count(), state.engine.requests_max()).map_err(spelled)?;
     let tickets = state.engine.reserve(input.count() * samples.drawn)?;
+    let params = params.with_guide(forms::guide(state, &text, &common, form)?);
     let given = told::given(&input, &terms, shape.keep.is_some());
     let adds_special = common.add_special_tokens;
     let prompts = shape.encode(input, &text, limits.context_tokens_max, adds_special)?;
@@ -153,6 +156,7 @@ fn params(
         pooling: None,
         cache_salt: cache_salt(common)?,
         priority: common.priority.unwrap_or(0),
+        guide: None,
     })
 }
 

@@ -132,7 +132,7 @@ async fn last(
             Event::Started { cached_tokens } => cached = cached_tokens,
             Event::Failed(message) => return Err(ServerError::EngineFailed(message)),
             // Nothing is drawn here.
-            Event::Token { .. } | Event::NoTokenLeft => {}
+            Event::Token { .. } | Event::NoTokenLeft | Event::Astray(_) => {}
             last @ (Event::Embedding(_) | Event::Scores(_)) => return Ok((last, cached)),
         }
     }

@@ -14,6 +14,7 @@ use super::phase::Phase;
 use super::settings::{App, HttpSettings, ServedModel};
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
+use crate::structured::Forms;
 use crate::text::AdapterTexts;
 
 /// A running server.
@@ -25,6 +26,8 @@ pub(super) struct State {
     pub model: ServedModel,
     pub http: HttpSettings,
     pub metrics: Arc<Metrics>,
+    /// What forms answers may have.
+    pub forms: Forms,
     pub phase: watch::Sender<Phase>,
     /// Names that `Host` may have; `None` takes any.
     pub hosts: Option<Vec<String>>,
@@ -54,6 +57,7 @@ impl State {
         Ok(Self {
             metrics: Arc::new(Metrics::new(&model.base_name, &engine, &catalog)),
             phase: watch::Sender::new(Phase::Serving),
+            forms: Forms::new(model.limits.vocabulary_tokens),
             hosts,
             adapter_root: http.adapter_root.clone().map(AdapterRoot::new).transpose()?,
             bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),

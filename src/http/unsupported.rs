@@ -23,8 +23,6 @@ pub(super) enum Neutral {
     Numbers(&'static [f64]),
     /// One of these words, or a list of just one.
     Words(&'static [&'static str]),
-    /// `{"type": "text"}`.
-    TextType,
 }
 
 impl Unsupported {
@@ -50,9 +48,6 @@ impl Unsupported {
             (Neutral::Words(words), Small::Array(items, 1)) => {
                 matches!(&items[..], [Small::Text(text)] if words.contains(&text.as_str()))
             }
-            (Neutral::TextType, Small::Object(items, 1)) => {
-                matches!(&items[..], [(key, Small::Text(text))] if key == "type" && text == "text")
-            }
             _ => false,
         }
     }
@@ -69,7 +64,6 @@ impl Unsupported {
             Neutral::Number(value) => format!("leave it out or {value}"),
             Neutral::Numbers(values) => format!("leave it out or one of {values:?}"),
             Neutral::Words(words) => format!("leave it out or one of {words:?}"),
-            Neutral::TextType => "leave it out or {\"type\": \"text\"}".to_owned(),
         };
         format!("{} is not supported by this server; {but}.", self.field)
     }
@@ -81,14 +75,6 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("logits_processors", Neutral::Empty),
     Unsupported::new("use_beam_search", Neutral::Is(false)),
     Unsupported::new("prompt_embeds", Neutral::Null),
-    Unsupported::new("structured_outputs", Neutral::Null),
-    Unsupported::new("guided_json", Neutral::Null),
-    Unsupported::new("guided_regex", Neutral::Null),
-    Unsupported::new("guided_choice", Neutral::Null),
-    Unsupported::new("guided_grammar", Neutral::Null),
-    Unsupported::new("grammar", Neutral::Empty),
-    Unsupported::new("json_schema", Neutral::Empty),
-    Unsupported::new("response_format", Neutral::TextType),
     Unsupported::new("kv_transfer_params", Neutral::Empty),
     Unsupported::new("vllm_xargs", Neutral::Empty),
     Unsupported::new("tools", Neutral::Empty),

@@ -32,6 +32,11 @@ impl TokenMask {
         Self { words: vec![0; vocabulary.div_ceil(32)] }
     }
 
+    /// Those whose bits are set; see [`TokenMask::words`].
+    pub fn of_words(words: Vec<u32>) -> Self {
+        Self { words }
+    }
+
     /// Adds one.
     pub fn allow(&mut self, token: TokenId) {
         self.words[token as usize / 32] |= 1 << (token % 32);

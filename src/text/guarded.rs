@@ -1,5 +1,6 @@
-//! Work that a chat template decides on, away from the thread that asked for it: templates come
-//! with models and adapters, and may nest without end, never end, or trip over the engine.
+//! Work that a chat template or a schema decides on, away from the thread that asked for it: they
+//! come with models, adapters and requests, and may nest without end, never end, or trip over the
+//! library that reads them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,17 +11,18 @@ use std::time::Duration;
 
 use super::error::TextError;
 
-/// Address space for what nests. A template has at most `TEMPLATE_BYTES_MAX` to nest expressions
-/// in, and its budget of steps to nest values in; only what is used takes memory.
+/// Address space for what nests. A template has at most `TEMPLATE_BYTES_MAX` to nest expressions in,
+/// and its budget of steps to nest values in; a schema or a grammar is bounded in bytes. Only what
+/// is used takes memory.
 const STACK_BYTES: usize = 512 << 20;
 /// Seconds after which work is left behind. The budget of steps ends almost everything in one.
-const TEMPLATE_SECONDS_MAX: u64 = 10;
-/// Work of one template that may be left behind and still run; with more, it is not begun.
+pub(crate) const GUARDED_SECONDS_MAX: u64 = 10;
+/// Work of one guard that may be left behind and still run; with more, it is not begun.
 const LEFT_BEHIND_MAX: usize = 2;
 
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Stopped {
+pub(crate) enum Stopped {
     /// It did not end, or such work still runs.
     Late,
     /// It panicked, or no thread could be had.
@@ -31,15 +33,15 @@ impl Stopped {
     /// What to tell: `failed` where the work panicked.
     pub fn error(self, failed: TextError) -> TextError {
         match self {
-            Self::Late => TextError::TemplateLate { template_seconds_max: TEMPLATE_SECONDS_MAX },
+            Self::Late => TextError::TemplateLate { template_seconds_max: GUARDED_SECONDS_MAX },
             Self::Failed => failed,
         }
     }
 }
 
-/// Runs the work of one template.
+/// Runs the work of one template, or of all schemas.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     left_behind: Arc<AtomicUsize>,
 }
 
@@ -64,12 +66,12 @@ impl Guard {
                 left_behind.fetch_sub(1, Ordering::AcqRel);
             }
         };
-        let name = "template".to_owned();
+        let name = "guarded".to_owned();
         let spawned = thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(body);
         if spawned.is_err() {
             return Err(Stopped::Failed);
         }
-        match receiver.recv_timeout(Duration::from_secs(TEMPLATE_SECONDS_MAX)) {
+        match receiver.recv_timeout(Duration::from_secs(GUARDED_SECONDS_MAX)) {
             Ok(result) => result,
             Err(RecvTimeoutError::Disconnected) => Err(Stopped::Failed),
             Err(RecvTimeoutError::Timeout) => {

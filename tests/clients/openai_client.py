@@ -4,6 +4,7 @@
 usage: openai_client.py PATH_TO_TESSERA
 """
 
+import json
 import re
 import signal
 import subprocess
@@ -97,6 +98,33 @@ def rule(client, model):
     assert ids(presence_penalty=0, frequency_penalty=0, logit_bias={}) == plain
 
 
+ANSWER = {
+    "type": "object",
+    "properties": {"animal": {"enum": ["fox", "owl"]}, "legs": {"type": "integer", "minimum": 0,
+                                                               "maximum": 8}},
+    "required": ["animal", "legs"],
+    "additionalProperties": False,
+}
+
+
+def structured(client, model):
+    """A demo that knows nothing of JSON writes it when it is asked for."""
+    form = {"type": "json_schema",
+            "json_schema": {"name": "answer", "schema": ANSWER, "strict": True}}
+    asked = {"model": model, "messages": QUESTION, "temperature": 1, "seed": 5, "max_tokens": 400,
+             "response_format": form}
+    reply = client.chat.completions.create(**asked).choices[0]
+    assert reply.finish_reason == "stop", reply
+    answer = json.loads(reply.message.content)
+    assert answer["animal"] in ("fox", "owl") and 0 <= answer["legs"] <= 8 and len(answer) == 2
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks)
+    assert text == reply.message.content, "streamed or not"
+    choice = client.chat.completions.create(
+        model=model, messages=QUESTION, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
+    assert choice.choices[0].message.content in ("yes", "no")
+
+
 def refusals(client):
     for arguments, error, param in (
         ({"model": "nobody"}, openai.NotFoundError, "model"),
@@ -104,6 +132,9 @@ def refusals(client):
         ({"n": 3}, openai.BadRequestError, "n"),
         ({"presence_penalty": 3}, openai.BadRequestError, "presence_penalty"),
         ({"logit_bias": {"1000000": 1}}, openai.BadRequestError, "logit_bias"),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "a", "schema": {"type": "object", "not": {}}}}},
+         openai.BadRequestError, "response_format"),
         ({"max_tokens": 10**6}, openai.BadRequestError, None),
     ):
         fields = {"model": client.models.list().data[0].id, "messages": QUESTION} | arguments
@@ -133,6 +164,8 @@ def main():
             assert text == alone[model], f"{model} in a mixed batch: {text!r}, alone: {alone[model]!r}"
         complete(client, models)
         rule(client, base)
+        with ThreadPoolExecutor(len(models)) as pool:
+            list(pool.map(lambda model: structured(client, model), models))
         refusals(client)
         for model, text in alone.items():
             print(f"{model:12} {text!r}")

@@ -155,8 +155,8 @@ fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
             }
             Event::Started { .. } => {}
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-            Event::Failed(why) => panic!("{why}"),
             Event::NoTokenLeft => panic!("its rules leave no token"),
+            Event::Failed(why) | Event::Astray(why) => panic!("{why}"),
         }
     }
     tokens

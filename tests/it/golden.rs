@@ -199,8 +199,8 @@ pub fn check_tokens(start: &dyn Fn(&Golden) -> EngineHandle) {
                     }
                     Event::Started { .. } => {}
                     Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-                    Event::Failed(why) => panic!("{name}/{adapter}: {why}"),
                     Event::NoTokenLeft => panic!("{name}/{adapter}: no token is left"),
+                    Event::Failed(why) | Event::Astray(why) => panic!("{name}/{adapter}: {why}"),
                 }
             }
             assert_eq!(got.len(), want.greedy.len(), "{name}/{adapter}");

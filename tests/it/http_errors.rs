@@ -32,12 +32,6 @@ fn every_field_that_is_not_built_is_refused_by_name() {
         ("no_repeat_ngram_size", json!(2), json!(0)),
         ("top_n_sigma", json!(1.5), json!(-1)),
         ("extra_body", json!({"top_k": 1}), json!({})),
-        ("structured_outputs", json!({"regex": "a"}), Value::Null),
-        ("guided_json", json!({}), Value::Null),
-        ("guided_regex", json!("a"), Value::Null),
-        ("guided_choice", json!(["a"]), Value::Null),
-        ("guided_grammar", json!("a"), Value::Null),
-        ("response_format", json!({"type": "json_object"}), json!({"type": "text"})),
         ("lora_path", json!("sql"), Value::Null),
         ("adapter_id", json!("sql"), Value::Null),
     ];

@@ -63,8 +63,8 @@ fn ask(engine: &EngineHandle, asked: Vec<Asked>) -> Vec<Told> {
                 Event::Scores(scores) => told.scores = Some(scores),
                 Event::Embedding(embedding) => told.embedding = Some(embedding),
                 Event::Token { token, logprob, .. } => told.tokens.push((token, logprob)),
-                Event::Failed(why) => told.failed = Some(why),
                 Event::NoTokenLeft => told.failed = Some("no token is left".to_owned()),
+                Event::Failed(why) | Event::Astray(why) => told.failed = Some(why),
             }
         }
         told

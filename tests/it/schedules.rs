@@ -86,8 +86,8 @@ fn finish(events: &mut Receiver<Event>) -> (Vec<(TokenId, f32)>, u32) {
             }
             Event::Started { cached_tokens } => cached = cached_tokens,
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-            Event::Failed(why) => panic!("{why}"),
             Event::NoTokenLeft => panic!("its rules leave no token"),
+            Event::Failed(why) | Event::Astray(why) => panic!("{why}"),
         }
     }
 }
@@ -183,8 +183,8 @@ impl Live {
                 }
                 Event::Started { .. } => {}
                 Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-                Event::Failed(why) => panic!("{why}"),
                 Event::NoTokenLeft => panic!("its rules leave no token"),
+                Event::Failed(why) | Event::Astray(why) => panic!("{why}"),
             }
         }
         false
@@ -324,7 +324,7 @@ fn a_preempted_request_does_not_keep_the_place_that_the_one_before_it_waits_for(
         loop {
             match events.try_recv() {
                 Ok(Event::Token { finish: Some(_), .. }) => break,
-                Ok(Event::Failed(why)) => panic!("{why}"),
+                Ok(Event::Failed(why) | Event::Astray(why)) => panic!("{why}"),
                 Ok(_) => {}
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }

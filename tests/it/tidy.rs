@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["http"],
     &["engine"],
-    &["adapter", "model", "scheduler"],
+    &["adapter", "model", "scheduler", "structured"],
     &["text"],
     &["backend"],
     &["delta", "recipe", "request", "site"],

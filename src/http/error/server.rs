@@ -18,6 +18,8 @@ pub(in crate::http) enum ServerError {
     EngineFailed(String),
     /// The request's own rules forbid all tokens that could come next.
     NoTokenLeft,
+    /// The form that the request asks for could not be followed within its limits.
+    Astray(String),
     /// A panic, or a lost thread.
     Internal,
 }
@@ -47,6 +49,7 @@ impl ServerError {
                 "allowed_token_ids, bad_words and min_tokens leave no token that could come next; \
                  forbid fewer.",
             ),
+            Self::Astray(message) => row(400, REQUEST, "structured_output_failed", message),
             Self::Internal => row(
                 500,
                 SERVER,

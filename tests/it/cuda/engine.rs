@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tessera::adapter::Adapter;
 use tessera::backend::cuda::{Cuda, room};
-use tessera::engine::{Engine, EngineHandle, Event, Gpu};
+use tessera::engine::{Engine, EngineHandle, Event, FinishReason, Gpu};
 use tessera::model::{Checkpoint, Model};
 use tessera::recipe::Recipe;
 use tessera::request::{Limits, Request, RequestFields};
@@ -13,6 +13,8 @@ use tokio::sync::mpsc::Receiver;
 
 use super::card::{Card, is_real, limits};
 use crate::harness::{BLOCK_TOKENS, Golden, RECIPE_PARTS_MAX, roomy};
+use crate::structured::engine::{Told, asked, read as told, submit as ask};
+use crate::structured::walk::World;
 
 fn golden() -> Golden {
     Golden::open(&crate::golden::models()[0], None)
@@ -45,8 +47,8 @@ fn read(mut events: Receiver<Event>) -> Result<Vec<u32>, String> {
                     return Ok(tokens);
                 }
             }
-            Event::Failed(why) => return Err(why),
             Event::NoTokenLeft => return Err("no token is left".to_owned()),
+            Event::Failed(why) | Event::Astray(why) => return Err(why),
         }
     }
     Err("the engine is gone".into())
@@ -122,4 +124,27 @@ fn a_failed_step_fails_its_requests_and_a_lost_card_stops_the_engine() {
         std::thread::yield_now();
     }
     assert_eq!(read(submit(&engine, &golden, None)).unwrap_err(), "the engine is gone");
+}
+
+#[test]
+fn forms_are_followed_on_a_card_beside_requests_that_have_none() {
+    let (card, golden, world) = (Card::new(), Golden::open("llama", None), World::new());
+    let all = asked(&golden, &world, 1);
+    let engine = card.engine(&golden, roomy(), 4);
+    let alone: Vec<Told> = all.iter().map(|one| told(ask(&engine, one))).collect();
+    let events: Vec<_> = all.iter().map(|one| ask(&engine, one)).collect();
+    let together: Vec<Told> = events.into_iter().map(told).collect();
+    // The first and the third have a form.
+    for told in [&alone[0], &alone[2], &together[0], &together[2]] {
+        let finish = told.end.as_ref().unwrap();
+        let tokens: Vec<u32> = told.tokens.iter().map(|token| token.0).collect();
+        let text = world.tokenizer.decode(&tokens, true);
+        let value = serde_json::from_str::<serde_json::Value>(&text);
+        assert_eq!(value.is_ok(), *finish == FinishReason::Whole, "{text}");
+    }
+    // On a real card the order of sums depends on how many rows there are.
+    if !is_real() {
+        assert_eq!(alone, together);
+    }
+    assert!(alone[4..].iter().all(|told| told.end.is_err() && told.tokens.len() == 3));
 }

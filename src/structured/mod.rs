@@ -1,0 +1,18 @@
+//! Structured output: from a JSON schema, a regular expression, a list of choices or a grammar to
+//! the tokens that may come next.
+//!
+//! Compiling is slow and its input hostile, so [`Forms::guide`] belongs on a blocking thread; it
+//! works under a guard and within [`limits`]. What comes out is a [`crate::request::Guide`], which
+//! the engine asks for a mask before each draw.
+
+mod compiled;
+mod form;
+mod forms;
+mod gbnf;
+pub mod limits;
+mod matching;
+mod schema;
+mod vocabulary;
+
+pub use form::Form;
+pub use forms::{FormError, Forms};

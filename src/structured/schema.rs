@@ -1,0 +1,329 @@
+//! JSON schemas, read strictly: the library leaves words unread that it does not know, and a schema
+//! that is followed by halves would be answered with JSON that it refuses.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use super::limits::{BRANCHES_MAX, PATTERN_PROPERTIES_MAX};
+
+/// Words that constrain, and are followed.
+const FOLLOWED: &[&str] = &[
+    "$ref",
+    "additionalItems",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "const",
+    "enum",
+    "exclusiveMaximum",
+    "exclusiveMinimum",
+    "format",
+    "items",
+    "maxItems",
+    "maxLength",
+    "maxProperties",
+    "maximum",
+    "minItems",
+    "minLength",
+    "minProperties",
+    "minimum",
+    "multipleOf",
+    "oneOf",
+    "pattern",
+    "patternProperties",
+    "prefixItems",
+    "properties",
+    "required",
+    "type",
+];
+/// Words that constrain nothing.
+const REMARKS: &[&str] = &[
+    "$comment",
+    "$defs",
+    "$id",
+    "$schema",
+    "contentEncoding",
+    "contentMediaType",
+    "default",
+    "definitions",
+    "deprecated",
+    "description",
+    "discriminator",
+    "example",
+    "examples",
+    "id",
+    "readOnly",
+    "title",
+    "writeOnly",
+];
+/// Words that constrain nothing with this value.
+const NEUTRAL: &[(&str, bool)] = &[("uniqueItems", false), ("nullable", false)];
+/// Words whose value is a schema, or several in a list.
+const HOLD_SCHEMAS: &[&str] =
+    &["additionalItems", "additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems"];
+/// Words whose value is an object of schemas.
+const HOLD_NAMED_SCHEMAS: &[&str] = &["$defs", "definitions", "patternProperties", "properties"];
+/// Whole numbers beyond it are not told apart by the library, which counts in 64-bit floats.
+const EXACT_MAX: u64 = 1 << 53;
+/// How deep two branches are compared.
+const COMPARED_LEVELS_MAX: usize = 4;
+
+/// Checks that all of a schema is followed and puts it into the form that the library takes.
+///
+/// # Errors
+/// What of it is not, by name and place.
+pub(super) fn prepare(schema: &mut Value) -> Result<(), String> {
+    match schema {
+        Value::Bool(true) => *schema = Value::Object(Map::new()),
+        Value::Object(_) => {}
+        Value::Bool(false) => return Err("the schema false takes no value".to_owned()),
+        other => return Err(format!("a schema must be an object, got {}", kind(other))),
+    }
+    let root = schema.clone();
+    let mut reader =
+        Reader { root: &root, patterns: 0, referred: HashSet::new(), open: Vec::new() };
+    reader.check(&root, "#")?;
+    while let Some(place) = reader.open.pop() {
+        let target = root.pointer(&place[1..]);
+        let target = target.ok_or_else(|| format!("$ref {place:?} points at nothing"))?;
+        reader.check(target, &place)?;
+    }
+    rewrite(schema, &root);
+    Ok(())
+}
+
+/// Walks all schemas within one.
+struct Reader<'a> {
+    root: &'a Value,
+    /// Of patternProperties so far.
+    patterns: usize,
+    referred: HashSet<String>,
+    /// Places that are referred to and not read yet.
+    open: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn check(&mut self, schema: &Value, place: &str) -> Result<(), String> {
+        let fields = match schema {
+            Value::Bool(_) => return Ok(()),
+            Value::Object(fields) => fields,
+            other => {
+                let kind = kind(other);
+                return Err(format!("at {place}: a schema must be an object, got {kind}"));
+            }
+        };
+        for (word, value) in fields {
+            let at = || format!("at {place}: ");
+            check_word(word, value, fields).map_err(|why| at() + &why)?;
+            let inner = format!("{place}/{word}");
+            match word.as_str() {
+                "$ref" => self.refer(value).map_err(|why| at() + &why)?,
+                "const" | "enum" | "minimum" | "maximum" | "exclusiveMinimum"
+                | "exclusiveMaximum" | "multipleOf" => {
+                    check_numbers(value).map_err(|why| format!("{}{word}: {why}", at()))?;
+                }
+                "$id" | "id" if place != "#" => {
+                    return Err(format!("{}{word} is supported at the root only", at()));
+                }
+                "$schema" => check_draft(value, self.root).map_err(|why| at() + &why)?,
+                word if HOLD_SCHEMAS.contains(&word) => match value {
+                    Value::Array(all) => {
+                        for (i, schema) in all.iter().enumerate() {
+                            self.check(schema, &format!("{inner}/{i}"))?;
+                        }
+                    }
+                    one => self.check(one, &inner)?,
+                },
+                word if HOLD_NAMED_SCHEMAS.contains(&word) => {
+                    let Value::Object(all) = value else {
+                        return Err(format!("{}{word} must be an object", at()));
+                    };
+                    self.patterns += if word == "patternProperties" { all.len() } else { 0 };
+                    if self.patterns > PATTERN_PROPERTIES_MAX {
+                        return Err(format!(
+                            "a schema may have at most {PATTERN_PROPERTIES_MAX} patternProperties"
+                        ));
+                    }
+                    for (name, schema) in all {
+                        self.check(schema, &format!("{inner}/{name}"))?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn refer(&mut self, value: &Value) -> Result<(), String> {
+        let Some(place) = value.as_str() else {
+            return Err(format!("$ref must be a string, got {}", kind(value)));
+        };
+        let is_plain = place == "#" || (place.starts_with("#/") && !place.contains(['~', '%']));
+        if !is_plain {
+            return Err(format!(
+                "$ref must be \"#\" or a place in the schema such as \"#/$defs/name\", without \
+                 escapes, got {place:?}"
+            ));
+        }
+        if self.referred.insert(place.to_owned()) {
+            self.open.push(place.to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn check_word(word: &str, value: &Value, fields: &Map<String, Value>) -> Result<(), String> {
+    let is_remark = REMARKS.contains(&word) || (word.starts_with("x-") && word != "x-guidance");
+    if !(is_neutral(word, value) || is_remark || FOLLOWED.contains(&word)) {
+        return Err(format!("the keyword {word:?} is not supported; leave it out"));
+    }
+    let old_items = fields.get("items").is_some_and(Value::is_array);
+    if word == "prefixItems" && (old_items || fields.contains_key("additionalItems")) {
+        return Err("prefixItems cannot stand beside a list of items or additionalItems".into());
+    }
+    let strings =
+        |value: &Value| value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+    if word == "required" && !strings(value) {
+        return Err(format!("required must be a list of strings, got {}", kind(value)));
+    }
+    Ok(())
+}
+
+/// In drafts before 2020-12 prefixItems is a word like any other.
+fn check_draft(draft: &Value, root: &Value) -> Result<(), String> {
+    let Some(draft) = draft.as_str() else {
+        return Err(format!("$schema must be a string, got {}", kind(draft)));
+    };
+    let is_old = ["draft-04", "draft-06", "draft-07", "2019-09"].iter().any(|d| draft.contains(d));
+    if is_old && root.to_string().contains("\"prefixItems\":") {
+        return Err(format!("prefixItems is no keyword of {draft}; send items"));
+    }
+    Ok(())
+}
+
+fn check_numbers(value: &Value) -> Result<(), String> {
+    match value {
+        Value::Number(number) => {
+            let whole = number.as_i64().map(i64::unsigned_abs).or(number.as_u64());
+            match whole.is_some_and(|whole| whole > EXACT_MAX) {
+                true => Err(format!("whole numbers must be at most 2^53, got {number}")),
+                false => Ok(()),
+            }
+        }
+        Value::Array(all) => all.iter().try_for_each(check_numbers),
+        Value::Object(all) => all.values().try_for_each(check_numbers),
+        _ => Ok(()),
+    }
+}
+
+/// Says in the library's words what it would refuse in others.
+///
+/// It takes a oneOf only where it sees that no value fits two branches, and does not look behind a
+/// $ref. Where that is so, anyOf says the same.
+fn rewrite(schema: &mut Value, root: &Value) {
+    let Value::Object(fields) = schema else { return };
+    fields.retain(|word, value| !is_neutral(word, value));
+    let branches = fields.get("oneOf").and_then(Value::as_array);
+    let branches = branches.filter(|all| all.len() <= BRANCHES_MAX);
+    let apart = branches.is_some_and(|all| {
+        let pairs = |i: usize| all[i + 1..].iter().map(move |other| (&all[i], other));
+        (0..all.len()).flat_map(pairs).all(|(a, b)| excludes(a, b, root, 0))
+    });
+    if apart && !fields.contains_key("anyOf") {
+        // In its place: properties are written in the order in which they are named.
+        let renamed = |word: String| if word == "oneOf" { "anyOf".into() } else { word };
+        let all = std::mem::take(fields).into_iter();
+        *fields = all.map(|(word, value)| (renamed(word), value)).collect();
+    }
+    for (word, value) in fields.iter_mut() {
+        match (word.as_str(), value) {
+            (word, Value::Array(all)) if HOLD_SCHEMAS.contains(&word) => {
+                all.iter_mut().for_each(|schema| rewrite(schema, root));
+            }
+            (word, one) if HOLD_SCHEMAS.contains(&word) => rewrite(one, root),
+            (word, Value::Object(all)) if HOLD_NAMED_SCHEMAS.contains(&word) => {
+                all.values_mut().for_each(|schema| rewrite(schema, root));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn is_neutral(word: &str, value: &Value) -> bool {
+    NEUTRAL.iter().any(|(known, neutral)| *known == word && value == neutral)
+}
+
+/// Whether it is certain that no value fits both.
+fn excludes(a: &Value, b: &Value, root: &Value, level: usize) -> bool {
+    let (Some(a), Some(b)) = (resolved(a, root), resolved(b, root)) else { return false };
+    if let (Some(a), Some(b)) = (types(a), types(b)) {
+        if a.iter().all(|kind| !b.contains(kind)) {
+            return true;
+        }
+    }
+    if let (Some(a), Some(b)) = (values(a), values(b)) {
+        // 1 and 1.0 are one value to a schema and two to this comparison.
+        let plain = |v: &&Value| v.is_string() || v.is_boolean() || v.is_null();
+        return a.iter().all(plain) && b.iter().all(plain) && a.iter().all(|v| !b.contains(v));
+    }
+    let is_object = |schema: &Value| schema.get("type").is_some_and(|kind| kind == "object");
+    if level == COMPARED_LEVELS_MAX || !is_object(a) || !is_object(b) {
+        return false;
+    }
+    let required = |schema: &Value, name: &str| {
+        let all = schema.get("required").and_then(Value::as_array);
+        all.is_some_and(|all| all.iter().any(|required| required == name))
+    };
+    let properties = a.get("properties").and_then(Value::as_object);
+    properties.is_some_and(|properties| {
+        properties.iter().any(|(name, of_a)| {
+            let of_b = b.get("properties").and_then(|all| all.get(name));
+            (required(a, name) && required(b, name))
+                && of_b.is_some_and(|of_b| excludes(of_a, of_b, root, level + 1))
+        })
+    })
+}
+
+/// What a schema says itself, or by a reference that stands alone; nothing if it is no object.
+fn resolved<'a>(mut schema: &'a Value, root: &'a Value) -> Option<&'a Value> {
+    for _ in 0..=COMPARED_LEVELS_MAX {
+        match schema.get("$ref").and_then(Value::as_str) {
+            None => return schema.is_object().then_some(schema),
+            Some(place) => schema = root.pointer(place.strip_prefix('#')?)?,
+        }
+    }
+    None
+}
+
+/// The types that a schema names; a whole number is a number.
+fn types<'a>(schema: &'a Value) -> Option<Vec<&'a str>> {
+    let named = |kind: &'a Value| match kind.as_str()? {
+        "integer" => Some("number"),
+        kind => Some(kind),
+    };
+    match schema.get("type")? {
+        Value::Array(all) => all.iter().map(named).collect(),
+        one => Some(vec![named(one)?]),
+    }
+}
+
+/// The values that a schema lists.
+fn values(schema: &Value) -> Option<Vec<&Value>> {
+    match (schema.get("const"), schema.get("enum")) {
+        (Some(value), _) => Some(vec![value]),
+        (None, Some(Value::Array(all))) => Some(all.iter().collect()),
+        _ => None,
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
