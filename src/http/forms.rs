@@ -85,7 +85,7 @@ type Reader = fn(&RawValue) -> Result<Option<Form>, String>;
 #[serde(deny_unknown_fields)]
 struct ResponseFormat {
     r#type: String,
-    json_schema: Option<JsonSchema>,
+    json_schema: Option<Box<RawValue>>,
     /// Beside `json_object`, as several servers have it.
     schema: Option<Box<RawValue>>,
 }
@@ -103,12 +103,14 @@ struct JsonSchema {
 }
 
 fn response_format(raw: &RawValue) -> Result<Option<Form>, String> {
-    let ResponseFormat { r#type, json_schema, schema: beside } = json(raw)?;
+    let ResponseFormat { r#type, json_schema, schema: beside } = object(raw)?;
     match (r#type.as_str(), json_schema, beside) {
         ("text", None, None) => Ok(None),
         ("json_object", None, None) => Ok(Some(Form::json_object(false))),
         ("json_object", None, Some(raw)) => schema(&raw, false).map(Some),
-        ("json_schema", Some(JsonSchema { name, schema: raw, .. }), None) => {
+        ("json_schema", Some(raw), None) => {
+            let JsonSchema { name, schema: raw, .. } =
+                object(&raw).map_err(|why| format!("json_schema: {why}"))?;
             let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
             if !(1..=NAME_CHARS_MAX).contains(&name.len()) || !name.chars().all(is_plain) {
                 return Err(format!(
@@ -148,7 +150,7 @@ struct StructuredOutputs {
 }
 
 fn structured_outputs(raw: &RawValue) -> Result<Option<Form>, String> {
-    let asked: StructuredOutputs = json(raw)?;
+    let asked: StructuredOutputs = object(raw)?;
     let not_built = [
         ("disable_additional_properties", asked.disable_additional_properties == Some(true)),
         ("whitespace_pattern", asked.whitespace_pattern.is_some()),
@@ -183,6 +185,14 @@ fn schema(raw: &RawValue, compact: bool) -> Result<Form, String> {
         false => raw.get().to_owned(),
     };
     Ok(Form::Json { schema, compact })
+}
+
+/// An object's fields: a list of values in their order is none.
+fn object<T: DeserializeOwned>(raw: &RawValue) -> Result<T, String> {
+    match raw.get().starts_with('{') {
+        true => json(raw),
+        false => Err("it must be an object".to_owned()),
+    }
 }
 
 fn json<T: DeserializeOwned>(raw: &RawValue) -> Result<T, String> {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::Matcher;
+use llguidance::toktrie::SimpleVob;
 
 use super::form::Form;
 use super::matching::{Matching, told};
@@ -29,7 +30,8 @@ impl Compiled {
         }
         let end = vocabulary.end();
         if !matcher.is_stopped() {
-            matcher.compute_mask().map_err(told)?;
+            let first = matcher.compute_mask().map_err(told)?;
+            try_out(matcher.deep_clone(), &first, end)?;
         }
         Ok(Self { matcher: Mutex::new(matcher), end })
     }
@@ -41,6 +43,22 @@ impl Compiled {
         let ends = ends.iter().copied().filter(|&id| id < self.end).collect();
         Matching::new(matcher.deep_clone(), ends, self.end)
     }
+}
+
+/// Draws the first token that may come, twice: what a form asks for at its start is often what is
+/// too much, and then better known before an answer has begun.
+fn try_out(mut matcher: Matcher, first: &SimpleVob, end: TokenId) -> Result<(), String> {
+    let mut mask = first.clone();
+    for _ in 0..2 {
+        let token = mask.first_bit_set().map(|token| token as TokenId);
+        let Some(token) = token.filter(|&token| token != end) else { return Ok(()) };
+        matcher.consume_token(token).map_err(told)?;
+        if matcher.is_stopped() {
+            return Ok(());
+        }
+        mask = matcher.compute_mask().map_err(told)?;
+    }
+    Ok(())
 }
 
 /// What was compiled lately, newest last.

@@ -5,7 +5,7 @@ use llguidance::regex_to_lark;
 use serde_json::{Value, json};
 
 use super::gbnf;
-use super::limits::{FORM_BYTES_MAX, NESTING_MAX};
+use super::limits::{FORM_BYTES_MAX, GRAMMAR_BYTES_MAX, NESTING_MAX};
 use super::schema;
 use crate::ids::Digest;
 
@@ -44,8 +44,10 @@ impl Form {
             Self::Json { schema: text, .. } | Self::Regex(text) | Self::Grammar(text) => text.len(),
             Self::Choice(choices) => choices.iter().map(String::len).sum(),
         };
-        if bytes > FORM_BYTES_MAX {
-            return Err(format!("it must be at most {FORM_BYTES_MAX} bytes, got {bytes}"));
+        let most =
+            if matches!(self, Self::Grammar(_)) { GRAMMAR_BYTES_MAX } else { FORM_BYTES_MAX };
+        if bytes > most {
+            return Err(format!("it must be at most {most} bytes, got {bytes}"));
         }
         match self {
             Self::Regex(text) | Self::Grammar(text) if nesting(text) > NESTING_MAX => {

@@ -3,12 +3,17 @@
 
 use llguidance::api::ParserLimits;
 
-/// Of a schema, an expression, a grammar, or all choices together.
+/// Of a schema, an expression, or all choices together.
 pub const FORM_BYTES_MAX: usize = 256 << 10;
+/// Of a grammar. Its rules may refer to each other in one long row, and the library follows them
+/// on the stack.
+pub const GRAMMAR_BYTES_MAX: usize = 64 << 10;
 /// Brackets that are open at once in a grammar or an expression.
 pub const NESTING_MAX: usize = 1_000;
 /// Of one schema: each is compared with each other, whether they overlap.
 pub const PATTERN_PROPERTIES_MAX: usize = 64;
+/// Properties of one object that need not be there: each may follow each.
+pub const PROPERTIES_OPTIONAL_MAX: usize = 400;
 /// Branches of a `oneOf` that are compared with each other behind references.
 pub const BRANCHES_MAX: usize = 256;
 /// Compiled forms that are kept for the next request; the longest unused makes room.

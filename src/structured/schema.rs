@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::limits::{BRANCHES_MAX, PATTERN_PROPERTIES_MAX};
+use super::limits::{BRANCHES_MAX, PATTERN_PROPERTIES_MAX, PROPERTIES_OPTIONAL_MAX};
 
 /// Words that constrain, and are followed.
 const FOLLOWED: &[&str] = &[
@@ -59,6 +59,9 @@ const REMARKS: &[&str] = &[
 ];
 /// Words that constrain nothing with this value.
 const NEUTRAL: &[(&str, bool)] = &[("uniqueItems", false), ("nullable", false)];
+const FORMATS: &[&str] =
+    &["date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"];
+const TYPES: &[&str] = &["array", "boolean", "integer", "null", "number", "object", "string"];
 /// Words whose value is a schema, or several in a list.
 const HOLD_SCHEMAS: &[&str] =
     &["additionalItems", "additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems"];
@@ -139,12 +142,7 @@ impl Reader<'_> {
                     let Value::Object(all) = value else {
                         return Err(format!("{}{word} must be an object", at()));
                     };
-                    self.patterns += if word == "patternProperties" { all.len() } else { 0 };
-                    if self.patterns > PATTERN_PROPERTIES_MAX {
-                        return Err(format!(
-                            "a schema may have at most {PATTERN_PROPERTIES_MAX} patternProperties"
-                        ));
-                    }
+                    self.count(word, all, fields).map_err(|why| at() + &why)?;
                     for (name, schema) in all {
                         self.check(schema, &format!("{inner}/{name}"))?;
                     }
@@ -153,6 +151,30 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What takes the library a time that grows with its square.
+    fn count(
+        &mut self,
+        word: &str,
+        all: &Map<String, Value>,
+        fields: &Map<String, Value>,
+    ) -> Result<(), String> {
+        self.patterns += if word == "patternProperties" { all.len() } else { 0 };
+        if self.patterns > PATTERN_PROPERTIES_MAX {
+            return Err(format!(
+                "a schema may have at most {PATTERN_PROPERTIES_MAX} patternProperties"
+            ));
+        }
+        let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+        let optional = all.len().saturating_sub(required);
+        match word == "properties" && optional > PROPERTIES_OPTIONAL_MAX {
+            true => Err(format!(
+                "at most {PROPERTIES_OPTIONAL_MAX} properties of an object may be optional, got \
+                 {optional}; name the others in required"
+            )),
+            false => Ok(()),
+        }
     }
 
     fn refer(&mut self, value: &Value) -> Result<(), String> {
@@ -184,6 +206,16 @@ fn check_word(word: &str, value: &Value, fields: &Map<String, Value>) -> Result<
     }
     let strings =
         |value: &Value| value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+    let known = match word {
+        "format" => FORMATS,
+        "type" => TYPES,
+        _ => &[],
+    };
+    let named = if let Value::Array(all) = value { all.iter().collect() } else { vec![value] };
+    let is_unknown = |value: &&&Value| !value.as_str().is_some_and(|name| known.contains(&name));
+    if let Some(other) = named.iter().find(is_unknown).filter(|_| !known.is_empty()) {
+        return Err(format!("{word} must be one of {}, got {other}", known.join(", ")));
+    }
     if word == "required" && !strings(value) {
         return Err(format!("required must be a list of strings, got {}", kind(value)));
     }

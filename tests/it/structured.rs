@@ -108,9 +108,10 @@ fn what_a_schema_asks_for_and_is_not_followed_is_refused_by_name_and_place() {
             json!({"properties": {"a": {"$id": "b", "type": "null"}}}),
             "$id is supported at the root",
         ),
-        (json!({"type": "string", "format": "iri"}), "iri"),
+        (json!({"items": {"format": "iri"}}), "at #/items: format must be one of date, date-time"),
         (json!({"type": "string", "pattern": "a(?=b)"}), "regex"),
-        (json!({"type": "strin"}), "strin"),
+        (json!({"type": "strin"}), "at #: type must be one of array"),
+        (json!({"type": ["null", 5]}), ", got 5"),
         (json!({"oneOf": [{"type": "number"}, {"type": "integer"}]}), "oneOf"),
         (json!({"const": 9_007_199_254_740_993_u64}), "2^53"),
         (json!({"type": "object", "required": "a"}), "required must be a list"),
@@ -170,14 +171,39 @@ fn a_form_that_asks_for_too_much_is_refused_and_takes_nothing_down() {
     let long = Form::Regex("a".repeat(limits::FORM_BYTES_MAX + 1));
     assert!(world.refused(&long).contains("at most 262144 bytes, got 262145"));
     world.refused(&Form::Regex("(a|b){0,200000}c".to_owned()));
+    let wide = |n: usize| {
+        let named = (0..n).map(|i| (format!("p{i}"), json!({"type": "null"})));
+        schema(&json!({"type": "object", "properties": Value::Object(named.collect())}))
+    };
+    assert!(world.refused(&wide(401)).contains("at most 400 properties of an object"));
+    assert!(world.takes(&wide(400), "{\"p7\":null,\"p399\":null}"));
+    let branches: Vec<String> = (0..2100).map(|i| format!("\"a\" x{i}")).collect();
+    let rules: String = (0..2100).map(|i| format!("x{i}: /b{{{i}}}/\n")).collect();
+    let many = Form::Grammar(format!("start: {}\n{rules}", branches.join(" | ")));
+    assert!(world.refused(&many).contains("2000"), "known before anything is drawn");
+    let patterns = (0..65).map(|i| (format!("^{i}"), json!({})));
+    let patterns = json!({"patternProperties": Value::Object(patterns.collect())});
+    assert!(world.refused(&schema(&patterns)).contains("at most 64 patternProperties"));
     // Deep by reference: on a thread's usual stack these would end the process.
-    let rules: String = (0..9000).map(|i| format!("a{i}: \"x\" a{} | \"y\"\n", i + 1)).collect();
-    let _ = world.guide(&Form::Grammar(format!("start: a0\n{rules}a9000: \"q\"\n")));
-    let defs: serde_json::Map<String, Value> = (0..5000)
+    let rules = |rule: fn(usize) -> String| {
+        let mut grammar = "start: a0\n".to_owned();
+        let mut count = 0;
+        while grammar.len() < limits::GRAMMAR_BYTES_MAX - 40 {
+            grammar += &rule(count);
+            count += 1;
+        }
+        Form::Grammar(grammar + &format!("a{count}: \"q\"\n"))
+    };
+    assert!(world.takes(&rules(|i| format!("a{i}:(a{})\n", i + 1)), "q"));
+    assert!(world.takes(&rules(|i| format!("a{i}:\"x\" a{}|\"y\"\n", i + 1)), "xxy"));
+    let long = Form::Grammar("#".repeat(limits::GRAMMAR_BYTES_MAX + 1));
+    assert!(world.refused(&long).contains("at most 65536 bytes"));
+    let defs: serde_json::Map<String, Value> = (0..7000)
         .map(|i| (format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", i + 1)})))
-        .chain([("d5000".to_owned(), json!({"type": "null"}))])
+        .chain([("d7000".to_owned(), json!({"type": "null"}))])
         .collect();
-    let _ = world.guide(&schema(&json!({"$ref": "#/$defs/d0", "$defs": defs})));
+    let deep = schema(&json!({"$ref": "#/$defs/d0", "$defs": defs}));
+    assert!(world.takes(&deep, "null"));
     assert!(world.takes(&Form::Regex("a".to_owned()), "a"));
 }
 
