@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`.
 
 use super::choices::CompletionOutput;
+use super::conversation;
 use super::endpoint::{Asked, Endpoint, Reply};
 use super::error::RequestError;
 use super::fields::{ChatFields, Common};
@@ -29,10 +30,7 @@ impl Endpoint for Chat {
             Some(max) => ("max_completion_tokens", Some(max)),
             None => ("max_tokens", common.max_tokens),
         };
-        let messages = own.messages.ok_or(RequestError::Missing("messages"))?;
-        let messages = messages.read()?;
-        let adds_generation_prompt = own.add_generation_prompt.unwrap_or(true);
-        let input = PromptInput::Chat { messages, adds_generation_prompt };
+        let input = PromptInput::Chat(Box::new(conversation::read(own)?));
         Ok(Asked { input, tokens_max, tokens_max_param, logprobs })
     }
 

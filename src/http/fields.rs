@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 
 use super::dialects;
 use super::error::shown;
-use super::messages::Messages;
+use super::messages::{Messages, Object, Objects};
 use super::parse::{Fields, fields};
 use super::raw::Raw;
 use super::small::{KEPT_ITEMS_MAX, Small};
@@ -91,6 +91,10 @@ fields! {
         logprobs: bool,
         top_logprobs: u32,
         add_generation_prompt: bool,
+        continue_final_message: bool,
+        chat_template_kwargs: Object,
+        reasoning_effort: String,
+        documents: Objects,
     }
     unsupported unsupported::CHAT;
     ignored &[];

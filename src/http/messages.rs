@@ -24,13 +24,38 @@ impl<'de> Deserialize<'de> for Messages {
         let mut values_left = MESSAGE_VALUES_MAX;
         let any = Any { values_left: &mut values_left, depth: 0 };
         let Value::Array(all) = any.deserialize(deserializer)? else {
-            return Err(D::Error::custom("expected a list of messages"));
+            return Err(D::Error::custom("expected a list of objects"));
         };
         let message = |value| match value {
             Value::Object(message) => Ok(message),
-            _ => Err(D::Error::custom("every message must be an object")),
+            _ => Err(D::Error::custom("every item must be an object")),
         };
         all.into_iter().map(message).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Any object, within the limits of messages.
+#[derive(Debug)]
+pub(super) struct Object(pub Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut values_left = MESSAGE_VALUES_MAX;
+        match (Any { values_left: &mut values_left, depth: 0 }).deserialize(deserializer)? {
+            Value::Object(object) => Ok(Self(object)),
+            _ => Err(D::Error::custom("expected an object")),
+        }
+    }
+}
+
+/// A list of objects likewise.
+#[derive(Debug)]
+pub(super) struct Objects(pub Vec<Value>);
+
+impl<'de> Deserialize<'de> for Objects {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Messages(all) = Messages::deserialize(deserializer)?;
+        Ok(Self(all.into_iter().map(Value::Object).collect()))
     }
 }
 
@@ -148,42 +173,88 @@ fn unsupported<T>(message: impl Into<String>) -> Result<T, RequestError> {
     Err(RequestError::Unsupported { param: "messages".to_owned(), message: message.into() })
 }
 
-/// A message as templates take it: every key stays, as it is and where it is.
+/// A message as templates take it: every key stays, as it is and where it is; what OpenAI's older
+/// API says of functions is said as its newer one says it of tools.
 fn read(mut message: Message) -> Result<Message, RequestError> {
-    let asks = |key: &str| match message.get(key) {
-        None | Some(Value::Null) => false,
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(_) => true,
-    };
-    if asks("tool_calls") || asks("function_call") {
-        return unsupported("Tool calls in messages are not supported by this server.");
-    }
     let role = match message.get_mut("role") {
         Some(Value::String(role)) => role,
         _ => return invalid("a message must have a role, a string"),
     };
     match role.as_str() {
-        "system" | "developer" | "user" | "assistant" => {}
-        "tool" | "function" => {
-            return unsupported("Messages of tools are not supported by this server.");
-        }
+        "system" | "developer" | "user" | "assistant" | "tool" => {}
+        "function" => *role = "tool".to_owned(),
         role => {
             let role = shown(role);
             return invalid(format!(
-                "a message's role must be system, developer, user or assistant, got '{role}'"
+                "a message's role must be system, developer, user, assistant or tool, got '{role}'"
             ));
         }
     }
-    let is_assistant = role == "assistant";
+    let role = role.clone();
+    read_calls(&mut message, &role)?;
     match message.get_mut("content") {
         Some(Value::String(_)) => {}
         Some(Value::Array(parts)) => parts.iter_mut().try_for_each(read_part)?,
         // Its turn may have been a call or a refusal; the template sees it without content.
-        None | Some(Value::Null) if is_assistant => {}
+        None | Some(Value::Null) if role == "assistant" => {}
         None | Some(Value::Null) => return invalid("a message must have a content"),
         Some(_) => return invalid("a message's content must be a string or a list of parts"),
     }
     Ok(message)
+}
+
+/// Reads what an assistant called.
+fn read_calls(message: &mut Message, role: &str) -> Result<(), RequestError> {
+    let asks = |key: &str| match message.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(_) => true,
+    };
+    match (asks("function_call"), asks("tool_calls")) {
+        (false, false) => {
+            // An empty list is no call, which templates could take for one.
+            message.remove("function_call");
+            message.remove("tool_calls");
+            return Ok(());
+        }
+        _ if role != "assistant" => return invalid("only an assistant's message may have calls"),
+        (true, true) => return invalid("function_call and tool_calls cannot both be given"),
+        (true, false) => {
+            let function = message.remove("function_call");
+            let call = serde_json::json!([{"type": "function", "function": function}]);
+            message.insert("tool_calls".to_owned(), call);
+        }
+        (false, true) => {}
+    }
+    let Some(Value::Array(calls)) = message.get("tool_calls") else {
+        return invalid("tool_calls must be a list");
+    };
+    calls.iter().try_for_each(check_call)
+}
+
+fn check_call(call: &Value) -> Result<(), RequestError> {
+    match call.get("type") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(kind)) if kind == "function" => {}
+        Some(_) => return unsupported("Calls of other types than function are not supported."),
+    }
+    let Some(Value::Object(function)) = call.get("function") else {
+        return invalid("a call must have a function, an object");
+    };
+    if !function.get("name").is_some_and(Value::is_string) {
+        return invalid("a call's function must have a name, a string");
+    }
+    let is_object = match function.get("arguments") {
+        Some(Value::String(text)) => {
+            text.trim().is_empty() || serde_json::from_str::<Map<String, Value>>(text).is_ok()
+        }
+        Some(Value::Object(_)) => true,
+        _ => false,
+    };
+    match is_object {
+        true => Ok(()),
+        false => invalid("a call's arguments must be an object, or a string that is JSON of one"),
+    }
 }
 
 /// A part of a content, under the one name that templates have for text.

@@ -12,6 +12,7 @@ mod chat;
 mod choices;
 mod clock;
 mod completions;
+mod conversation;
 mod dialects;
 mod embeddings;
 mod endpoint;

@@ -3,7 +3,7 @@
 use super::error::RequestError;
 use crate::ids::TokenId;
 use crate::request::Invalid;
-use crate::text::{Chat, Message, ServedText, TextError};
+use crate::text::{Chat, ServedText, TextError};
 
 /// The prompts of a request; each is a sequence.
 pub(super) enum PromptInput {
@@ -11,8 +11,8 @@ pub(super) enum PromptInput {
     Texts(Vec<String>),
     /// Tokens as they are.
     Ids(Vec<Vec<TokenId>>),
-    /// One chat, for the model's template. `adds_generation_prompt` opens the assistant's turn.
-    Chat { messages: Vec<Message>, adds_generation_prompt: bool },
+    /// One chat, for the model's template.
+    Chat(Box<Chat>),
 }
 
 impl PromptInput {
@@ -20,7 +20,7 @@ impl PromptInput {
     pub fn param(&self) -> &'static str {
         match self {
             Self::Texts(_) | Self::Ids(_) => "prompt",
-            Self::Chat { .. } => "messages",
+            Self::Chat(_) => "messages",
         }
     }
 
@@ -29,7 +29,7 @@ impl PromptInput {
         match self {
             Self::Texts(texts) => texts.len(),
             Self::Ids(lists) => lists.len(),
-            Self::Chat { .. } => 1,
+            Self::Chat(_) => 1,
         }
     }
 
@@ -46,7 +46,13 @@ impl PromptInput {
     ) -> Result<Vec<Vec<TokenId>>, RequestError> {
         let ServedText { tokenizer, template, .. } = text;
         let param = self.param();
-        let failed = |error: TextError| RequestError::Text { param, error, context_tokens_max };
+        let failed = |error: TextError| {
+            let param = match &error {
+                TextError::NotWritten { what: what @ ("tools" | "documents") } => what,
+                _ => param,
+            };
+            RequestError::Text { param, error, context_tokens_max }
+        };
         let encode =
             |text: &str, adds_special: bool| tokenizer.encode(text, adds_special).map_err(failed);
         match self {
@@ -58,11 +64,9 @@ impl PromptInput {
                 };
                 texts.iter().map(prompt).collect()
             }
-            Self::Chat { mut messages, adds_generation_prompt } => {
+            Self::Chat(mut chat) => {
                 let template = template.as_ref().ok_or(RequestError::NoTemplate)?;
-                template.shape(&mut messages);
-                let add_generation_prompt = adds_generation_prompt;
-                let chat = Chat { messages, add_generation_prompt, ..Chat::default() };
+                template.shape(&mut chat).map_err(failed)?;
                 let text = template.render(&chat).map_err(failed)?;
                 Ok(vec![encode(&text, adds_special.unwrap_or(false))?])
             }

@@ -85,11 +85,7 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("audio", Neutral::Null),
     Unsupported::new("prediction", Neutral::Null),
     Unsupported::new("web_search_options", Neutral::Null),
-    Unsupported::new("reasoning_effort", Neutral::Null),
-    Unsupported::new("continue_final_message", Neutral::Is(false)),
     Unsupported::new("chat_template", Neutral::Null),
-    Unsupported::new("chat_template_kwargs", Neutral::Empty),
-    Unsupported::new("documents", Neutral::Empty),
     Unsupported::new("mm_processor_kwargs", Neutral::Empty),
     // How other servers name an adapter: not to be answered by the base.
     Unsupported::new("lora", Neutral::Empty),
@@ -112,6 +108,10 @@ pub(super) const COMPLETIONS: &[Unsupported] = &[
     Unsupported::spelled("messages", Neutral::Empty, "prompt"),
     Unsupported::spelled("top_logprobs", Neutral::Number(0.0), "logprobs"),
     Unsupported::new("add_generation_prompt", Neutral::Null),
+    Unsupported::new("reasoning_effort", Neutral::Null),
+    Unsupported::new("continue_final_message", Neutral::Is(false)),
+    Unsupported::new("chat_template_kwargs", Neutral::Empty),
+    Unsupported::new("documents", Neutral::Empty),
 ];
 
 /// Of loading an adapter.

@@ -13,6 +13,8 @@ pub struct Chat {
     pub messages: Vec<Message>,
     /// Whether to open the assistant's turn.
     pub add_generation_prompt: bool,
+    /// Whether the prompt ends within the last message, for the model to write on.
+    pub continue_final_message: bool,
     /// JSON schemas of the tools that the model may call.
     pub tools: Option<Vec<Value>>,
     /// Texts for the model to look things up in.
@@ -81,7 +83,7 @@ impl Forms {
 
     /// The message in a form that the template reads. Texts of parts are joined as vLLM joins them
     /// if it reads only strings; a string becomes one part if it reads only lists.
-    fn shape(self, message: &mut Message) {
+    pub fn shape(self, message: &mut Message) {
         let Some(content) = message.get_mut("content") else { return };
         match content {
             Value::Array(parts) if !self.parts => {
@@ -175,7 +177,7 @@ const PROBES: [&str; 2] = ["qxprobeoneq", "qxprobetwoq"];
 const STRANGE: &str = "qxprobekeyq";
 
 /// The forms that come out whole; `None` if neither does.
-fn forms(render: impl Fn(Value) -> Option<String>) -> Option<Forms> {
+pub(super) fn forms(render: impl Fn(Value) -> Option<String>) -> Option<Forms> {
     let part = |text: &str| json!({"type": "text", "text": text, STRANGE: 1});
     let text = render(PROBES[0].into()).is_some_and(|out| out.contains(PROBES[0]));
     let parts = render(PROBES.map(part).to_vec().into()).is_some_and(|out| {

@@ -42,6 +42,21 @@ pub enum TextError {
         /// What the template engine said.
         message: String,
     },
+    /// The chat template would drop a part of the chat in silence.
+    #[error(
+        "the model's chat template writes no {what}, so the model would not see them; leave them \
+         out or take a model whose template does"
+    )]
+    NotWritten {
+        /// What it does not write.
+        what: &'static str,
+    },
+    /// The last message cannot be continued.
+    #[error("the last message cannot be continued: {why}")]
+    NotContinued {
+        /// What is in the way.
+        why: &'static str,
+    },
     /// The tokenizer of this model fails on this text.
     #[error("the model's tokenizer failed on the text: {message}")]
     TokenizerFailed {
@@ -82,7 +97,9 @@ impl TextError {
             | Self::TemplateRefused { .. }
             | Self::TemplateFuel { .. }
             | Self::TemplateLate { .. }
-            | Self::TemplateFailed { .. } => true,
+            | Self::TemplateFailed { .. }
+            | Self::NotWritten { .. }
+            | Self::NotContinued { .. } => true,
             Self::TokenizerFailed { .. }
             | Self::FileMissing { .. }
             | Self::OtherTokenizer { .. }

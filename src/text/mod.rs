@@ -6,6 +6,7 @@
 
 mod added;
 mod assembly;
+mod calls;
 mod capped;
 mod caught;
 mod chat;

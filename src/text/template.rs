@@ -12,6 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, merge_maps};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, context};
 
+use super::calls::ToolForms;
 use super::capped::Capped;
 use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
 use super::error::TextError;
@@ -34,6 +35,9 @@ const NAME: &str = "chat_template";
 /// Bytes of a template. The longest that is published has 30 thousand.
 const TEMPLATE_BYTES_MAX: usize = 128 << 10;
 
+/// Stands at the end of a message that is to be continued, with a space that templates may trim.
+const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
 /// What is said of a template on which the engine panics.
 const ENGINE_FAILS: &str = "the template engine fails on it";
 
@@ -51,7 +55,9 @@ struct Prepared {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
     content: ContentForms,
+    tools: ToolForms,
     knows_developer: bool,
+    knows_documents: bool,
     text_bytes_max: usize,
 }
 
@@ -135,16 +141,22 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Messages with their content in the form that the template reads: a string, a list of parts,
-    /// or what the client sent if it reads both. A `developer` is a `system` to a template that
-    /// does not know OpenAI's newer word for it.
-    pub fn shape(&self, messages: &mut [Message]) {
-        let prepared = &self.prepared;
-        if !prepared.knows_developer {
-            let roles = messages.iter_mut().filter_map(|message| message.get_mut("role"));
-            roles.filter(|role| *role == "developer").for_each(|role| *role = "system".into());
+    /// A chat in the form that the template reads: a message's content a string, a list of parts,
+    /// or what the client sent if it reads both; arguments of calls an object or a string. A
+    /// `developer` is a `system` to a template that does not know OpenAI's newer word for it.
+    ///
+    /// # Errors
+    /// [`TextError::NotWritten`] for tools and documents that the template does not write.
+    pub fn shape(&self, chat: &mut Chat) -> Result<(), TextError> {
+        self.of(chat).prepared.shape(chat)
+    }
+
+    /// The one for chats with tools, or the one for all others.
+    fn of(&self, chat: &Chat) -> &Self {
+        match (&self.tool_use, &chat.tools) {
+            (Some(tool_use), Some(_)) => tool_use,
+            _ => self,
         }
-        messages.iter_mut().for_each(|message| prepared.content.shape(message));
     }
 
     /// The prompt for a chat, with BOS if the template writes it: encode it without special
@@ -152,19 +164,20 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::TooLong`], [`TextError::TemplateRefused`], [`TextError::TemplateFuel`],
-    /// [`TextError::TemplateLate`] or [`TextError::TemplateFailed`].
+    /// [`TextError::TemplateLate`], [`TextError::TemplateFailed`] or [`TextError::NotContinued`].
     pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
-        if let (Some(tool_use), Some(_)) = (&self.tool_use, &chat.tools) {
-            return tool_use.render(chat);
-        }
-        let text_bytes_max = self.prepared.text_bytes_max;
+        let Self { prepared, guard, .. } = self.of(chat);
+        let text_bytes_max = prepared.text_bytes_max;
         let bytes = chat.messages.iter().map(content_bytes).sum::<usize>();
         if bytes > text_bytes_max {
             return Err(TextError::TooLong { text_bytes_max });
         }
-        let (prepared, chat) = (self.prepared.clone(), chat.clone());
+        let (prepared, chat) = (prepared.clone(), chat.clone());
         let failed = TextError::TemplateFailed { message: ENGINE_FAILS.to_owned() };
-        let rendered = self.guard.run(move || prepared.render(&chat));
+        let rendered = guard.run(move || match chat.continue_final_message {
+            true => prepared.render_open(chat),
+            false => prepared.render(&chat),
+        });
         rendered.map_err(|stopped| stopped.error(failed))?
     }
 }
@@ -197,24 +210,72 @@ impl Prepared {
             environment,
             special_tokens,
             content: ContentForms::TEXT,
+            tools: ToolForms::default(),
             knows_developer: source.contains("developer"),
+            knows_documents: source.contains("documents"),
             text_bytes_max: text_bytes_max(context_tokens_max),
         };
         template.environment.set_fuel(Some(PROBE_FUEL_MAX));
         let is_endless = Cell::new(false);
-        template.content = ContentForms::probe(source, |messages| {
-            let chat = Chat { messages, ..Chat::default() };
-            let opened = Chat { add_generation_prompt: true, ..chat.clone() };
-            // One that works without end is not tried again and again.
+        // One that works without end is not tried again and again.
+        let render = |chat: &Chat| {
             if is_endless.get() {
                 return None;
             }
-            let rendered = template.render(&chat).or_else(|_| template.render(&opened));
+            let rendered = template.render(chat);
             is_endless.set(matches!(rendered, Err(TextError::TemplateFuel { .. })));
             rendered.ok()
+        };
+        let content = ContentForms::probe(source, |messages| {
+            let chat = Chat { messages, ..Chat::default() };
+            render(&chat).or_else(|| render(&Chat { add_generation_prompt: true, ..chat.clone() }))
         });
+        let tools = ToolForms::probe(source, |chat| render(&chat));
+        (template.content, template.tools) = (content, tools);
         template.environment.set_fuel(Some(TEMPLATE_FUEL_MAX));
         Ok(template)
+    }
+
+    fn shape(&self, chat: &mut Chat) -> Result<(), TextError> {
+        if chat.documents.as_ref().is_some_and(|all| !all.is_empty()) && !self.knows_documents {
+            return Err(TextError::NotWritten { what: "documents" });
+        }
+        if !self.knows_developer {
+            let roles = chat.messages.iter_mut().filter_map(|message| message.get_mut("role"));
+            roles.filter(|role| *role == "developer").for_each(|role| *role = "system".into());
+        }
+        for message in &mut chat.messages {
+            let is_result = message.get("role").is_some_and(|role| role == "tool");
+            match self.tools.results.filter(|_| is_result) {
+                Some(forms) => forms.shape(message),
+                None => self.content.shape(message),
+            }
+        }
+        self.tools.shape(chat)
+    }
+
+    /// The prompt up to where the last message's content ends, as transformers finds that: by a
+    /// mark at its end.
+    fn render_open(&self, mut chat: Chat) -> Result<String, TextError> {
+        let why = "it has no text";
+        let content = chat.messages.last_mut().and_then(|message| message.get_mut("content"));
+        let text = match content {
+            Some(serde_json::Value::Array(parts)) => {
+                parts.iter_mut().rev().find_map(|part| part.get_mut("text"))
+            }
+            content => content,
+        };
+        let Some(serde_json::Value::String(text)) = text else {
+            return Err(TextError::NotContinued { why });
+        };
+        let own = text.trim().to_owned();
+        text.push_str(END_MARK);
+        let rendered = self.render(&chat)?;
+        let why = "the model's chat template does not write it as it is";
+        let missing = TextError::NotContinued { why };
+        let at = rendered.rfind(END_MARK.trim_end()).filter(|_| rendered.contains(&own));
+        let (before, after) = rendered.split_at(at.ok_or(missing)?);
+        Ok(if after.starts_with(END_MARK) { before } else { before.trim_end() }.to_owned())
     }
 
     fn render(&self, chat: &Chat) -> Result<String, TextError> {

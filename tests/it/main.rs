@@ -24,6 +24,7 @@ mod catalog;
 mod client;
 mod config_files;
 mod configs;
+mod conversation;
 mod cuda;
 mod definitions;
 mod fake;

@@ -24,7 +24,7 @@ fn chat(messages: Value) -> Chat {
 fn shaped(source: &str, messages: Value) -> String {
     let template = template(source);
     let mut chat = chat(messages);
-    template.shape(&mut chat.messages);
+    template.shape(&mut chat).unwrap();
     template.render(&chat).unwrap()
 }
 

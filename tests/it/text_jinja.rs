@@ -113,7 +113,7 @@ fn drops(source: &str) -> Option<String> {
         ];
         for messages in turns {
             let mut chat = chat(&json!({"messages": messages}));
-            template.shape(&mut chat.messages);
+            template.shape(&mut chat).unwrap();
             let Ok(text) = template.render(&chat) else { continue };
             let is_dumped = text.contains("'type'") || text.contains("\"type\":");
             if !text.contains("qoneq") || !text.contains("qtwoq") || is_dumped {
@@ -130,6 +130,7 @@ fn chat(json: &Value) -> Chat {
     Chat {
         messages: list("messages").unwrap_or_default().iter().map(object).collect(),
         add_generation_prompt: json["add_generation_prompt"] == true,
+        continue_final_message: json["continue_final_message"] == true,
         tools: list("tools"),
         documents: list("documents"),
         variables: object(&json["variables"]),

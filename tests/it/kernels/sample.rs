@@ -403,7 +403,9 @@ fn penalties_biases_and_bans_change_what_is_drawn_and_no_logit() {
                 let mut rows = Vec::new();
                 for (i, params) in params(rng).into_iter().enumerate() {
                     let step = [params.step, params.step % 5][i % 2];
-                    let mut row = Row::of(logits.clone(), SampleParams { step, ..params });
+                    let repetition_penalty = [params.repetition_penalty, 1.5, 0.6][i % 3];
+                    let params = SampleParams { step, repetition_penalty, ..params };
+                    let mut row = Row::of(logits.clone(), params);
                     row.mask = (i % 5 == 0).then(|| masks[0].clone());
                     // Rows that ask for nothing between those that do.
                     if i % 4 != 3 {
