@@ -262,7 +262,7 @@ fn samples_of_a_prompt_stand_side_by_side_with_seeds_of_their_own() {
 
 #[test]
 fn samples_have_limits_that_are_named() {
-    let fake = Fake::with_queue(Script::Echo(1), 5, |_| {});
+    let fake = Fake::new(Script::Echo(1), |_| {});
     let cases = [
         ("n", json!({"n": 0})),
         ("n", json!({"n": 129})),
