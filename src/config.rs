@@ -1,16 +1,18 @@
 //! Flags, environment and file → what each module is given. A flag beats the environment, which
 //! beats the file, which beats the default.
 
-mod file;
-
-pub use file::with_file;
-
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::dtype::Dtype;
+
+mod file;
+mod network;
+
+pub use file::with_file;
+pub use network::NetworkConfig;
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
 #[derive(Args, Clone, Debug)]
@@ -167,6 +169,10 @@ pub struct ServeConfig {
         help_heading = "Server"
     )]
     pub allowed_host: Vec<String>,
+
+    /// Who is heard, and how.
+    #[command(flatten)]
+    pub network: NetworkConfig,
 
     /// Name of the base model in requests and replies; default: the directory's name or Hub id.
     #[arg(long, env = "TESSERA_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Server")]

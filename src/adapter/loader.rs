@@ -1,5 +1,6 @@
 //! From a directory to an adapter, by the method that its file names.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -98,7 +99,7 @@ pub fn lower(
     method.lower(&input, &mut lowering)?;
     saved::lower(&input, &mut lowering)?;
     input.config.finish(allow_unknown_config_keys)?;
-    let report = input.tensors.finish(base.modules())?;
+    let mut report = input.tensors.finish(base.modules())?;
     let delta = lowering.finish(base.adapter_dtype());
     if let Some((site, part)) = delta.not_finite() {
         let (site, dtype) = (&base.sites().get(site).name, base.adapter_dtype());
@@ -112,5 +113,8 @@ pub fn lower(
             dtype.name()
         )));
     }
+    let names = delta.sites.iter().map(|(site, _)| base.sites().get(*site).name.as_str());
+    let last_parts: BTreeSet<&str> = names.filter_map(|name| name.rsplit('.').next()).collect();
+    report.targets = last_parts.into_iter().map(str::to_owned).collect();
     Ok(Adapter { digest: file.digest, delta: Arc::new(delta), method: method.name(), report })
 }

@@ -8,6 +8,7 @@
 
 mod catalog;
 mod config;
+mod describe;
 mod dora;
 mod error;
 mod file;

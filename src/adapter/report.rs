@@ -5,6 +5,8 @@
 pub struct Report {
     /// One line a tensor, by name.
     pub lines: Vec<ReportLine>,
+    /// The modules that the adapter changes, by the last part of their names, each once, in order.
+    pub targets: Vec<String>,
 }
 
 /// One tensor.

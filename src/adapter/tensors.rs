@@ -232,7 +232,7 @@ impl<'a> Tensors<'a> {
         let claimed = self.claimed.into_inner();
         let left = self.by_name.iter().find(|(name, _)| !claimed.contains_key(*name));
         match left {
-            None => Ok(Report { lines: claimed.into_values().collect() }),
+            None => Ok(Report { lines: claimed.into_values().collect(), targets: Vec::new() }),
             Some((name, (written, _))) => Err(AdapterError::Invalid(format!(
                 "tensor '{written}' is not used: {}",
                 why_unused(name, modules)

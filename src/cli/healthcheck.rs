@@ -1,7 +1,9 @@
 //! `tessera healthcheck`: asks the server on this machine, so that an image needs no curl.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,6 +19,9 @@ pub struct HealthcheckArgs {
     /// Port the server listens on.
     #[arg(long, env = "TESSERA_PORT", default_value = "8000")]
     port: u16,
+    /// Unix socket the server listens on, if it does.
+    #[arg(long, env = "TESSERA_UDS")]
+    uds: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -24,18 +29,36 @@ pub struct HealthcheckArgs {
 /// # Errors
 /// [`CliError::General`] when there is no server or it is not healthy.
 pub fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
-    let unhealthy = |e: &dyn std::fmt::Display| {
-        CliError::General(format!("no healthy server on port {}: {e}", args.port))
+    let place = match &args.uds {
+        Some(path) => format!("at {}", path.display()),
+        None => format!("on port {}", args.port),
     };
-    let address = SocketAddr::from(([127, 0, 0, 1], args.port));
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(|e| unhealthy(&e))?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| unhealthy(&e))?;
+    let checked = match &args.uds {
+        Some(path) => UnixStream::connect(path).and_then(|stream| {
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            check(stream)
+        }),
+        None => {
+            let address = SocketAddr::from(([127, 0, 0, 1], args.port));
+            TcpStream::connect_timeout(&address, TIMEOUT).and_then(|stream| {
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                check(stream)
+            })
+        }
+    };
+    checked.map_err(|e| CliError::General(format!("no healthy server {place}: {e}")))
+}
+
+fn check(mut stream: impl Read + Write) -> io::Result<()> {
     let request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).map_err(|e| unhealthy(&e))?;
+    stream.write_all(request.as_bytes())?;
     let mut reply = [0; 12];
-    stream.read_exact(&mut reply).map_err(|e| unhealthy(&e))?;
+    stream.read_exact(&mut reply)?;
     match &reply {
         b"HTTP/1.1 200" => Ok(()),
-        other => Err(unhealthy(&format!("it answered {}", String::from_utf8_lossy(other)))),
+        other => {
+            let other = String::from_utf8_lossy(other);
+            Err(io::Error::other(format!("it answered {other}")))
+        }
     }
 }

@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::path::Path;
 
 use clap::Args;
-use serde_json::json;
 
 use super::base;
 use super::{CliError, print};
@@ -45,7 +44,8 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
     file.notes.extend(note_on_base(&file.config, args.model.as_slice()));
     let notes = &file.notes;
-    print(&if args.json { as_json(&adapter, notes) } else { as_table(&adapter, notes) })
+    let json = || format!("{:#}\n", adapter.describe(notes));
+    print(&if args.json { json() } else { as_table(&adapter, notes) })
 }
 
 /// What the text files beside the adapter say, or that they were not looked at.
@@ -58,28 +58,6 @@ fn text_notes(dir: &Path, texts: Option<AdapterTexts>) -> Result<Vec<String>, Cl
     Ok(own.notes)
 }
 
-fn file_bytes(adapter: &Adapter) -> usize {
-    adapter.report.lines.iter().map(|line| line.bytes).sum()
-}
-
-fn as_json(adapter: &Adapter, notes: &[String]) -> String {
-    let tensor = |line: &crate::adapter::ReportLine| {
-        json!({
-            "name": line.tensor, "site": line.site, "part": line.part, "bytes": line.bytes,
-        })
-    };
-    let report = json!({
-        "method": adapter.method,
-        "digest": adapter.digest.to_string(),
-        "rank_max": adapter.delta.rank_max(),
-        "file_bytes": file_bytes(adapter),
-        "served_bytes": adapter.delta.bytes(),
-        "notes": notes,
-        "tensors": adapter.report.lines.iter().map(tensor).collect::<Vec<_>>(),
-    });
-    format!("{report:#}\n")
-}
-
 fn as_table(adapter: &Adapter, notes: &[String]) -> String {
     let mut text = String::new();
     let served = adapter.delta.bytes();
@@ -87,7 +65,7 @@ fn as_table(adapter: &Adapter, notes: &[String]) -> String {
     let _ = writeln!(text, "method    {}", adapter.method);
     let _ = writeln!(text, "digest    {}", adapter.digest);
     let _ = writeln!(text, "rank max  {}", adapter.delta.rank_max());
-    let _ = writeln!(text, "bytes     {} in the file, {served} as served", file_bytes(adapter));
+    let _ = writeln!(text, "bytes     {} in the file, {served} as served", adapter.file_bytes());
     for note in notes {
         let _ = writeln!(text, "note      {note}");
     }

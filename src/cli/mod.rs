@@ -7,6 +7,7 @@ mod device;
 mod healthcheck;
 pub mod hub;
 pub mod inspect;
+mod listen;
 mod load;
 mod memory;
 mod serve;

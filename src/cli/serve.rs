@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-
 use super::base::{BaseModel, find_adapter};
+use super::listen::listen;
 use super::memory::human;
 use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
@@ -32,11 +31,10 @@ pub fn run(config: &ServeConfig) -> Result<(), CliError> {
         .map_err(|e| CliError::General(format!("the I/O threads cannot be started: {e}")))?;
     runtime.block_on(async {
         // First of all: a port in use should not cost the loading of a model.
-        let listener = listen(config).await?;
+        let (listener, address) = listen(config).await?;
         let (app, report) = tokio::task::block_in_place(|| start(config))?;
         report.iter().for_each(|line| say(line));
-        let address = listener.local_addr().map_err(|e| CliError::General(e.to_string()))?;
-        say(&format!("ready: http://{address}/v1"));
+        say(&format!("ready: {address}"));
         let served = http::serve(listener, app, shutdown::signal()).await;
         served.map_err(|e| CliError::General(format!("serving ended: {e}")))?;
         say("stopped");
@@ -49,17 +47,6 @@ fn say(line: &str) {
     if let Err(error) = print(&format!("{line}\n")) {
         tracing::warn!("{error}");
     }
-}
-
-async fn listen(config: &ServeConfig) -> Result<TcpListener, CliError> {
-    let (host, port) = (config.host.trim_matches(['[', ']']), config.port);
-    let listener = TcpListener::bind((host, port)).await;
-    listener.map_err(|e| match e.kind() {
-        std::io::ErrorKind::AddrInUse => CliError::PortInUse(format!(
-            "port {port} on {host} is in use; stop the other program or choose another --port"
-        )),
-        _ => CliError::Usage(format!("cannot listen on {host}:{port}: {e}; see --host and --port")),
-    })
 }
 
 /// Loads everything and starts the engine; returns the server's state and the start-up report.
@@ -97,7 +84,8 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         report.push(format!("merged: '{merged}' is folded into the weights and served alone"));
     }
     let loopback = |ip: std::net::IpAddr| ip.is_loopback();
-    if config.host != "localhost" && !config.host.parse().is_ok_and(loopback) {
+    let is_tcp = config.network.uds.is_none();
+    if is_tcp && config.host != "localhost" && !config.host.parse().is_ok_and(loopback) {
         let warning = "warning: whoever can reach this address can use it: there is no login";
         report.push(warning.into());
     }
@@ -121,6 +109,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
     let http = HttpSettings {
         hosts_allowed: hosts_allowed(config),
         strict_fields: config.strict_fields,
+        origins_allowed: config.network.allowed_origin.clone(),
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),

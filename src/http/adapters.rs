@@ -1,21 +1,23 @@
 //! `POST /v1/load_lora_adapter` and `/v1/unload_lora_adapter`, as vLLM has them, for every kind of
-//! adapter.
+//! adapter; `DELETE` of an adapter's name, and `POST /v1/adapters/validate`.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use hyper::Response;
+use serde_json::{Value, json};
 
 use super::body::Payload;
 use super::clock::unix_now_s;
-use super::error::{ApiError, LoadError};
-use super::fields::{LoadFields, UnloadFields};
+use super::error::{ApiError, LoadError, RequestError};
+use super::fields::{LoadFields, UnloadFields, ValidateFields};
 use super::parse::parse;
 use super::sse::{Body, whole};
 use super::state::State;
-use crate::adapter::{self, AdapterError, NameError, NewName, Source, check_name};
+use super::wire::to_json;
+use crate::adapter::{self, AdapterError, AdapterFile, NameError, NewName, Source, check_name};
 use crate::ids::Digest;
-use crate::text::{OwnText, TextError};
+use crate::text::{OwnText, ServedText};
 
 /// Loads an adapter under a name.
 pub(super) async fn load(state: &Arc<State>, payload: Payload) -> Result<Response<Body>, ApiError> {
@@ -39,38 +41,92 @@ pub(super) async fn load(state: &Arc<State>, payload: Payload) -> Result<Respons
 }
 
 fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), LoadError> {
-    let State { model, catalog, loader, adapter_root, .. } = state;
-    let names_base = name.strip_prefix(model.base_name.as_str());
-    if names_base.is_some_and(|tail| tail.is_empty() || tail.starts_with(':')) {
-        return Err(LoadError::NameConflict(name.to_owned()));
-    }
-    // Before the costly part, and before a word about what is at the path.
-    check_name(name).map_err(LoadError::Name)?;
-    if !replace && catalog.get(name).is_some() {
+    check_new_name(state, name)?;
+    if !replace && state.catalog.get(name).is_some() {
         return Err(LoadError::Name(NameError::Taken(name.to_owned())));
     }
-    let not_found = || LoadError::NotFound { name: name.to_owned(), path: path.to_owned() };
-    let refused = |error| match error {
-        AdapterError::NotFound(_) => not_found(),
-        error => LoadError::Adapter { name: name.to_owned(), error },
-    };
-    let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
-    let dir = root.beneath(Path::new(path))?.ok_or_else(not_found)?;
-    let file = loader.read(&dir, Some(root.canonical())).map_err(refused)?;
-    let text_refused = |error: TextError| refused(AdapterError::Invalid(error.to_string()));
-    let OwnText { text, notes } =
-        state.texts.read(&dir, Some(root.canonical())).map_err(text_refused)?;
-    file.notes.iter().chain(&notes).for_each(|note| tracing::info!("adapter {name}: {note}"));
+    let (file, text) = read(state, name, path)?;
+    file.notes.iter().for_each(|note| tracing::info!("adapter {name}: {note}"));
     let source = Source::Request(path.to_owned());
     let new = NewName { name, source, text, created: unix_now_s(), replace };
-    let loaded = catalog.load(new, file.digest, || loader.lower(&file));
+    let loaded = state.catalog.load(new, file.digest, || state.loader.lower(&file));
     let loaded = loaded.map_err(|error| match error {
         adapter::LoadError::Name(error) => LoadError::Name(error),
         adapter::LoadError::Full(error) => LoadError::Full(error),
-        adapter::LoadError::Adapter(error) => refused(error),
+        adapter::LoadError::Adapter(error) => refused(name, path, error),
     })?;
     forget(state, loaded.freed);
     Ok(())
+}
+
+/// Before the costly part, and before a word about what is at the path.
+fn check_new_name(state: &State, name: &str) -> Result<(), LoadError> {
+    let names_base = name.strip_prefix(state.model.base_name.as_str());
+    if names_base.is_some_and(|tail| tail.is_empty() || tail.starts_with(':')) {
+        return Err(LoadError::NameConflict(name.to_owned()));
+    }
+    check_name(name).map_err(LoadError::Name)
+}
+
+/// What is at the path, with all notes on it, and how its text is read.
+fn read(
+    state: &State,
+    name: &str,
+    path: &str,
+) -> Result<(AdapterFile, Option<Arc<ServedText>>), LoadError> {
+    let State { loader, texts, adapter_root, .. } = state;
+    let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
+    let not_found = || LoadError::NotFound { name: name.to_owned(), path: path.to_owned() };
+    let dir = root.beneath(Path::new(path))?.ok_or_else(not_found)?;
+    let file = loader.read(&dir, Some(root.canonical()));
+    let mut file = file.map_err(|error| refused(name, path, error))?;
+    let own = texts.read(&dir, Some(root.canonical()));
+    let OwnText { text, notes } =
+        own.map_err(|error| refused(name, path, AdapterError::Invalid(error.to_string())))?;
+    file.notes.extend(notes);
+    Ok((file, text))
+}
+
+fn refused(name: &str, path: &str, error: AdapterError) -> LoadError {
+    let name = name.to_owned();
+    match error {
+        AdapterError::NotFound(_) => LoadError::NotFound { name, path: path.to_owned() },
+        error => LoadError::Adapter { name, error },
+    }
+}
+
+/// Says whether an adapter would be served, and what it holds, without loading it.
+pub(super) async fn validate(
+    state: &Arc<State>,
+    payload: Payload,
+) -> Result<Response<Body>, ApiError> {
+    state.check_open()?;
+    let parsed = parse::<ValidateFields>(&payload.bytes)?;
+    drop(payload);
+    state.check_unknown(&parsed.unknown)?;
+    let ValidateFields { lora_name, lora_path } = parsed.fields;
+    let path = lora_path.filter(|path| !path.is_empty());
+    let path = path.ok_or(RequestError::Missing("lora_path"))?;
+    let loads = state.loads.clone();
+    let work = move |state: &State| Ok(validate_now(state, lora_name.as_deref(), &path)?);
+    let report = state.off_thread(&loads, work).await?;
+    Ok(whole("application/json", to_json(&report)))
+}
+
+fn validate_now(state: &State, name: Option<&str>, path: &str) -> Result<Value, LoadError> {
+    if let Some(name) = name {
+        check_new_name(state, name)?;
+    }
+    let name = name.unwrap_or(path);
+    let (file, _) = read(state, name, path)?;
+    let adapter = state.loader.lower(&file).map_err(|error| refused(name, path, error))?;
+    let mut report = json!({"object": "adapter.validation", "valid": true});
+    if let (Some(all), Value::Object(more)) =
+        (report.as_object_mut(), adapter.describe(&file.notes))
+    {
+        all.extend(more);
+    }
+    Ok(report)
 }
 
 /// Frees the device of what no name points at any more.
@@ -93,6 +149,28 @@ pub(super) fn unload(state: &State, payload: &Payload) -> Result<Response<Body>,
     forget(state, freed);
     let success = format!("Success: LoRA adapter '{name}' removed successfully.");
     Ok(whole("text/plain; charset=utf-8", success))
+}
+
+/// `DELETE /v1/adapters/{name}`, and of a model that is an adapter: [`unload`] in OpenAI's form.
+/// `object` is what the answer says was deleted.
+pub(super) fn delete(
+    state: &State,
+    name: &str,
+    object: &'static str,
+) -> Result<Response<Body>, ApiError> {
+    check_changeable(state)?;
+    if name == state.model.base_name {
+        return Err(LoadError::BaseIsFixed.into());
+    }
+    let Some(freed) = state.catalog.remove(name) else {
+        return Err(match object {
+            "model" => RequestError::ModelNotFound(name.to_owned()).into(),
+            _ => LoadError::NoAdapter(name.to_owned()).into(),
+        });
+    };
+    forget(state, freed);
+    let answer = json!({"id": name, "object": object, "deleted": true});
+    Ok(whole("application/json", to_json(&answer)))
 }
 
 fn check_changeable(state: &State) -> Result<(), LoadError> {

@@ -1,5 +1,6 @@
 //! A request's body, within the limits of size and time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -9,6 +10,7 @@ use hyper::header::{CONTENT_TYPE, EXPECT};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use super::coding::Coding;
 use super::error::{ApiError, ProtocolError, ServerError};
 use super::state::State;
 
@@ -22,19 +24,42 @@ pub(super) struct Payload {
     share: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads a body of JSON. A request that does not say what its body is passes unless
+/// Reads a body of JSON, decompressed. A request that does not say what its body is passes unless
 /// `requires_type`: a web page can send those to any server without asking.
 ///
 /// # Errors
 /// [`ProtocolError`] and [`ServerError::BodiesFull`].
 pub(super) async fn read_json(
-    state: &State,
+    state: &Arc<State>,
     headers: &HeaderMap,
     body: Incoming,
     requires_type: bool,
 ) -> Result<Payload, ApiError> {
     check_json(headers, requires_type)?;
-    read(state, headers, body).await
+    let coding = Coding::of(headers)?;
+    let payload = read(state, headers, body).await?;
+    match coding {
+        None => Ok(payload),
+        Some(coding) => {
+            let work = move |state: &State| decoded(state, &payload, coding);
+            state.off_thread(&state.text_tasks, work).await
+        }
+    }
+}
+
+/// A compressed body's content, within the same limits: what would be above is not held.
+fn decoded(state: &State, payload: &Payload, coding: Coding) -> Result<Payload, ApiError> {
+    let body_bytes_max = state.http.body_bytes_max;
+    let mut content = Payload { bytes: Vec::new(), share: None };
+    coding.decode(&payload.bytes, |part| {
+        if content.bytes.len() + part.len() > body_bytes_max {
+            return Err(ProtocolError::BodyTooLarge { body_bytes_max }.into());
+        }
+        content.grow(state, part.len())?;
+        content.bytes.extend_from_slice(part);
+        Ok(())
+    })?;
+    Ok(content)
 }
 
 fn check_json(headers: &HeaderMap, requires_type: bool) -> Result<(), ProtocolError> {

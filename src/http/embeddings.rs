@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::Response;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess};
+use serde_json::Number;
 
 use super::body::Payload;
 use super::clock::unix_now_s;
@@ -17,6 +18,7 @@ use super::models::resolve;
 use super::parse::{Fields, fields, parse};
 use super::passes::{self, PASSES_MAX, PassFields, Passes};
 use super::random::new_id;
+use super::small::whole_number;
 use super::sse::{Body, whole};
 use super::state::State;
 use super::unsupported::{Neutral, Unsupported};
@@ -32,7 +34,7 @@ fields! {
         model: String,
         input: Input,
         encoding_format: Encoding,
-        dimensions: u32,
+        dimensions: Number,
         normalize: bool,
         pooling: PoolingName,
         add_special_tokens: bool,
@@ -142,14 +144,14 @@ fn prepare(
     arrived: Instant,
 ) -> Result<(Passes, Shape), ApiError> {
     let parsed = parse::<PassFields<EmbeddingFields>>(&payload.bytes)?;
-    state.metrics.unknown_fields(&parsed.unknown);
+    state.check_unknown(&parsed.unknown)?;
     let fields = parsed.fields.0;
     let target = resolve(state, fields.model.as_deref())?;
     let Input(input) = fields.input.ok_or(RequestError::Missing("input"))?;
     let shape = Shape {
         model: target.name.clone(),
         encoding: fields.encoding_format.unwrap_or(Encoding::Float),
-        dimensions: fields.dimensions.map(|n| dimensions(n, state)).transpose()?,
+        dimensions: fields.dimensions.map(|n| dimensions(&n, state)).transpose()?,
         normalize: fields.normalize.unwrap_or(true),
     };
     let pooling = match fields.pooling.unwrap_or(PoolingName::Last) {
@@ -178,15 +180,13 @@ fn prepare(
     Ok((Passes { target, tickets, requests, arrived }, shape))
 }
 
-fn dimensions(asked: u32, state: &State) -> Result<usize, Invalid> {
+fn dimensions(asked: &Number, state: &State) -> Result<usize, Invalid> {
     let most = state.model.hidden_size;
-    match asked as usize {
-        n if (1..=most).contains(&n) => Ok(n),
-        n => {
-            let message = format!("dimensions must be between 1 and {most}, got {n}");
-            Err(Invalid::value("dimensions", message))
-        }
-    }
+    let n = whole_number(asked).and_then(|n| usize::try_from(n).ok());
+    n.filter(|n| (1..=most).contains(n)).ok_or_else(|| {
+        let message = format!("dimensions must be a whole number from 1 to {most}, got {asked}");
+        Invalid::value("dimensions", message)
+    })
 }
 
 fn encode(

@@ -108,6 +108,13 @@ fields! {
 }
 
 fields! {
+    /// What `/v1/adapters/validate` takes.
+    ValidateFields { lora_name: String, lora_path: String, }
+    unsupported unsupported::LOAD;
+    ignored &["lora_int_id", "load_inplace"];
+}
+
+fields! {
     /// What `/v1/unload_lora_adapter` takes.
     UnloadFields { lora_name: String, }
     unsupported &[];

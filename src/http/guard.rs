@@ -3,6 +3,7 @@
 use hyper::header::{EXPECT, HOST, HeaderValue, ORIGIN};
 use hyper::{Request, Version};
 
+use super::cors::Cors;
 use super::error::ProtocolError;
 use super::random::new_id;
 
@@ -18,6 +19,7 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 pub(super) fn check<B>(
     request: &Request<B>,
     hosts: Option<&[String]>,
+    cors: &Cors,
 ) -> Result<(), ProtocolError> {
     let headers = request.headers();
     let mut values = headers.get_all(HOST).iter();
@@ -35,8 +37,9 @@ pub(super) fn check<B>(
     if let Some(authority) = request.uri().authority() {
         check_host("Host", authority.as_str(), hosts)?;
     }
-    // A web page of another site that this machine's user has open.
-    if let (Some(_), Some(origin)) = (hosts, headers.get(ORIGIN)) {
+    // A web page of another site that this machine's user has open, and that is not allowed.
+    let origin = headers.get(ORIGIN).filter(|origin| !cors.allows(origin));
+    if let (Some(_), Some(origin)) = (hosts, origin) {
         let origin = origin.to_str().unwrap_or("?");
         let host = origin.split_once("://").map_or(origin, |(_, host)| host);
         let refused = || ProtocolError::HostRefused { header: "Origin", found: origin.to_owned() };

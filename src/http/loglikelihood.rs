@@ -43,7 +43,7 @@ pub(super) struct Pairs(Vec<Pair>);
 
 /// One of them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with prompt and continuation")]
 struct Pair {
     prompt: Prompt,
     continuation: Prompt,
@@ -147,7 +147,7 @@ fn prepare(
     arrived: Instant,
 ) -> Result<(Passes, Vec<usize>), ApiError> {
     let parsed = parse::<PassFields<LoglikelihoodFields>>(&payload.bytes)?;
-    state.metrics.unknown_fields(&parsed.unknown);
+    state.check_unknown(&parsed.unknown)?;
     let fields = parsed.fields.0;
     let target = resolve(state, fields.model.as_deref())?;
     let Pairs(pairs) = fields.requests.ok_or(RequestError::Missing("requests"))?;

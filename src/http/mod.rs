@@ -5,14 +5,17 @@
 //! → `choices` (what the engine draws, as text) → `stream` or one JSON object (`wire`). What can go
 //! wrong on the way is one enum, `error`.
 
+mod adapter_cards;
 mod adapter_root;
 mod adapters;
 mod body;
 mod chat;
 mod choices;
 mod clock;
+mod coding;
 mod completions;
 mod conversation;
+mod cors;
 mod dialects;
 mod embeddings;
 mod endpoint;
@@ -22,6 +25,7 @@ mod fields;
 mod forms;
 mod generate;
 mod guard;
+mod listener;
 mod loglikelihood;
 mod logprobs;
 mod messages;
@@ -42,6 +46,7 @@ mod spelling;
 mod sse;
 mod state;
 mod stream;
+mod tls;
 mod token_rules;
 mod tokens;
 mod told;
@@ -50,5 +55,7 @@ mod whole;
 mod wire;
 
 pub use clock::unix_now_s;
+pub use listener::Listener;
 pub use server::serve;
 pub use settings::{App, HttpSettings, ServedModel};
+pub use tls::Tls;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use hyper::Response;
-use percent_encoding::percent_decode_str;
 
 use super::error::RequestError;
 use super::metrics::AdapterCounts;
@@ -82,9 +81,8 @@ pub(super) fn list(state: &State) -> Response<Body> {
 /// # Errors
 /// [`RequestError::ModelNotFound`].
 pub(super) fn one(state: &State, id: &str) -> Result<Response<Body>, RequestError> {
-    let id = percent_decode_str(id).decode_utf8_lossy().into_owned();
     let card = cards(state).into_iter().find(|card| card.id == id);
-    let card = card.ok_or(RequestError::ModelNotFound(id))?;
+    let card = card.ok_or_else(|| RequestError::ModelNotFound(id.to_owned()))?;
     Ok(whole("application/json", to_json(&card)))
 }
 

@@ -10,9 +10,10 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderName, HeaderValue};
+use hyper::header::{ALLOW, HeaderName, HeaderValue, ORIGIN};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
 
 use super::chat::Chat;
 use super::completions::Completions;
@@ -20,13 +21,18 @@ use super::error::{ApiError, LoadError, ProtocolError, ServerError};
 use super::phase::Phase;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::{adapters, body, embeddings, generate, guard, loglikelihood, metrics, models, tokens};
+use super::{
+    adapter_cards, adapters, body, embeddings, generate, guard, loglikelihood, metrics, models,
+    tokens,
+};
 
 /// What a path leads to.
 #[derive(Clone, Copy)]
 enum Route {
     Models,
     Model,
+    Adapters,
+    Adapter,
     TokenizerInfo,
     ServerLoad,
     Live,
@@ -47,22 +53,27 @@ enum Post {
     Detokenize,
     Load,
     Unload,
+    Validate,
 }
 
 const POST: &str = "POST, OPTIONS";
 const GET: &str = "GET, HEAD, OPTIONS";
+const GET_DELETE: &str = "GET, HEAD, DELETE, OPTIONS";
 /// SageMaker asks with either.
 const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Every path and its methods, as [`spelled`] gives it. `/v1/models/` leads to one model, whose id
-/// may hold slashes.
+/// Every path and its methods, as [`spelled`] gives it. One that ends with a slash leads to all
+/// that begin with it: the rest is a name, which may hold slashes.
 const ROUTES: &[(&str, &str, Route)] = &[
     ("/v1/completions", POST, Route::Post(Post::Completions)),
     ("/v1/chat/completions", POST, Route::Post(Post::Chat)),
     ("/v1/embeddings", POST, Route::Post(Post::Embeddings)),
     ("/v1/loglikelihood", POST, Route::Post(Post::Loglikelihood)),
     ("/v1/models", GET, Route::Models),
-    (MODEL, GET, Route::Model),
+    ("/v1/models/", GET_DELETE, Route::Model),
+    ("/v1/adapters", GET, Route::Adapters),
+    ("/v1/adapters/validate", POST, Route::Post(Post::Validate)),
+    ("/v1/adapters/", GET_DELETE, Route::Adapter),
     ("/tokenize", POST, Route::Post(Post::Tokenize)),
     ("/detokenize", POST, Route::Post(Post::Detokenize)),
     ("/tokenizer_info", GET, Route::TokenizerInfo),
@@ -76,7 +87,6 @@ const ROUTES: &[(&str, &str, Route)] = &[
     ("/version", GET, Route::Version),
     ("/metrics", GET, Route::Metrics),
 ];
-const MODEL: &str = "/v1/models/";
 /// Routes that are found without `/v1` too: gateways are given the server's address alone.
 const WITHOUT_V1: &[&str] = &["/models", "/completions", "/chat/completions", "/embeddings"];
 
@@ -111,7 +121,8 @@ pub(super) async fn handle(
     let arrived = Instant::now();
     let id = guard::request_id(&request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answer = Caught(Box::pin(answer(state, request, arrived))).await;
+    let origin = request.headers().get(ORIGIN).cloned();
+    let answer = Caught(Box::pin(answer(state.clone(), request, arrived))).await;
     let mut response = match answer.unwrap_or(Err(ServerError::Internal.into())) {
         Ok(response) => response,
         Err(error) => error.respond(),
@@ -119,8 +130,25 @@ pub(super) async fn handle(
     let (status, ms) = (response.status().as_u16(), arrived.elapsed().as_millis() as u64);
     // Debug formatting escapes what could forge a line of the log.
     tracing::debug!(%method, ?path, status, ms, request_id = ?id, "answered");
-    response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("x-request-id"), id);
+    state.cors.mark(origin.as_ref(), headers);
     Ok(response)
+}
+
+/// The route of a path, the one that takes the method if there are several.
+fn find(path: &str, method: &Method) -> Option<&'static (&'static str, &'static str, Route)> {
+    let is_match = |route: &&(&str, &str, Route)| match route.0.ends_with('/') {
+        true => path.len() > route.0.len() && path.starts_with(route.0),
+        false => route.0 == path,
+    };
+    let takes = |route: &&(&str, &str, Route)| allows(route.1, method);
+    let mut all = ROUTES.iter().filter(is_match);
+    all.clone().find(takes).or_else(|| all.next())
+}
+
+fn allows(allow: &str, method: &Method) -> bool {
+    allow.split(", ").any(|allowed| allowed == method.as_str())
 }
 
 async fn answer(
@@ -128,33 +156,37 @@ async fn answer(
     request: Request<Incoming>,
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
-    guard::check(&request, state.hosts.as_deref())?;
+    guard::check(&request, state.hosts.as_deref(), &state.cors)?;
     let (head, incoming) = request.into_parts();
     let path = spelled(head.uri.path());
     let path = path.as_ref();
-    let is_match = |route: &&(&str, &str, Route)| match route.0 {
-        MODEL => path.len() > MODEL.len() && path.starts_with(MODEL),
-        exact => exact == path,
-    };
     let no_route = || {
         let instead = ELSEWHERE.iter().find(|(other, _)| *other == path).map(|(_, what)| *what);
         ProtocolError::NoRoute { path: head.uri.path().to_owned(), instead }
     };
-    let &(_, allow, route) = ROUTES.iter().find(is_match).ok_or_else(no_route)?;
-    if matches!(route, Route::Post(Post::Load | Post::Unload)) && !state.http.runtime_adapters {
+    let &(prefix, allow, route) = find(path, &head.method).ok_or_else(no_route)?;
+    let is_change = matches!(route, Route::Post(Post::Load | Post::Unload | Post::Validate));
+    let deletes = head.method == Method::DELETE && allows(allow, &head.method);
+    if (is_change || deletes) && !state.http.runtime_adapters {
         return Err(LoadError::Off.into());
     }
     if head.method == Method::OPTIONS {
         let mut response = empty(StatusCode::NO_CONTENT);
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        state.cors.preflight(&head.headers, allow, response.headers_mut());
         return Ok(response);
     }
-    if !allow.split(", ").any(|method| method == head.method.as_str()) {
+    if !allows(allow, &head.method) {
         return Err(ProtocolError::Method { method: head.method.to_string(), allow }.into());
     }
+    let name = percent_decode_str(&path[prefix.len()..]).decode_utf8_lossy();
     match route {
         Route::Models => Ok(models::list(&state)),
-        Route::Model => Ok(models::one(&state, &path[MODEL.len()..])?),
+        Route::Model if deletes => adapters::delete(&state, &name, "model"),
+        Route::Model => Ok(models::one(&state, &name)?),
+        Route::Adapters => Ok(adapter_cards::list(&state)),
+        Route::Adapter if deletes => adapters::delete(&state, &name, "adapter"),
+        Route::Adapter => Ok(adapter_cards::one(&state, &name)?),
         Route::TokenizerInfo => Ok(tokens::info(&state, head.uri.query())?),
         Route::ServerLoad => {
             let load = format!("{{\"server_load\":{}}}", state.engine.in_flight());
@@ -183,7 +215,7 @@ async fn posted(
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     // A web page could change what is served without asking.
-    let requires_type = matches!(route, Post::Load | Post::Unload);
+    let requires_type = matches!(route, Post::Load | Post::Unload | Post::Validate);
     let payload = body::read_json(state, &head.headers, incoming, requires_type).await?;
     match route {
         Post::Completions => generate::handle::<Completions>(state, payload, arrived).await,
@@ -194,6 +226,7 @@ async fn posted(
         Post::Detokenize => tokens::detokenize(state, payload).await,
         Post::Load => adapters::load(state, payload).await,
         Post::Unload => adapters::unload(state, &payload),
+        Post::Validate => adapters::validate(state, payload).await,
     }
 }
 

@@ -9,11 +9,10 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_io_timeout::TimeoutWriter;
 
+use super::listener::{Accepted, Listener};
 use super::phase::{Phase, reached};
 use super::routes;
 use super::settings::App;
@@ -37,11 +36,12 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n
 /// # Errors
 /// When the listener has no address, or `adapter_root` cannot be resolved.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let state = Arc::new(State::new(app, listener.local_addr()?.ip().is_loopback())?);
+    let listener = listener.into();
+    let state = Arc::new(State::new(app, listener.is_loopback()?)?);
     let mut tasks = JoinSet::new();
     accept_until(&listener, &state, &mut tasks, shutdown).await;
     state.phase.send_replace(Phase::Leaving);
@@ -64,7 +64,7 @@ async fn all(tasks: &mut JoinSet<()>) {
 }
 
 async fn accept_until(
-    listener: &TcpListener,
+    listener: &Listener,
     state: &Arc<State>,
     tasks: &mut JoinSet<()>,
     end: impl Future<Output = ()>,
@@ -75,12 +75,11 @@ async fn accept_until(
             () = &mut end => return,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if tasks.len() >= state.http.connections_max => {
-                    // A new socket's buffer takes this; if not, the client just sees it closed.
-                    let _ = stream.try_write(TOO_MANY);
+                Ok(accepted) if tasks.len() >= state.http.connections_max => {
+                    accepted.refuse(TOO_MANY);
                 }
-                Ok((stream, _)) => {
-                    tasks.spawn(connection(state.clone(), stream));
+                Ok(accepted) => {
+                    tasks.spawn(connection(state.clone(), accepted));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -91,15 +90,20 @@ async fn accept_until(
     }
 }
 
-async fn connection(state: Arc<State>, stream: TcpStream) {
-    // A token must not wait for the next one; if it cannot be set, it does.
-    let _ = stream.set_nodelay(true);
+async fn connection(state: Arc<State>, accepted: Accepted) {
     let limits = &state.http;
-    // A write fails when the other side takes nothing for a while.
-    let mut stream = TimeoutWriter::new(stream);
-    stream.set_timeout(Some(Duration::from_millis(limits.write_idle_timeout_ms)));
-    let io = TokioIo::new(Box::pin(stream));
     let mut phase = state.phase.subscribe();
+    let opened = tokio::select! {
+        opened = accepted.open(limits) => opened,
+        () = reached(&mut phase, Phase::Draining) => return,
+    };
+    let io = match opened {
+        Ok(io) => TokioIo::new(io),
+        Err(error) => {
+            tracing::debug!(%error, "a connection was not opened");
+            return;
+        }
+    };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.header_read_timeout_ms))

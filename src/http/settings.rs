@@ -58,6 +58,8 @@ pub struct HttpSettings {
     pub hosts_allowed: Option<Vec<String>>,
     /// Whether a field that nobody knows is answered 400; else it is counted and left unread.
     pub strict_fields: bool,
+    /// Origins of web pages that may use the server, `scheme://host[:port]` or `*` for any.
+    pub origins_allowed: Vec<String>,
     /// Whether clients may load and unload adapters.
     pub runtime_adapters: bool,
     /// The directory that adapters may be loaded from at run time; without one, none can.
@@ -95,6 +97,7 @@ impl HttpSettings {
         Self {
             hosts_allowed: None,
             strict_fields: false,
+            origins_allowed: Vec::new(),
             runtime_adapters: false,
             adapter_root: None,
             connections_max: 4096,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Number;
 
 /// Items of a list or an object that are kept; the rest are counted.
 pub(super) const KEPT_ITEMS_MAX: usize = 16;
@@ -24,6 +25,13 @@ impl<'de> Deserialize<'de> for Small {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(SmallVisitor)
     }
+}
+
+/// A whole number that is not negative, also one written as `8.0`.
+pub(super) fn whole_number(number: &Number) -> Option<u64> {
+    // Above it not every whole number has an f64 of its own.
+    let is_whole = |x: &f64| (0.0..=9e15).contains(x) && x.fract() == 0.0;
+    number.as_u64().or_else(|| number.as_f64().filter(is_whole).map(|x| x as u64))
 }
 
 struct SmallVisitor;

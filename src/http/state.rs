@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{Semaphore, watch};
 
 use super::adapter_root::AdapterRoot;
+use super::cors::Cors;
 use super::error::{ApiError, RequestError, ServerError};
 use super::guard::LOOPBACK_HOSTS;
 use super::metrics::Metrics;
@@ -31,6 +32,7 @@ pub(super) struct State {
     pub phase: watch::Sender<Phase>,
     /// Names that `Host` may have; `None` takes any.
     pub hosts: Option<Vec<String>>,
+    pub cors: Cors,
     pub adapter_root: Option<AdapterRoot>,
     /// KiB of bodies that may still be read.
     pub bodies_kib: Arc<Semaphore>,
@@ -59,6 +61,7 @@ impl State {
             phase: watch::Sender::new(Phase::Serving),
             forms: Forms::new(model.limits.vocabulary_tokens),
             hosts,
+            cors: Cors::new(http.origins_allowed.clone()),
             adapter_root: http.adapter_root.clone().map(AdapterRoot::new).transpose()?,
             bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),
             text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),

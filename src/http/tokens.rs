@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hyper::Response;
 use percent_encoding::percent_decode_str;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::body::Payload;
 use super::chat::Chat;
@@ -16,6 +16,7 @@ use super::error::{ApiError, RequestError};
 use super::fields::{ChatFields, Generation};
 use super::models::resolve;
 use super::parse::{Fields, fields, parse};
+use super::small::whole_number;
 use super::sse::{Body, whole};
 use super::state::State;
 use super::unsupported::Unsupported;
@@ -80,7 +81,7 @@ pub(super) async fn tokenize(
 
 fn tokenize_now(state: &State, payload: &Payload) -> Result<Vec<u8>, RequestError> {
     let parsed = parse::<TokenizeRequest>(&payload.bytes)?;
-    state.metrics.unknown_fields(&parsed.unknown);
+    state.check_unknown(&parsed.unknown)?;
     let TokenizeRequest { own, chat: Generation { own: chat, common } } = parsed.fields;
     let text = resolve(state, common.model.as_deref())?.text;
     let limits = &state.model.limits;
@@ -124,7 +125,7 @@ pub(super) async fn detokenize(
 
 fn detokenize_now(state: &State, payload: &Payload) -> Result<Vec<u8>, RequestError> {
     let parsed = parse::<DetokenizeFields>(&payload.bytes)?;
-    state.metrics.unknown_fields(&parsed.unknown);
+    state.check_unknown(&parsed.unknown)?;
     let DetokenizeFields { model, tokens } = parsed.fields;
     let text = resolve(state, model.as_deref())?.text;
     let Ids(tokens) = tokens.ok_or(RequestError::Missing("tokens"))?;
@@ -184,8 +185,8 @@ impl<'de> Visitor<'de> for IdsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<TokenId>, A::Error> {
         let mut ids = Vec::new();
-        while let Some(id) = seq.next_element::<serde_json::Number>()? {
-            let small = id.as_u64().and_then(|id| TokenId::try_from(id).ok());
+        while let Some(id) = seq.next_element::<Number>()? {
+            let small = whole_number(&id).and_then(|id| TokenId::try_from(id).ok());
             ids.push(small.ok_or_else(|| {
                 A::Error::custom(format!("a token id must be a whole number from 0, got {id}"))
             })?);

@@ -52,7 +52,10 @@ impl ToolForms {
             json!({"role": "assistant", "content": content, "tool_calls": [{"id": ID,
                 "type": "function", "function": {"name": NAME, "arguments": arguments}}]})
         };
-        let result = |content: Value| json!({"role": "tool", "tool_call_id": ID, "name": NAME, "content": content});
+        let result = |content: Value| {
+            let (role, id) = ("tool", ID);
+            json!({"role": role, "tool_call_id": id, "name": NAME, "content": content})
+        };
         let listed = with_tools(vec![user.clone()]).is_some_and(|out| out.contains(NAME));
         // Some take no content beside a call, and some no call without.
         let contents = [Value::from(""), Value::Null];

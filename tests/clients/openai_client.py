@@ -125,6 +125,24 @@ def structured(client, model):
     assert choice.choices[0].message.content in ("yes", "no")
 
 
+def embed(client, models):
+    texts = ["The fox", "The owl"]
+    found = []
+    for model in models[:2]:
+        # The client asks for base64 and reads it, unless told otherwise.
+        packed = client.embeddings.create(model=model, input=texts)
+        plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+        assert [one.index for one in packed.data] == [0, 1] and packed.model == model
+        assert packed.usage.total_tokens == packed.usage.prompt_tokens > 0
+        for one, other in zip(packed.data, plain.data):
+            assert all(abs(a - b) < 1e-6 for a, b in zip(one.embedding, other.embedding, strict=True))
+            assert abs(sum(x * x for x in one.embedding) - 1) < 1e-5
+        short = client.embeddings.create(model=model, input=texts[0], dimensions=8)
+        assert len(short.data[0].embedding) == 8
+        found.append(packed.data[0].embedding)
+    assert found[0] != found[1], "an adapter's vectors are its own"
+
+
 def refusals(client):
     for arguments, error, param in (
         ({"model": "nobody"}, openai.NotFoundError, "model"),
@@ -166,6 +184,7 @@ def main():
         rule(client, base)
         with ThreadPoolExecutor(len(models)) as pool:
             list(pool.map(lambda model: structured(client, model), models))
+        embed(client, models)
         refusals(client)
         for model, text in alone.items():
             print(f"{model:12} {text!r}")

@@ -12,12 +12,13 @@ use tessera::adapter::{Adapter, AdapterError, AdapterFile, Catalog, LoadAdapter,
 use tessera::delta::DeltaBuilder;
 use tessera::dtype::Dtype;
 use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate, PromptScore};
-use tessera::http::{App, HttpSettings, ServedModel, serve};
+use tessera::http::{App, HttpSettings, Listener, ServedModel, serve};
 use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Pooling, Request};
 use tessera::text::{
     AdapterTexts, ChatTemplate, SamplingDefaults, ServedText, TextFiles, TextSettings, Tokenizer,
 };
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::harness;
@@ -86,6 +87,24 @@ impl Fake {
     }
 
     pub fn with_queue(script: Script, requests: usize, change: impl FnOnce(&mut App)) -> Self {
+        Self::start(script, requests, change, Listener::from)
+    }
+
+    /// On what a listener becomes.
+    pub fn listening(
+        script: Script,
+        change: impl FnOnce(&mut App),
+        becomes: impl FnOnce(TcpListener) -> Listener + Send + 'static,
+    ) -> Self {
+        Self::start(script, 256, change, becomes)
+    }
+
+    fn start(
+        script: Script,
+        requests: usize,
+        change: impl FnOnce(&mut App),
+        becomes: impl FnOnce(TcpListener) -> Listener + Send + 'static,
+    ) -> Self {
         let (engine, inbox) = EngineHandle::new(requests);
         let (seen, cancelled) = (Arc::default(), Arc::default());
         let catalog = Arc::new(Catalog::new(1 << 20));
@@ -102,10 +121,10 @@ impl Fake {
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 bound.send(listener.local_addr().unwrap()).unwrap();
                 let signal = async { drop(signal.await) };
-                serve(listener, app, signal).await.unwrap();
+                serve(becomes(listener), app, signal).await.unwrap();
             });
             runtime.shutdown_timeout(Duration::from_secs(1));
         });

@@ -146,6 +146,8 @@ fn base64_holds_the_same_numbers_as_little_endian_floats() {
     let got: Vec<f64> = chunks.map(f64::from).collect();
     assert_near(&got, &[half, 0.0, 0.0, half], "base64");
     assert_near(&floats(&ask("float")), &got, "float");
+    let cut = json!({"input": "ab", "dimensions": 1.0});
+    assert_eq!(post(fake.address, PATH, &cut).json()["data"][0]["embedding"], json!([1.0]));
 }
 
 #[test]
@@ -168,6 +170,9 @@ fn what_has_no_vector_is_refused_with_its_field() {
         (json!({"input": "a".repeat(70_000)}), "input"),
         (json!({"input": "a", "dimensions": 0}), "dimensions"),
         (json!({"input": "a", "dimensions": 5}), "dimensions"),
+        (json!({"input": "a", "dimensions": -1}), "dimensions"),
+        (json!({"input": "a", "dimensions": 1.5}), "dimensions"),
+        (json!({"input": "a", "dimensions": 1e30}), "dimensions"),
         (json!({"input": "a", "encoding_format": "int8"}), "encoding_format"),
         (json!({"input": "a", "pooling": "cls"}), "pooling"),
         (json!({"input": "a", "normalize": 1}), "normalize"),

@@ -162,6 +162,7 @@ fn what_has_no_loglikelihood_is_refused_with_its_place() {
         (json!({}), "must be provided"),
         (json!({"requests": []}), "at least one"),
         (json!({"requests": good}), "a list of objects"),
+        (json!({"requests": [null]}), "an object with prompt and continuation"),
         (json!({"requests": many}), "at most 2048"),
         (json!({"requests": [{"prompt": "a"}]}), "continuation"),
         (json!({"requests": [{"continuation": "a"}]}), "prompt"),

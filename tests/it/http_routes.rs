@@ -15,7 +15,7 @@ use crate::serve::{golden, text};
 
 #[test]
 fn every_route_takes_a_slash_at_its_end_and_some_do_without_v1() {
-    let fake = Fake::say("x");
+    let fake = Fake::new(Script::Echo(1), |_| {});
     let prompt = json!({"prompt": "x"});
     let messages = json!({"messages": [{"role": "user", "content": "x"}]});
     let posted = [
@@ -25,6 +25,9 @@ fn every_route_takes_a_slash_at_its_end_and_some_do_without_v1() {
         ("/chat/completions", &messages),
         ("/tokenize", &prompt),
         ("/detokenize", &json!({"tokens": []})),
+        ("/v1/embeddings", &json!({"input": "x"})),
+        ("/embeddings", &json!({"input": "x"})),
+        ("/v1/loglikelihood", &json!({"requests": [{"prompt": "x", "continuation": "y"}]})),
     ];
     for (path, body) in posted {
         for path in [path.to_owned(), format!("{path}/")] {
@@ -49,6 +52,8 @@ fn every_route_takes_a_slash_at_its_end_and_some_do_without_v1() {
         "/metrics",
         "/load",
         "/tokenizer_info",
+        "/v1/adapters",
+        "/v1/adapters/org/chat",
     ];
     for path in paths {
         for path in [path.to_owned(), format!("{path}/")] {
@@ -117,6 +122,7 @@ fn detokenizing_gives_the_text_with_its_special_tokens() {
     };
     assert_eq!(text(json!([BOS, letter('a'), letter('b')])), "<s>ab");
     assert_eq!(text(json!([])), "");
+    assert_eq!(text(json!([0.0])), "<s>");
     let told = post(fake.address, "/tokenize", &json!({"prompt": "日本 é!"})).json();
     assert_eq!(text(told["tokens"].clone()), "<s>日本 é!");
 }

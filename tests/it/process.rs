@@ -45,7 +45,8 @@ impl Server {
         let address = loop {
             assert!(start.elapsed() < READY_TIMEOUT, "not ready: {report:#?}");
             let Some(Ok(line)) = lines.next() else { panic!("ended before ready: {report:#?}") };
-            if let Some(rest) = line.strip_prefix("ready: http://") {
+            if let Some(rest) = line.strip_prefix("ready: ") {
+                let rest = rest.strip_prefix("http://").unwrap_or(rest);
                 break rest.trim_end_matches("/v1").to_owned();
             }
             report.push(line);

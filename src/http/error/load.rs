@@ -22,6 +22,10 @@ pub(in crate::http) enum LoadError {
     NotFound { name: String, path: String },
     /// No adapter of this name is loaded.
     Unknown(String),
+    /// The same, of the path of a request.
+    NoAdapter(String),
+    /// The base model is no adapter.
+    BaseIsFixed,
     /// The adapter was refused.
     Adapter { name: String, error: AdapterError },
     /// The name will not do.
@@ -74,6 +78,14 @@ impl LoadError {
             Self::Unknown(name) => {
                 let message = format!("The lora adapter '{}' cannot be found.", shown(name));
                 row(404, NOT_FOUND, "adapter_not_found", message).at("lora_name")
+            }
+            Self::NoAdapter(name) => {
+                let message = format!("The adapter `{}` does not exist.", shown(name));
+                row(404, NOT_FOUND, "adapter_not_found", message)
+            }
+            Self::BaseIsFixed => {
+                let message = "The base model cannot be unloaded; stop the server instead.";
+                row(400, REQUEST, "base_model_fixed", message)
             }
             Self::Adapter { name, error } => {
                 let message = format!("Loading lora {name} failed: {error}");

@@ -13,6 +13,10 @@ pub(in crate::http) enum ProtocolError {
     BodyBroken,
     /// Another content type than JSON.
     ContentType { found: String },
+    /// A body that is compressed in a way that is not read.
+    Coding { found: String },
+    /// A body that does not hold what it says it does.
+    CodingBroken { coding: &'static str, problem: String },
     /// No such route, and what there is for what another server has there.
     NoRoute { path: String, instead: Option<&'static str> },
     /// The route exists, the method does not.
@@ -43,6 +47,18 @@ impl ProtocolError {
                 let message =
                     format!("Content-Type must be application/json, got '{}'.", shown(found));
                 row(415, REQUEST, "unsupported_media_type", message)
+            }
+            Self::Coding { found } => {
+                let found = shown(found);
+                let message = format!(
+                    "Content-Encoding must be one of gzip, zstd and identity, got '{found}'."
+                );
+                row(415, REQUEST, "unsupported_content_encoding", message)
+                    .with_header("accept-encoding", "gzip, zstd")
+            }
+            Self::CodingBroken { coding, problem } => {
+                let message = format!("The request body is not whole {coding}: {problem}.");
+                row(400, REQUEST, "body_broken", message)
             }
             Self::NoRoute { path, instead } => {
                 let instead = instead.map_or_else(String::new, |instead| format!(" {instead}"));

@@ -1,0 +1,79 @@
+//! `GET /v1/adapters` and `GET /v1/adapters/{name}`: what is loaded.
+
+use hyper::Response;
+use serde::Serialize;
+
+use super::error::LoadError;
+use super::sse::{Body, whole};
+use super::state::State;
+use super::wire::to_json;
+use crate::adapter::NameOf;
+
+/// All of them. Fields may be added; those that are here keep their names.
+#[derive(Serialize)]
+struct AdapterList {
+    object: &'static str,
+    data: Vec<AdapterCard>,
+}
+
+/// One name.
+#[derive(Serialize)]
+struct AdapterCard {
+    id: String,
+    object: &'static str,
+    name: String,
+    /// BLAKE3 of its content.
+    digest: String,
+    method: &'static str,
+    /// The largest of its matrices.
+    rank: usize,
+    /// Of its parameters in memory.
+    bytes: usize,
+    /// The modules that it changes.
+    targets: Vec<String>,
+    /// `loaded`, or `merged` into the weights.
+    state: &'static str,
+    /// Seconds since 1970 when it was loaded.
+    created: u64,
+    /// The base model's name.
+    parent: String,
+}
+
+/// `GET /v1/adapters`, in the order of loading.
+pub(super) fn list(state: &State) -> Response<Body> {
+    let data = state.catalog.list().iter().filter_map(|named| card(state, named)).collect();
+    whole("application/json", to_json(&AdapterList { object: "list", data }))
+}
+
+/// `GET /v1/adapters/{name}`.
+///
+/// # Errors
+/// [`LoadError::NoAdapter`].
+pub(super) fn one(state: &State, name: &str) -> Result<Response<Body>, LoadError> {
+    let named = state.catalog.get(name).and_then(|named| card(state, &named));
+    let card = named.ok_or_else(|| LoadError::NoAdapter(name.to_owned()))?;
+    Ok(whole("application/json", to_json(&card)))
+}
+
+/// `None` for an adapter that is not served, beside one that is merged.
+fn card(state: &State, named: &NameOf) -> Option<AdapterCard> {
+    let NameOf { alias, adapter } = named;
+    let served = match &state.model.merged {
+        None => "loaded",
+        Some(merged) if *merged == alias.name => "merged",
+        Some(_) => return None,
+    };
+    Some(AdapterCard {
+        id: alias.name.clone(),
+        object: "adapter",
+        name: alias.name.clone(),
+        digest: adapter.digest.to_string(),
+        method: adapter.method,
+        rank: adapter.delta.rank_max(),
+        bytes: adapter.delta.bytes(),
+        targets: adapter.report.targets.clone(),
+        state: served,
+        created: alias.created,
+        parent: state.model.base_name.clone(),
+    })
+}
