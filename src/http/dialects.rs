@@ -162,7 +162,7 @@ pub(super) const FIELDS: &[Unsupported] = &[
     none("structural_tag", Neutral::Empty),
     none("guided_whitespace_pattern", Neutral::Null),
     none("guideline", Neutral::Null),
-    none("format", Neutral::Empty),
+    instead("format", Neutral::Empty, "response_format"),
     instead("json_mode", Neutral::Is(false), "response_format"),
     // What the prompt is.
     none("system", Neutral::Empty),
