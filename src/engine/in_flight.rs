@@ -3,6 +3,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -10,7 +12,7 @@ use super::{Event, FinishReason, PromptScore, Ticket};
 use crate::adapter::Adapter;
 use crate::ids::{Slot, TokenId};
 use crate::recipe::Recipe;
-use crate::request::{Pooling, Terms, TokenMask};
+use crate::request::{Guide, Pooling, Terms, TokenMask};
 
 /// Told to a client whose form is not at fault.
 const GUIDE_PANICKED: &str =
@@ -34,8 +36,10 @@ pub struct InFlight {
     pub pooled: u32,
     /// The sum of hidden states, or the last, if the prompt's vector is wanted.
     pooled_sum: Vec<f64>,
-    /// The tokens that may be drawn in this step, if not all; or why nobody can tell.
+    /// The tokens that may be drawn next, if not all; or why nobody can tell.
     pub mask: Option<Result<TokenMask, String>>,
+    /// Where its guide comes back from, with a mask.
+    pub away: Option<Receiver<(Box<dyn Guide>, Result<TokenMask, String>)>>,
     /// The client went away or fell behind.
     pub cancelled: bool,
     events: mpsc::Sender<Event>,
@@ -61,6 +65,7 @@ impl InFlight {
             pooled: 0,
             pooled_sum: Vec::new(),
             mask: None,
+            away: None,
             cancelled: false,
             events,
             _ticket: ticket,
@@ -74,9 +79,28 @@ impl InFlight {
         self.recipe.map(|_| next())
     }
 
-    /// Works out which tokens may be drawn, if not all; slow at a new place of a form.
-    pub fn set_mask(&mut self) {
-        self.mask = self.terms.guide.as_mut().map(|guide| caught(|| guide.mask()));
+    /// Whether its tokens must be of a form, and which may come next is not known.
+    pub fn needs_mask(&self) -> bool {
+        self.mask.is_none() && (self.terms.guide.is_some() || self.is_guide_away())
+    }
+
+    /// Whether its mask is being worked out: what is drawn without it does not count.
+    pub fn is_guide_away(&self) -> bool {
+        self.away.is_some()
+    }
+
+    /// Takes its guide back with the mask, if they come before `deadline`.
+    pub fn fetch_mask(&mut self, deadline: Instant) {
+        let Some(away) = &self.away else { return };
+        let (guide, mask) =
+            match away.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok((guide, mask)) => (Some(guide), mask),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => (None, Err(GUIDE_PANICKED.to_owned())),
+            };
+        self.away = None;
+        self.terms.guide = guide;
+        self.mask = Some(mask);
     }
 
     /// Takes in `token`, drawn after `generated` others; whether it is the last.
@@ -130,7 +154,7 @@ impl InFlight {
 }
 
 /// What a guide does, kept from taking the other sequences of a step with it.
-fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // One that has panicked is not asked again: its sequence ends.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(GUIDE_PANICKED.to_owned()))
 }

@@ -282,6 +282,10 @@ impl<B: Backend> Running<B> {
         let mut drawn = Vec::new();
         for (owner, sampled) in batch.logits.iter().zip(sampled) {
             let Some(sequence) = self.in_flight.get_mut(&owner.id) else { continue };
+            if owner.draws && sequence.is_guide_away() {
+                // Its row stays open, and is computed again with the next step.
+                continue;
+            }
             let Some(token) = sampled.token else {
                 let event = match owner.draws && sequence.terms.sampling.rules.forbid() {
                     true => Event::NoTokenLeft,

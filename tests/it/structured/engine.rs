@@ -1,6 +1,7 @@
 //! Guided, unguided and adapted requests in one batch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tessera::adapter::Adapter;
@@ -70,10 +71,15 @@ pub fn read(mut events: Receiver<Event>) -> Told {
 struct Faulty {
     tokens: usize,
     panics: bool,
+    /// For its first mask.
+    takes: Duration,
 }
 
 impl Guide for Faulty {
     fn mask(&mut self) -> Result<TokenMask, String> {
+        if self.tokens == 3 {
+            std::thread::sleep(self.takes);
+        }
         match (self.tokens, self.panics) {
             (0, true) => panic!("on purpose"),
             (0, false) => Err("out of luck".to_owned()),
@@ -111,7 +117,7 @@ pub fn asked(golden: &Golden, world: &World, seeds: u64) -> Vec<Asked> {
         all.push(of(None, Some(&adapter)));
     }
     for panics in [false, true] {
-        let guide = Box::new(Faulty { tokens: 3, panics });
+        let guide = Box::new(Faulty { tokens: 3, panics, takes: Duration::ZERO });
         all.push(Asked { guide: Some(guide), ..all[0].clone() });
     }
     all
@@ -163,4 +169,25 @@ fn guided_and_unguided_requests_in_one_batch_are_told_what_each_is_told_alone() 
     assert_eq!(ends[0], (3, &Err("out of luck".to_owned())));
     assert!(matches!(ends[1], (3, Err(why)) if why.contains("This is a bug")));
     assert!(alone.iter().any(|told| told.end == Ok(FinishReason::Whole)));
+}
+
+#[test]
+fn a_mask_that_takes_long_holds_up_its_own_sequence_and_no_other() {
+    let golden = Golden::open("llama", None);
+    let world = World::new();
+    let all = asked(&golden, &world, 1);
+    let faulty = |takes| {
+        let guide: Box<dyn Guide> = Box::new(Faulty { tokens: 3, panics: false, takes });
+        Asked { guide: Some(guide), ..all[0].clone() }
+    };
+    let engine = golden.engine(roomy(), 4);
+    let quick = read(submit(&engine, &faulty(Duration::ZERO)));
+    let mut slow = submit(&engine, &faulty(Duration::from_secs(6)));
+    let others: Vec<_> = all[..4].iter().map(|one| submit(&engine, one)).collect();
+    let others: Vec<Told> = others.into_iter().map(read).collect();
+    // Four answers, and the slow one has not begun.
+    assert!(slow.try_recv().is_err());
+    let alone: Vec<Told> = all[..4].iter().map(|one| read(submit(&engine, one))).collect();
+    assert_eq!(others, alone);
+    assert_eq!(read(slow), quick, "late, and the same");
 }
