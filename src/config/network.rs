@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 /// Who is heard, and how.
 #[derive(Args, Clone, Debug)]
 pub struct NetworkConfig {
-    /// Let web pages of this origin use the server (CORS), e.g. https://app.example.org; * for any.
-    /// Repeatable.
+    /// Let web pages of this origin use the server (CORS): a scheme and a host as the browser shows
+    /// them, or * for any. Repeatable.
     #[arg(
         long = "allowed-origin",
         env = "TESSERA_ALLOWED_ORIGIN",

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde::de::MapAccess;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -16,7 +17,6 @@ use super::wire::{PromptDetails, Usage};
 use super::{dialects, models};
 use crate::engine::{Busy, Event, Ticket};
 use crate::request::Request;
-use serde::de::MapAccess;
 
 /// Prompts of a request. More are answered 400.
 pub(super) const PASSES_MAX: usize = 2048;
@@ -84,7 +84,12 @@ pub(super) async fn run(state: &State, passes: Passes) -> Result<(Vec<Event>, Us
             return Ok((events, usage));
         }
         if tickets.is_empty() {
-            tickets = places(state, wave.len()).await?;
+            tickets = tokio::select! {
+                places = places(state, wave.len()) => places?,
+                () = reached(&mut phase, Phase::Cancelling) => {
+                    return Err(ServerError::Draining.into());
+                }
+            };
         }
         let start = |(request, ticket): (Request, Ticket)| {
             let prompt_tokens = request.prompt().len();

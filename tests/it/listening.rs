@@ -93,6 +93,15 @@ fn a_server_with_a_certificate_speaks_tls_and_only_tls() {
     let address = server.address.strip_prefix("https://").unwrap();
     let (status, body) = ask(tls(address), "/v1/models");
     assert!(status == 200 && body.contains("llama"), "{body}");
+    let port = address.rsplit(':').next().unwrap();
+    let checked = |flags: &[&str]| {
+        let output = tessera(&[&["healthcheck", "--port", port], flags].concat()).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(checked(&["--ssl-certfile", &one]), (true, String::new()));
+    let (is_healthy, error) = checked(&["--ssl-certfile", &text(&pem("two.pem"))]);
+    assert!(!is_healthy && error.contains("another"), "{error}");
+    assert!(!checked(&[]).0);
     let mut plain = TcpStream::connect(address).unwrap();
     plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut reply = Vec::new();
