@@ -35,7 +35,12 @@ fields! {
 }
 
 /// What completions have.
-const UNSUPPORTED: &[Unsupported] = &[Unsupported::spelled("prompt", Neutral::Null, "requests")];
+const UNSUPPORTED: &[Unsupported] = &[
+    Unsupported::spelled("prompt", Neutral::Null, "requests"),
+    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
+    Unsupported::new("cache_salt", Neutral::Null),
+    Unsupported::new("priority", Neutral::Number(0.0)),
+];
 
 /// `requests`.
 #[derive(Debug)]

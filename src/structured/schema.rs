@@ -289,10 +289,10 @@ fn is_neutral(word: &str, value: &Value) -> bool {
 /// Whether it is certain that no value fits both.
 fn excludes(a: &Value, b: &Value, root: &Value, level: usize) -> bool {
     let (Some(a), Some(b)) = (resolved(a, root), resolved(b, root)) else { return false };
-    if let (Some(a), Some(b)) = (types(a), types(b)) {
-        if a.iter().all(|kind| !b.contains(kind)) {
-            return true;
-        }
+    if let (Some(a), Some(b)) = (types(a), types(b))
+        && a.iter().all(|kind| !b.contains(kind))
+    {
+        return true;
     }
     if let (Some(a), Some(b)) = (values(a), values(b)) {
         // 1 and 1.0 are one value to a schema and two to this comparison.

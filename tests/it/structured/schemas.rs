@@ -31,7 +31,7 @@ fn within(rng: &mut Rng, levels: usize) -> Value {
         4 => listed(rng),
         5 => json!({"type": "string", "format": (FORMATS[rng.below(FORMATS.len())])}),
         6 | 7 => list(rng, levels - 1),
-        8 | 9 | 10 => object(rng, levels - 1),
+        8..=10 => object(rng, levels - 1),
         11 => json!({"anyOf": [within(rng, levels - 1), within(rng, levels - 1)]}),
         12 => json!({"oneOf": [list(rng, levels - 1), whole(rng), {"type": "null"}]}),
         13 => json!({"$ref": format!("#/$defs/d{}", rng.below(2))}),
