@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::error::TextError;
-use super::files::{GENERATION_CONFIG, TextFiles, json};
+use super::files::{CONFIG, GENERATION_CONFIG, TextFiles, json};
 use crate::request::SamplingParams;
 
 /// Values of a request that leaves them out, and a cap.
@@ -59,7 +59,11 @@ const NOT_APPLIED: &[(&str, f64)] = &[
     ("watermarking_config", 0.0),
 ];
 
-/// Fields that are read, or that change nothing in what is generated.
+/// Fields that are read here.
+const READ: [&str; 6] =
+    ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"];
+
+/// Fields that are read elsewhere, or that change nothing in what is generated.
 const OTHERS: &[&str] = &[
     "_from_model_config",
     "_commit_hash",
@@ -74,8 +78,6 @@ const OTHERS: &[&str] = &[
     "is_assistant",
     "length_penalty",
     "low_memory",
-    "max_new_tokens",
-    "min_p",
     "output_attentions",
     "output_hidden_states",
     "output_logits",
@@ -84,25 +86,21 @@ const OTHERS: &[&str] = &[
     "prefill_chunk_size",
     "remove_invalid_values",
     "renormalize_logits",
-    "repetition_penalty",
     "return_dict_in_generate",
     "return_legacy_cache",
-    "temperature",
-    "top_k",
-    "top_p",
     "transformers_version",
     "use_cache",
 ];
 
 impl SamplingDefaults {
-    /// Reads `generation_config.json`.
+    /// Reads `generation_config.json`, or `config.json` where there is none.
     ///
     /// # Errors
     /// [`TextError::FileBroken`] for a value out of range or of the wrong form.
     pub fn of(files: &TextFiles) -> Result<Self, TextError> {
-        let config = json(GENERATION_CONFIG, files.generation_config.as_deref())?;
-        let Some(config) = config.as_object() else { return Ok(Self::default()) };
-        let broken = |problem: String| TextError::broken(GENERATION_CONFIG, problem);
+        let (file, config) = said(files)?;
+        let config = &config;
+        let broken = |problem: String| TextError::broken(file, problem);
         let number = |key: &str| match given(config, key) {
             None => Ok(None),
             Some(value) => {
@@ -180,15 +178,33 @@ impl SamplingDefaults {
 /// # Errors
 /// [`TextError::FileBroken`] for a file that is no JSON.
 pub fn not_applied(files: &TextFiles) -> Result<Vec<String>, TextError> {
-    let config = json(GENERATION_CONFIG, files.generation_config.as_deref())?;
-    let Some(config) = config.as_object() else { return Ok(Vec::new()) };
+    let (_, config) = &said(files)?;
     let found = NOT_APPLIED.iter().filter_map(|(key, neutral)| {
         let value = given(config, key).filter(|value| !does_nothing(value, *neutral))?;
         Some(format!("{key} {value}"))
     });
-    let is_known = |key: &str| OTHERS.contains(&key) || NOT_APPLIED.iter().any(|(k, _)| *k == key);
+    let is_known = |key: &str| {
+        let others = READ.iter().chain(OTHERS);
+        others.copied().chain(NOT_APPLIED.iter().map(|(key, _)| *key)).any(|known| known == key)
+    };
     let unknown = config.iter().filter(|(key, value)| !is_known(key) && !value.is_null());
     Ok(found.chain(unknown.map(|(key, value)| format!("{key} {value}"))).collect())
+}
+
+/// The fields of `generation_config.json`; without one, those of `config.json` that belong there,
+/// as older models have them and transformers reads them.
+fn said(files: &TextFiles) -> Result<(&'static str, Map<String, Value>), TextError> {
+    let read = |file, bytes: &Option<Vec<u8>>| match json(file, bytes.as_deref())? {
+        Value::Object(fields) => Ok(fields),
+        _ => Ok(Map::new()),
+    };
+    if files.generation_config.is_some() {
+        return Ok((GENERATION_CONFIG, read(GENERATION_CONFIG, &files.generation_config)?));
+    }
+    let mut fields = read(CONFIG, &files.config)?;
+    let belongs = |key: &str| READ.contains(&key) || NOT_APPLIED.iter().any(|(k, _)| *k == key);
+    fields.retain(|key, _| belongs(key));
+    Ok((CONFIG, fields))
 }
 
 fn given<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {

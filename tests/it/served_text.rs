@@ -226,6 +226,20 @@ fn generation_config_gives_what_a_request_leaves_out() {
     let other = Server::start(&[&golden, "--generation-config", &model]);
     assert_eq!(draw(&other, json!({})), drawn[..9]);
 
+    // Older models have them in config.json, which counts where there is no file of their own.
+    let config = std::fs::read(scratch.path().join("config.json")).unwrap();
+    let mut older: Value = serde_json::from_slice(&config).unwrap();
+    older["top_k"] = json!(1);
+    older["num_beams"] = json!(2);
+    older["max_new_tokens"] = json!(7);
+    write(scratch.path(), "config.json", &older);
+    let beside = Server::start(&named);
+    assert_eq!(draw(&beside, json!({})), drawn[..9], "generation_config.json says 9");
+    std::fs::remove_file(scratch.path().join("generation_config.json")).unwrap();
+    let alone = Server::start(&named);
+    assert_eq!(draw(&alone, json!({})), drawn[..7]);
+    assert!(alone.report.iter().any(|line| line.contains("num_beams 2")), "{:?}", alone.report);
+
     for (config, word) in [
         (json!({"temperature": "hot"}), "temperature"),
         (json!({"top_p": 1.5}), "top_p"),
