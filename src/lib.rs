@@ -11,8 +11,8 @@
 //! * [`http`]: OpenAI's API over hyper; the only module that answers HTTP, in JSON and SSE.
 //! * [`engine`]: owns all mutable state on one thread; plan → batch → forward → sample → commit.
 //! * [`text`]: strings ↔ tokens. [`scheduler`]: which tokens run next, pure. [`adapter`]: file →
-//!   method → [`delta::Delta`] → store → slot. [`model`]: the forward pass, written once. [`structured`]: what form an answer
-//!   must have → which tokens may come next.
+//!   method → [`delta::Delta`] → store → slot. [`model`]: the forward pass, written once.
+//!   [`structured`]: what form an answer must have → which tokens may come next.
 //! * [`backend`]: the op vocabulary; one implementation a device.
 //! * [`delta`]: the canonical form, the contract between methods and kernels. [`recipe`]: which
 //!   adapters with what weights, one type from the request to the row. [`site`]: the places an

@@ -1,5 +1,5 @@
-//! What form an answer must have: OpenAI's `response_format`, vLLM's `structured_outputs`, its older
-//! fields, and those of GGUF's servers. Exactly one of them may ask for one.
+//! What form an answer must have: OpenAI's `response_format`, vLLM's `structured_outputs` and its
+//! older fields, and those of GGUF's servers. Exactly one of them may ask for one.
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::limits::{BRANCHES_MAX, PATTERN_PROPERTIES_MAX, PROPERTIES_OPTIONAL_MAX};
 
@@ -61,6 +61,29 @@ const REMARKS: &[&str] = &[
 const NEUTRAL: &[(&str, bool)] = &[("uniqueItems", false), ("nullable", false)];
 const FORMATS: &[&str] =
     &["date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"];
+/// The 29th of February comes in leap years only.
+const REAL_DAY: &str = concat!(
+    "^(?:[0-9]{4}-(?:0[13-9]|1|02-(?:[01]|2[0-8]))|",
+    "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+);
+/// An address of at most 64 characters before the @, as the library's own are not.
+const EMAIL: &str = concat!(
+    r"^(?:[\w!#$%&'*+/=?^`{|}~-]{1,64}",
+    r"|[\w!#$%&'*+/=?^`{|}~-]{1,31}\.[\w!#$%&'*+/=?^`{|}~-]{1,32}",
+    r"|[\w!#$%&'*+/=?^`{|}~-]{1,16}(?:\.[\w!#$%&'*+/=?^`{|}~-]{1,15}){2,3})",
+    r"@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?",
+    r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?){0,3}$",
+);
+/// What the library leaves out of a format, as further patterns. A leap second is one at the end of
+/// some days only, so none is written.
+const NARROWED: &[(&str, &[&str])] = &[
+    ("date", &[REAL_DAY]),
+    ("date-time", &[REAL_DAY, "^.{17}[0-5]"]),
+    ("time", &["^.{6}[0-5]"]),
+    // Two hyphens are of names in other scripts, which have a spelling of their own.
+    ("email", &[EMAIL]),
+    ("hostname", &["^[^-]+(?:-[^-]+)*$"]),
+];
 const TYPES: &[&str] = &["array", "boolean", "integer", "null", "number", "object", "string"];
 /// Words whose value is a schema, or several in a list.
 const HOLD_SCHEMAS: &[&str] =
@@ -92,6 +115,7 @@ pub(super) fn prepare(schema: &mut Value) -> Result<(), String> {
         let target = target.ok_or_else(|| format!("$ref {place:?} points at nothing"))?;
         reader.check(target, &place)?;
     }
+    check_circles(&reader.referred, &root)?;
     rewrite(schema, &root);
     Ok(())
 }
@@ -195,6 +219,25 @@ impl Reader<'_> {
     }
 }
 
+/// A reference that leads back to itself and to nothing else takes no value: an answer that came
+/// there could not go on.
+fn check_circles(referred: &HashSet<String>, root: &Value) -> Result<(), String> {
+    let mut done: HashSet<&str> = HashSet::new();
+    for first in referred {
+        let mut path: HashSet<&str> = HashSet::new();
+        let mut place = Some(first.as_str());
+        while let Some(at) = place.filter(|at| !done.contains(at)) {
+            if !path.insert(at) {
+                return Err(format!("$ref {at:?} leads back to itself"));
+            }
+            let target = root.pointer(&at[1..]);
+            place = target.and_then(|target| target.get("$ref")).and_then(Value::as_str);
+        }
+        done.extend(path);
+    }
+    Ok(())
+}
+
 fn check_word(word: &str, value: &Value, fields: &Map<String, Value>) -> Result<(), String> {
     let is_remark = REMARKS.contains(&word) || (word.starts_with("x-") && word != "x-guidance");
     if !(is_neutral(word, value) || is_remark || FOLLOWED.contains(&word)) {
@@ -267,6 +310,17 @@ fn rewrite(schema: &mut Value, root: &Value) {
         let renamed = |word: String| if word == "oneOf" { "anyOf".into() } else { word };
         let all = std::mem::take(fields).into_iter();
         *fields = all.map(|(word, value)| (renamed(word), value)).collect();
+    }
+    let format = fields.get("format").and_then(Value::as_str);
+    let narrowed = NARROWED.iter().find(|(known, _)| Some(*known) == format);
+    if let Some((format, patterns)) = narrowed {
+        if *format == "email" {
+            fields.shift_remove("format");
+        }
+        let all = fields.entry("allOf").or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(all) = all {
+            all.extend(patterns.iter().map(|pattern| json!({"pattern": pattern})));
+        }
     }
     for (word, value) in fields.iter_mut() {
         match (word.as_str(), value) {

@@ -68,7 +68,7 @@ impl World {
         let mut tokens = Vec::new();
         let text = |tokens: &[TokenId]| self.tokenizer.decode(tokens, true);
         while tokens.len() < max {
-            let mask = guide.mask().unwrap();
+            let mask = guide.mask().unwrap_or_else(|e| panic!("{:?}: {e}", text(&tokens)));
             let allowed: Vec<TokenId> = (0..VOCABULARY).filter(|&t| mask.allows(t)).collect();
             let closes = |&&t: &&TokenId| {
                 t == END || [b"\"", b"}", b"]"].iter().any(|b| self.tokenizer.token_bytes(t) == *b)
