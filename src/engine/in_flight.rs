@@ -18,8 +18,8 @@ use crate::request::{Guide, Pooling, Terms, TokenMask};
 const GUIDE_PANICKED: &str =
     "the server failed to follow the form that was asked for. This is a bug.";
 
-/// A guide whose mask has been worked out, and that.
-pub type Worked = (Box<dyn Guide>, Result<TokenMask, String>);
+/// A guide that comes back from the thread that worked out its mask.
+pub type Returned = (Box<dyn Guide>, Result<TokenMask, String>);
 
 /// A request the engine has accepted.
 pub struct InFlight {
@@ -42,7 +42,7 @@ pub struct InFlight {
     /// The tokens that may be drawn next, if not all; or why nobody can tell.
     pub mask: Option<Result<TokenMask, String>>,
     /// Where its guide comes back from, with a mask.
-    pub away: Option<Receiver<Worked>>,
+    pub away: Option<Receiver<Returned>>,
     /// The client went away or fell behind.
     pub cancelled: bool,
     events: mpsc::Sender<Event>,

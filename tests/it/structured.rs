@@ -266,6 +266,10 @@ fn whatever_is_drawn_is_json_that_the_schema_takes() {
         println!("{case} {asked}");
         let (text, how) = world.write(&mut *guide, &mut rng, 150);
         let value = serde_json::from_str::<Value>(&text);
+        // JSON knows no bounds of numbers, and this parser does.
+        if value.as_ref().is_err_and(|error| error.to_string().contains("number out of range")) {
+            continue;
+        }
         match how {
             Ended::Cut => {
                 // A character may be cut too.
