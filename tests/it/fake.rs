@@ -268,12 +268,25 @@ fn token(
     Event::Token { token, logprob: logprob(position), top, finish }
 }
 
-/// The second most likely each, in their place.
+/// A vector that says of which tokens it was made, and how.
+fn pooled(request: &Request, pooling: Pooling) -> Vec<f32> {
+    let prompt = request.prompt();
+    match pooling {
+        Pooling::Last => {
+            let last = *prompt.last().unwrap() as f32;
+            vec![last, 0.0, 0.0, last]
+        }
+        Pooling::Mean => vec![prompt.iter().sum::<TokenId>() as f32, 0.0, 0.0, 0.0],
+    }
+}
+
+/// The second most likely each, in their place; the most likely where a token comes again.
 fn scores(request: &Request) -> Vec<PromptScore> {
     let asked = request.terms().prompt_logprobs.unwrap_or(0);
     let score = |(i, &token): (usize, &TokenId)| {
         let top = (0..asked).map(|rank| (token + 1 - rank, logprob(i) + 1.0 - rank as f32));
-        PromptScore { token, logprob: logprob(i), rank: 2, top: top.collect() }
+        let rank = if token == request.prompt()[i - 1] { 1 } else { 2 };
+        PromptScore { token, logprob: logprob(i), rank, top: top.collect() }
     };
     request.prompt().iter().enumerate().skip(1).map(score).collect()
 }
@@ -299,28 +312,12 @@ fn play(script: &Script, generate: &Generate) -> bool {
         if generate.request.terms().prompt_logprobs.is_some() {
             send(Event::Scores(scores(&generate.request)));
         }
-        if generate.request.terms().tokens_max == 0 {
+        if let (Some(pooling), Script::Echo(_)) = (generate.request.terms().pooling, script) {
+            return send(Event::Embedding(pooled(&generate.request, pooling)));
+        }
+        if generate.request.terms().tokens_max == 0 && !matches!(script, Script::Hang(_)) {
             return true;
         }
-    }
-    let last = *generate.request.prompt().last().unwrap() as f32;
-    let mean = generate.request.prompt().iter().sum::<TokenId>() as f32;
-    match (script, generate.request.terms().pooling) {
-        (Script::Echo(_), Some(Pooling::Last)) => {
-            return send(Event::Embedding(vec![last, 0.0, 0.0, last]));
-        }
-        (Script::Echo(_), Some(Pooling::Mean)) => {
-            return send(Event::Embedding(vec![mean, 0.0, 0.0, 0.0]));
-        }
-        (Script::Echo(_), None) if generate.request.terms().prompt_logprobs.is_some() => {
-            let score = |(place, &token): (usize, &TokenId)| {
-                let (logprob, rank) = (-(place as f32), place as u32);
-                PromptScore { token, logprob, rank, top: Vec::new() }
-            };
-            let scores = generate.request.prompt().iter().enumerate().skip(1).map(score);
-            return send(Event::Scores(scores.collect()));
-        }
-        _ => {}
     }
     match script {
         Script::Say(tokens, reason) => {

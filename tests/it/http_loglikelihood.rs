@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tessera::text::Tokenizer;
 
 use crate::client::{get, post};
-use crate::fake::{Fake, Script, letters};
+use crate::fake::{Fake, Script, letters, logprob};
 use crate::http_embeddings::{expected, named, serve};
 
 const PATH: &str = "/v1/loglikelihood";
@@ -133,19 +133,22 @@ fn scores_are_cut_at_the_border_and_counted() {
     let body = json!({"requests": requests, "model": "sql"});
     let answer = post(fake.address, PATH, &body).json();
     assert_eq!((&answer["object"], &answer["model"]), (&json!("list"), &json!("sql")));
-    // The fake engine's logprob of a prompt's token at place i is -i, and its rank i.
+    // As it is read from an answer.
+    let shown = |place| logprob(place).to_string().parse::<f64>().unwrap();
+    let told = |place| f64::from(logprob(place));
     let expected = json!([
-        {"object": "loglikelihood", "index": 0, "loglikelihood": -2.0, "is_greedy": false,
-            "token_ids": [c], "token_logprobs": [-2.0], "prompt_tokens": 2,
+        {"object": "loglikelihood", "index": 0, "loglikelihood": told(2), "is_greedy": false,
+            "token_ids": [c], "token_logprobs": [shown(2)], "prompt_tokens": 2,
             "continuation_tokens": 1},
-        {"object": "loglikelihood", "index": 1, "loglikelihood": -5.0, "is_greedy": false,
-            "token_ids": [b, c], "token_logprobs": [-2.0, -3.0], "prompt_tokens": 2,
+        {"object": "loglikelihood", "index": 1, "is_greedy": false,
+            "loglikelihood": told(2) + told(3),
+            "token_ids": [b, c], "token_logprobs": [shown(2), shown(3)], "prompt_tokens": 2,
             "continuation_tokens": 2},
     ]);
     assert_eq!(answer["data"], expected);
     assert_eq!(answer["usage"]["prompt_tokens"], 7);
-    let first = json!({"requests": [pair(json!([a]), json!([b]))]});
-    assert_eq!(post(fake.address, PATH, &first).json()["data"][0]["is_greedy"], true);
+    let again = json!({"requests": [pair(json!([a]), json!([a]))]});
+    assert_eq!(post(fake.address, PATH, &again).json()["data"][0]["is_greedy"], true);
     let terms = fake.seen.lock().unwrap()[0].0.terms().clone();
     assert_eq!((terms.prompt_logprobs, terms.tokens_max), (Some(0), 0));
     let many: Vec<_> = (0..300).map(|_| pair(json!([a]), json!([b]))).collect();
