@@ -8,9 +8,11 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use crate::dtype::Dtype;
 
+mod access;
 mod file;
 mod network;
 
+pub use access::{AccessConfig, Secret};
 pub use file::with_file;
 pub use network::NetworkConfig;
 
@@ -173,6 +175,10 @@ pub struct ServeConfig {
     /// Who is heard, and how.
     #[command(flatten)]
     pub network: NetworkConfig,
+
+    /// Who may use it.
+    #[command(flatten)]
+    pub access: AccessConfig,
 
     /// Name of the base model in requests and replies; default: the directory's name or Hub id.
     #[arg(long, env = "TESSERA_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Server")]

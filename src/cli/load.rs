@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::bench::write_json;
 use super::{CliError, print};
+use crate::config::Secret;
 
 /// A server that says nothing for so long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
@@ -32,6 +33,9 @@ pub struct LoadArgs {
     /// Models that requests name in turn; default: all that the server has.
     #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
     models: Vec<String>,
+    /// Key to send, where the server asks for one.
+    #[arg(long, env = "TESSERA_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<Secret>,
     /// Requests in flight.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     concurrency: u32,
@@ -112,7 +116,7 @@ pub fn run(args: &LoadArgs) -> Result<(), CliError> {
 
 async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
     if args.models.is_empty() {
-        args.models = models(&args.address).await?;
+        args.models = models(&args).await?;
     }
     let args = Arc::new(args);
     let next = Arc::new(AtomicUsize::new(0));
@@ -161,11 +165,12 @@ async fn client(args: Arc<LoadArgs>, next: Arc<AtomicUsize>) -> (Vec<Seen>, Vec<
 
 /// The answer's body, opened; an answer of another status than 200 is an error.
 async fn send(
-    address: &str,
+    args: &LoadArgs,
     method: &str,
     path: &str,
     body: String,
 ) -> Result<hyper::body::Incoming, String> {
+    let address = &args.address;
     let stream = TcpStream::connect(address).await;
     let stream = stream.map_err(|e| format!("no server at {address}: {e}"))?;
     // A small request must not wait for an answer to the one before.
@@ -174,7 +179,11 @@ async fn send(
         http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     // It ends with the answer; what went wrong shows there too.
     tokio::spawn(connection);
-    let request = Request::builder()
+    let mut request = Request::builder();
+    if let Some(key) = &args.api_key {
+        request = request.header("authorization", format!("Bearer {}", key.reveal()));
+    }
+    let request = request
         .method(method)
         .uri(path)
         .header("host", address)
@@ -190,9 +199,9 @@ async fn send(
     Err(format!("the server answered {status}: {}", String::from_utf8_lossy(&body)))
 }
 
-async fn models(address: &str) -> Result<Vec<String>, CliError> {
+async fn models(args: &LoadArgs) -> Result<Vec<String>, CliError> {
     let failed = CliError::General;
-    let body = send(address, "GET", "/v1/models", String::new()).await.map_err(failed)?;
+    let body = send(args, "GET", "/v1/models", String::new()).await.map_err(failed)?;
     let body = body.collect().await.map_err(|e| failed(e.to_string()))?.to_bytes();
     let body: Value = serde_json::from_slice(&body).map_err(|e| failed(e.to_string()))?;
     let data = body["data"].as_array().into_iter().flatten();
@@ -219,7 +228,7 @@ async fn completion(args: &LoadArgs, index: usize) -> Result<Seen, String> {
         "stream_options": {"include_usage": true},
     });
     let start = Instant::now();
-    let body = send(&args.address, "POST", "/v1/completions", body.to_string()).await?;
+    let body = send(args, "POST", "/v1/completions", body.to_string()).await?;
     let mut stream = Stream { body, pending: Vec::new() };
     let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     let (mut first_token_ms, mut last, mut between_tokens_ms) = (None, start, Vec::new());

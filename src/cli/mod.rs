@@ -1,5 +1,6 @@
 //! One file a command; flags to calls, results to text and exit codes.
 
+mod access;
 mod base;
 mod bench;
 mod demo;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::access::{self, Access};
 use super::base::{BaseModel, find_adapter};
 use super::listen::listen;
 use super::memory::human;
@@ -29,10 +30,11 @@ pub fn run(config: &ServeConfig) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|e| CliError::General(format!("the I/O threads cannot be started: {e}")))?;
+    // First of all: neither a wrong key nor a port in use should cost the loading of a model.
+    let access = access::read(config)?;
     runtime.block_on(async {
-        // First of all: a port in use should not cost the loading of a model.
         let (listener, address) = listen(config).await?;
-        let (app, report) = tokio::task::block_in_place(|| start(config))?;
+        let (app, report) = tokio::task::block_in_place(|| start(config, access))?;
         report.iter().for_each(|line| say(line));
         say(&format!("ready: {address}"));
         let served = http::serve(listener, app, shutdown::signal()).await;
@@ -50,7 +52,7 @@ fn say(line: &str) {
 }
 
 /// Loads everything and starts the engine; returns the server's state and the start-up report.
-fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
+fn start(config: &ServeConfig, access: Access) -> Result<(App, Vec<String>), CliError> {
     let mut report = vec![format!("tessera {}", env!("CARGO_PKG_VERSION"))];
     let base = BaseModel::open(config.model.as_deref(), config.dtype)?;
     let checkpoint = base.checkpoint.clone();
@@ -83,12 +85,7 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
     if let Some(merged) = &merged {
         report.push(format!("merged: '{merged}' is folded into the weights and served alone"));
     }
-    let loopback = |ip: std::net::IpAddr| ip.is_loopback();
-    let is_tcp = config.network.uds.is_none();
-    if is_tcp && config.host != "localhost" && !config.host.parse().is_ok_and(loopback) {
-        let warning = "warning: whoever can reach this address can use it: there is no login";
-        report.push(warning.into());
-    }
+    report.extend(access.report);
     if texts.base.eos_tokens.is_empty() {
         report.push("warning: no end-of-sequence token is known; set max_tokens".into());
     }
@@ -110,6 +107,9 @@ fn start(config: &ServeConfig) -> Result<(App, Vec<String>), CliError> {
         hosts_allowed: hosts_allowed(config),
         strict_fields: config.strict_fields,
         origins_allowed: config.network.allowed_origin.clone(),
+        keys: access.keys,
+        metrics_key: access.metrics_key,
+        metrics_hide_names: config.access.metrics_hide_adapter_names,
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),

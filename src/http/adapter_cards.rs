@@ -3,6 +3,7 @@
 use hyper::Response;
 use serde::Serialize;
 
+use super::caller::Caller;
 use super::error::LoadError;
 use super::sse::{Body, whole};
 use super::state::State;
@@ -40,8 +41,9 @@ struct AdapterCard {
 }
 
 /// `GET /v1/adapters`, in the order of loading.
-pub(super) fn list(state: &State) -> Response<Body> {
-    let data = state.catalog.list().iter().filter_map(|named| card(state, named)).collect();
+pub(super) fn list(state: &State, caller: &Caller) -> Response<Body> {
+    let all = state.catalog.list();
+    let data = all.iter().filter_map(|named| card(state, caller, named)).collect();
     whole("application/json", to_json(&AdapterList { object: "list", data }))
 }
 
@@ -49,15 +51,19 @@ pub(super) fn list(state: &State) -> Response<Body> {
 ///
 /// # Errors
 /// [`LoadError::NoAdapter`].
-pub(super) fn one(state: &State, name: &str) -> Result<Response<Body>, LoadError> {
-    let named = state.catalog.get(name).and_then(|named| card(state, &named));
+pub(super) fn one(state: &State, caller: &Caller, name: &str) -> Result<Response<Body>, LoadError> {
+    let named = state.catalog.get(name).and_then(|named| card(state, caller, &named));
     let card = named.ok_or_else(|| LoadError::NoAdapter(name.to_owned()))?;
     Ok(whole("application/json", to_json(&card)))
 }
 
-/// `None` for an adapter that is not served, beside one that is merged.
-fn card(state: &State, named: &NameOf) -> Option<AdapterCard> {
+/// `None` for an adapter that is not served, beside one that is merged, and for one that the caller
+/// may not use.
+fn card(state: &State, caller: &Caller, named: &NameOf) -> Option<AdapterCard> {
     let NameOf { alias, adapter } = named;
+    if !caller.may_use(&alias.name) {
+        return None;
+    }
     let served = match &state.model.merged {
         None => "loaded",
         Some(merged) if *merged == alias.name => "merged",

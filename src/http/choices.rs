@@ -81,7 +81,8 @@ impl Choices {
     pub fn start(state: &State, group: SequenceGroup) -> Self {
         let SequenceGroup { target, sequences, samples, ends, arrived } = group;
         let Target { name: _, recipe, text, counts } = target;
-        let start = |(ticket, request): (Ticket, Request)| Choice {
+        counts.request();
+        let start = |(i, (ticket, request)): (usize, (Ticket, Request))| Choice {
             detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt())
                 .showing_special(ends.shows_special),
             stops: StopMatcher::new(ends.strings.clone()).including(ends.included),
@@ -92,10 +93,16 @@ impl Choices {
             tokens: 0,
             characters: 0,
             cached_tokens: None,
-            timing: Timing::new(&state.metrics, &counts, arrived, request.prompt().len()),
+            timing: Timing::new(
+                &state.metrics,
+                &counts,
+                arrived,
+                request.prompt().len(),
+                i % samples == 0,
+            ),
             events: Some(state.engine.generate(ticket, request, recipe.clone())),
         };
-        let choices = sequences.into_iter().map(start).collect();
+        let choices = sequences.into_iter().enumerate().map(start).collect();
         Self { choices, samples, turn: 0, phase: state.phase.subscribe() }
     }
 
@@ -206,6 +213,7 @@ impl Choice {
             Event::Astray(message) => Err(ServerError::Astray(message)),
             Event::Started { cached_tokens } => {
                 self.cached_tokens = Some(cached_tokens);
+                self.timing.began(cached_tokens);
                 Ok(None)
             }
             Event::Scores(scores) => {

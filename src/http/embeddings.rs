@@ -11,6 +11,7 @@ use serde::de::{Deserializer, MapAccess};
 use serde_json::Number;
 
 use super::body::Payload;
+use super::caller::Caller;
 use super::clock::unix_now_s;
 use super::error::{ApiError, RequestError, ServerError};
 use super::fields::Prompts;
@@ -110,11 +111,12 @@ struct Shape {
 /// Any of [`ApiError`] but those of loading.
 pub(super) async fn handle(
     state: &Arc<State>,
+    caller: Caller,
     payload: Payload,
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepare = move |state: &State| prepare(state, &payload, arrived);
+    let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
     let (passes, shape) = state.off_thread(&state.text_tasks, prepare).await?;
     let (events, usage) = passes::run(state, passes).await?;
     let write = move |_: &State| {
@@ -143,13 +145,14 @@ pub(super) async fn handle(
 
 fn prepare(
     state: &State,
+    caller: &Caller,
     payload: &Payload,
     arrived: Instant,
 ) -> Result<(Passes, Shape), ApiError> {
     let parsed = parse::<PassFields<EmbeddingFields>>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
     let fields = parsed.fields.0;
-    let target = resolve(state, fields.model.as_deref())?;
+    let target = resolve(state, caller, fields.model.as_deref())?;
     let Input(input) = fields.input.ok_or(RequestError::Missing("input"))?;
     let shape = Shape {
         model: target.name.clone(),
@@ -162,7 +165,11 @@ fn prepare(
         PoolingName::Mean => Pooling::Mean,
     };
     let limits = &state.model.limits;
-    let params = RequestFields { pooling: Some(pooling), ..RequestFields::default() };
+    let params = RequestFields {
+        pooling: Some(pooling),
+        cache_salt: caller.cache_salt(None),
+        ..RequestFields::default()
+    };
     let params = RequestParams::new(params, limits)?;
     let count = match &input {
         Prompts::Texts(texts) => texts.len(),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use hyper::Response;
 
 use super::body::Payload;
+use super::caller::Caller;
 use super::choices::{Choices, SequenceGroup, best};
 use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::ends::Ends;
@@ -31,11 +32,12 @@ use crate::text::ServedText;
 /// Any of [`ApiError`] but those of loading.
 pub(super) async fn handle<E: Endpoint>(
     state: &Arc<State>,
+    caller: Caller,
     payload: Payload,
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepare = move |state: &State| prepare::<E>(state, payload, arrived);
+    let prepare = move |state: &State| prepare::<E>(state, &caller, payload, arrived);
     let (endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
     let mut choices = Choices::start(state, group);
     if endpoint.reply().options.stream {
@@ -48,6 +50,7 @@ pub(super) async fn handle<E: Endpoint>(
 /// Bytes to sequences; slow for long texts.
 fn prepare<E: Endpoint>(
     state: &State,
+    caller: &Caller,
     payload: Payload,
     arrived: Instant,
 ) -> Result<(E, SequenceGroup, Samples), ApiError> {
@@ -58,7 +61,7 @@ fn prepare<E: Endpoint>(
     let options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
     let terms = E::prompt_terms(&own);
-    let target = resolve(state, common.model.as_deref())?;
+    let target = resolve(state, caller, common.model.as_deref())?;
     let limits = &state.model.limits;
     let Asked { input, tokens_max, tokens_max_param, logprobs } = E::read(own, &common, limits)?;
     let prompt_param = input.param();
@@ -80,6 +83,7 @@ fn prepare<E: Endpoint>(
     let draws = tokens_max != Some(0);
     let scores = terms.scores(options.prompt_logprobs, logprobs, draws);
     fields.prompt_logprobs = scores;
+    fields.cache_salt = cache_salt(caller, &common)?;
     let params = RequestParams::new(fields, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
     samples.check(input.count(), state.engine.requests_max()).map_err(spelled)?;
@@ -151,10 +155,10 @@ fn params(
         sampling,
         stop_tokens,
         logprobs,
+        // Set by the caller, or asked for by no field.
         prompt_logprobs: None,
-        // No field asks for these.
+        cache_salt: None,
         pooling: None,
-        cache_salt: cache_salt(common)?,
         priority: common.priority.unwrap_or(0),
         guide: None,
     })
@@ -164,10 +168,10 @@ fn params(
 const CACHE_SALT_CHARS_MAX: usize = 1024;
 
 /// What a request's KV is shared under.
-fn cache_salt(common: &Common) -> Result<Option<Digest>, Invalid> {
-    let Some(salt) = &common.cache_salt else { return Ok(None) };
+fn cache_salt(caller: &Caller, common: &Common) -> Result<Option<Digest>, Invalid> {
+    let Some(salt) = &common.cache_salt else { return Ok(caller.cache_salt(None)) };
     match salt.chars().count() {
-        1..=CACHE_SALT_CHARS_MAX => Ok(Some(Digest(blake3::hash(salt.as_bytes()).into()))),
+        1..=CACHE_SALT_CHARS_MAX => Ok(caller.cache_salt(Some(salt))),
         length => {
             let message = format!(
                 "cache_salt must have between 1 and {CACHE_SALT_CHARS_MAX} characters, got {length}"

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::body::Payload;
+use super::caller::Caller;
 use super::clock::unix_now_s;
 use super::error::{ApiError, RequestError};
 use super::fields::Prompts;
@@ -104,11 +105,12 @@ impl<'de> Visitor<'de> for PairsVisitor {
 /// Any of [`ApiError`] but those of loading.
 pub(super) async fn handle(
     state: &Arc<State>,
+    caller: Caller,
     payload: Payload,
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepare = move |state: &State| prepare(state, &payload, arrived);
+    let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
     let (passes, borders) = state.off_thread(&state.text_tasks, prepare).await?;
     let model = passes.target.name.clone();
     let (events, usage) = passes::run(state, passes).await?;
@@ -148,21 +150,26 @@ fn scored(index: usize, prompt_tokens: usize, scores: &[PromptScore]) -> Loglike
 /// The sequences, and of each how many tokens its prompt has.
 fn prepare(
     state: &State,
+    caller: &Caller,
     payload: &Payload,
     arrived: Instant,
 ) -> Result<(Passes, Vec<usize>), ApiError> {
     let parsed = parse::<PassFields<LoglikelihoodFields>>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
     let fields = parsed.fields.0;
-    let target = resolve(state, fields.model.as_deref())?;
+    let target = resolve(state, caller, fields.model.as_deref())?;
     let Pairs(pairs) = fields.requests.ok_or(RequestError::Missing("requests"))?;
     if pairs.is_empty() {
         let message = "requests must hold at least one prompt with its continuation";
         return Err(Invalid::value(PARAM, message).into());
     }
     let limits = &state.model.limits;
-    let params =
-        RequestFields { tokens_max: Some(0), prompt_logprobs: Some(0), ..RequestFields::default() };
+    let params = RequestFields {
+        tokens_max: Some(0),
+        prompt_logprobs: Some(0),
+        cache_salt: caller.cache_salt(None),
+        ..RequestFields::default()
+    };
     let params = RequestParams::new(params, limits)?;
     // Before the costly part: a full server says so at once.
     let tickets = passes::reserve(state, pairs.len())?;

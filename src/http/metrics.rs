@@ -1,7 +1,7 @@
 //! `GET /metrics` in Prometheus' text format, under vLLM's names where it has one, so that its
 //! dashboards and the gateways that read them work as they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::account::{Account, Series};
 use crate::adapter::Catalog;
 use crate::engine::EngineHandle;
 
@@ -23,6 +24,13 @@ pub(super) use prometheus_text::CONTENT_TYPE;
 
 /// Adapters with lines of their own; later ones share the name `other`.
 const ADAPTERS_LABELLED_MAX: usize = 256;
+/// Tenants with lines of their own, likewise.
+const TENANTS_LABELLED_MAX: usize = 256;
+/// Pairs of tenant and adapter with lines of their own; a later one has those of its tenant and the
+/// adapter `other`, of which there are as many as tenants at most.
+const PAIRS_LABELLED_MAX: usize = 1024;
+/// In place of names that came too late for lines of their own.
+const OTHERS: &str = "other";
 /// Unknown fields that are logged, each once.
 const UNKNOWN_LOGGED_MAX: usize = 256;
 
@@ -65,10 +73,45 @@ impl Finish {
 /// Counters that differ in one label.
 type Counters<Value> = Family<[(&'static str, Value); 1], Counter>;
 
+/// Counters by tenant and adapter.
+type Pairs = Family<[(&'static str, String); 2], Counter>;
+
+/// Names as they stand on the page.
+struct Labels {
+    /// What a name is numbered after, if names are hidden.
+    hidden_as: Option<&'static str>,
+    max: usize,
+    known: Mutex<BTreeMap<String, String>>,
+}
+
+impl Labels {
+    fn new(max: usize, hidden_as: Option<&'static str>) -> Self {
+        Self { hidden_as, max, known: Mutex::default() }
+    }
+
+    fn of(&self, name: &str) -> String {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(label) = known.get(name) {
+            return label.clone();
+        }
+        if known.len() >= self.max {
+            return OTHERS.to_owned();
+        }
+        let label = match self.hidden_as {
+            None => name.to_owned(),
+            Some(what) => format!("{what}_{}", known.len() + 1),
+        };
+        known.insert(name.to_owned(), label.clone());
+        label
+    }
+}
+
 /// What one adapter's requests add up to.
 pub(super) struct AdapterCounts {
     requests: Counter,
     prompt_tokens: Counter,
+    cached_tokens: Counter,
+    account: Account,
     generation_tokens: Counter,
 }
 
@@ -81,15 +124,26 @@ pub(super) struct Metrics {
     finished: Counters<&'static str>,
     unknown_fields: Counter,
     unknown_logged: Mutex<BTreeSet<String>>,
-    adapters_labelled: Mutex<BTreeSet<String>>,
+    adapter_labels: Labels,
+    tenant_labels: Labels,
+    pairs_labelled: Mutex<BTreeSet<[String; 2]>>,
     adapter_requests: Counters<String>,
     adapter_prompt_tokens: Counters<String>,
+    adapter_cached_tokens: Counters<String>,
     adapter_generation_tokens: Counters<String>,
+    /// Requests, prompt tokens, cached ones of them, and tokens drawn.
+    tenants: [Pairs; 4],
 }
 
 impl Metrics {
     /// `base_name` is a label of every line.
-    pub fn new(base_name: &str, engine: &EngineHandle, catalog: &Arc<Catalog>) -> Self {
+    pub fn new(
+        base_name: &str,
+        engine: &EngineHandle,
+        catalog: &Arc<Catalog>,
+        hides_names: bool,
+    ) -> Self {
+        let hidden_as = |what| hides_names.then_some(what);
         let labels = [("model_name", base_name.to_owned()), ("engine", "0".to_owned())];
         let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into()));
         let metrics = Self {
@@ -100,10 +154,14 @@ impl Metrics {
             finished: Family::default(),
             unknown_fields: Counter::default(),
             unknown_logged: Mutex::default(),
-            adapters_labelled: Mutex::default(),
+            adapter_labels: Labels::new(ADAPTERS_LABELLED_MAX, hidden_as("adapter")),
+            tenant_labels: Labels::new(TENANTS_LABELLED_MAX, hidden_as("tenant")),
+            pairs_labelled: Mutex::default(),
             adapter_requests: Family::default(),
             adapter_prompt_tokens: Family::default(),
+            adapter_cached_tokens: Family::default(),
             adapter_generation_tokens: Family::default(),
+            tenants: Default::default(),
         };
         // Each is there from the start, so that a rate over it has a beginning.
         for finish in Finish::ALL {
@@ -134,6 +192,19 @@ impl Metrics {
             self.adapter_prompt_tokens.clone(),
         );
         to.register(
+            "tessera:adapter_cached_tokens",
+            "Prompt tokens found in the prefix cache by adapter",
+            self.adapter_cached_tokens.clone(),
+        );
+        let [requests, prompt, cached, generation] = self.tenants.clone();
+        let tenants = [
+            ("tessera:tenant_requests", "Requests by key and adapter", requests),
+            ("tessera:tenant_prompt_tokens", "Prompt tokens by key and adapter", prompt),
+            ("tessera:tenant_cached_tokens", "Of them, those found in the prefix cache", cached),
+            ("tessera:tenant_generation_tokens", "Tokens drawn by key and adapter", generation),
+        ];
+        tenants.into_iter().for_each(|(name, help, family)| to.register(name, help, family));
+        to.register(
             "tessera:adapter_generation_tokens",
             "Tokens drawn by adapter",
             self.adapter_generation_tokens.clone(),
@@ -156,24 +227,34 @@ impl Metrics {
         page
     }
 
-    /// The counts of an adapter by its name, or of all that came too late for a name.
-    pub fn adapter(&self, name: &str) -> AdapterCounts {
-        let mut labelled = self.adapters_labelled.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = if labelled.contains(name) {
-            name
-        } else if labelled.len() < ADAPTERS_LABELLED_MAX {
-            labelled.insert(name.to_owned());
-            name
-        } else {
-            "other"
-        };
-        drop(labelled);
-        let label = [("adapter", name.to_owned())];
+    /// The counts of an adapter by its name, or of all that came too late for a name; a request's
+    /// are also its account's.
+    pub fn adapter(&self, name: &str, account: Account) -> AdapterCounts {
+        let label = [("adapter", self.adapter_labels.of(name))];
         AdapterCounts {
             requests: self.adapter_requests.get_or_create_owned(&label),
             prompt_tokens: self.adapter_prompt_tokens.get_or_create_owned(&label),
+            cached_tokens: self.adapter_cached_tokens.get_or_create_owned(&label),
             generation_tokens: self.adapter_generation_tokens.get_or_create_owned(&label),
+            account,
         }
+    }
+
+    /// The lines of a tenant that uses an adapter.
+    pub fn tenant(&self, name: &str, adapter: &str) -> Series {
+        let mut pair = [self.tenant_labels.of(name), self.adapter_labels.of(adapter)];
+        let mut known = self.pairs_labelled.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= PAIRS_LABELLED_MAX && !known.contains(&pair) {
+            pair[1] = OTHERS.to_owned();
+        } else {
+            known.insert(pair.clone());
+        }
+        drop(known);
+        let [tenant, adapter] = pair;
+        let label = [("tenant", tenant), ("adapter", adapter)];
+        let [requests, prompt_tokens, cached_tokens, generation_tokens] =
+            self.tenants.each_ref().map(|family| family.get_or_create_owned(&label));
+        Series { requests, prompt_tokens, cached_tokens, generation_tokens }
     }
 
     /// Counts fields that nobody knows, and logs each name once.
@@ -195,10 +276,22 @@ fn finish_label(finish: Finish) -> [(&'static str, &'static str); 1] {
     [("finished_reason", finish.name())]
 }
 
-/// One sequence's share in the metrics. A sequence that is dropped unfinished was aborted.
+impl AdapterCounts {
+    /// Once, when a request goes to the engine.
+    pub fn request(&self) {
+        self.account.request();
+    }
+}
+
+/// One sequence's share in the metrics and in its tenant's account. A sequence that is dropped
+/// unfinished was aborted.
 pub(super) struct Timing {
     metrics: Arc<Metrics>,
+    cached_tokens: Counter,
     generation_tokens: Counter,
+    account: Account,
+    /// Tokens of the prompt, until they are on the account; of several samples the first pays.
+    prompt_tokens: Option<u64>,
     arrived: Instant,
     last_token: Option<Instant>,
     is_finished: bool,
@@ -210,11 +303,32 @@ impl Timing {
         counts: &AdapterCounts,
         arrived: Instant,
         prompt_tokens: usize,
+        pays_prompt: bool,
     ) -> Self {
+        let prompt_tokens = prompt_tokens as u64;
         counts.requests.inc();
-        counts.prompt_tokens.inc_by(prompt_tokens as u64);
-        let (metrics, generation_tokens) = (metrics.clone(), counts.generation_tokens.clone());
-        Self { metrics, generation_tokens, arrived, last_token: None, is_finished: false }
+        counts.prompt_tokens.inc_by(prompt_tokens);
+        if pays_prompt {
+            counts.account.asked(prompt_tokens);
+        }
+        Self {
+            metrics: metrics.clone(),
+            cached_tokens: counts.cached_tokens.clone(),
+            generation_tokens: counts.generation_tokens.clone(),
+            account: counts.account.clone(),
+            prompt_tokens: pays_prompt.then_some(prompt_tokens),
+            arrived,
+            last_token: None,
+            is_finished: false,
+        }
+    }
+
+    /// The engine has begun it, with so much of its prompt found in the prefix cache.
+    pub fn began(&mut self, cached_tokens: u32) {
+        self.cached_tokens.inc_by(cached_tokens.into());
+        if let Some(prompt_tokens) = self.prompt_tokens.take() {
+            self.account.began(prompt_tokens, cached_tokens.into());
+        }
     }
 
     pub fn token(&mut self) {
@@ -224,6 +338,7 @@ impl Timing {
             Some(last) => self.metrics.itl.observe((now - last).as_secs_f64()),
         }
         self.generation_tokens.inc();
+        self.account.drew();
     }
 
     pub fn finish(&mut self, finish: Finish) {

@@ -5,10 +5,13 @@
 //! → `choices` (what the engine draws, as text) → `stream` or one JSON object (`wire`). What can go
 //! wrong on the way is one enum, `error`.
 
+mod access;
+mod account;
 mod adapter_cards;
 mod adapter_root;
 mod adapters;
 mod body;
+mod caller;
 mod chat;
 mod choices;
 mod clock;
@@ -25,6 +28,8 @@ mod fields;
 mod forms;
 mod generate;
 mod guard;
+mod keys;
+mod ledger;
 mod listener;
 mod loglikelihood;
 mod logprobs;
@@ -38,6 +43,7 @@ mod prompt;
 mod random;
 mod raw;
 mod routes;
+mod seen;
 mod server;
 mod settings;
 mod shape;
@@ -51,10 +57,12 @@ mod token_rules;
 mod tokens;
 mod told;
 mod unsupported;
+mod usage;
 mod whole;
 mod wire;
 
 pub use clock::unix_now_s;
+pub use keys::{KeyHash, Keys};
 pub use listener::Listener;
 pub use server::serve;
 pub use settings::{App, HttpSettings, ServedModel};

@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use hyper::Response;
 
+use super::account::Account;
+use super::caller::Caller;
+use super::clock::unix_now_s;
 use super::error::RequestError;
 use super::metrics::AdapterCounts;
 use super::random::new_id;
@@ -27,18 +30,27 @@ pub(super) struct Target {
 }
 
 /// Finds what `model` names: the base, an adapter, or an adapter as `base:adapter`. No name, or an
-/// empty one, is the base, or the merged adapter if there is one.
+/// empty one, is the base, or the merged adapter if there is one. What the caller may not use is
+/// not there.
 ///
 /// # Errors
 /// [`RequestError::ModelNotFound`] and [`RequestError::NotMerged`].
-pub(super) fn resolve(state: &State, model: Option<&str>) -> Result<Target, RequestError> {
-    let State { model: ServedModel { base_name, merged, .. }, catalog, metrics, .. } = state;
+pub(super) fn resolve(
+    state: &State,
+    caller: &Caller,
+    model: Option<&str>,
+) -> Result<Target, RequestError> {
+    let State { model: ServedModel { base_name, merged, .. }, catalog, .. } = state;
     let asked = model.filter(|name| !name.is_empty());
     let short = asked.map(|name| {
         let tail = name.strip_prefix(base_name.as_str());
         tail.and_then(|tail| tail.strip_prefix(':')).unwrap_or(name)
     });
+    let missing = |name: &str| Err(RequestError::ModelNotFound(name.to_owned()));
     if let Some(merged) = merged {
+        if !caller.may_use(merged) {
+            return missing(asked.unwrap_or(base_name));
+        }
         let own = catalog.get(merged).and_then(|named| named.alias.text.clone());
         return match (asked, short) {
             (Some(asked), Some(short)) if short != merged => {
@@ -48,31 +60,42 @@ pub(super) fn resolve(state: &State, model: Option<&str>) -> Result<Target, Requ
                 name: asked.unwrap_or(merged).to_owned(),
                 recipe: Recipe::base(),
                 text: own.unwrap_or_else(|| state.model.text.clone()),
-                counts: metrics.adapter(merged),
+                counts: counts(state, caller, merged),
             }),
         };
     }
-    let base = |name: &str| Target {
-        name: name.to_owned(),
-        recipe: Recipe::base(),
-        text: state.model.text.clone(),
-        counts: metrics.adapter(base_name),
-    };
-    let (Some(asked), Some(short)) = (asked, short) else { return Ok(base(base_name)) };
-    if asked == base_name {
-        return Ok(base(asked));
+    let name = asked.unwrap_or(base_name);
+    if name == base_name {
+        return match caller.may_use_base() {
+            true => Ok(Target {
+                name: name.to_owned(),
+                recipe: Recipe::base(),
+                text: state.model.text.clone(),
+                counts: counts(state, caller, base_name),
+            }),
+            false => missing(name),
+        };
     }
-    let named = catalog.get(asked).or_else(|| catalog.get(short));
-    let named = named.ok_or_else(|| RequestError::ModelNotFound(asked.to_owned()))?;
+    let named = catalog.get(name).or_else(|| catalog.get(short.unwrap_or(name)));
+    let Some(named) = named.filter(|named| caller.may_use(&named.alias.name)) else {
+        return missing(name);
+    };
     let recipe = Recipe::one(named.adapter);
     let text = named.alias.text.clone().unwrap_or_else(|| state.model.text.clone());
-    let counts = metrics.adapter(&named.alias.name);
-    Ok(Target { name: asked.to_owned(), recipe, text, counts })
+    let counts = counts(state, caller, &named.alias.name);
+    Ok(Target { name: name.to_owned(), recipe, text, counts })
+}
+
+/// What a request for an adapter, or for the base, is counted in.
+fn counts(state: &State, caller: &Caller, name: &str) -> AdapterCounts {
+    let day = state.ledger.row(unix_now_s(), caller.name(), name);
+    let series = caller.name().map(|tenant| state.metrics.tenant(tenant, name));
+    state.metrics.adapter(name, Account::new(caller, day, series))
 }
 
 /// `GET /v1/models`.
-pub(super) fn list(state: &State) -> Response<Body> {
-    let list = ModelList { object: "list", data: cards(state) };
+pub(super) fn list(state: &State, caller: &Caller) -> Response<Body> {
+    let list = ModelList { object: "list", data: cards(state, caller) };
     whole("application/json", to_json(&list))
 }
 
@@ -80,25 +103,37 @@ pub(super) fn list(state: &State) -> Response<Body> {
 ///
 /// # Errors
 /// [`RequestError::ModelNotFound`].
-pub(super) fn one(state: &State, id: &str) -> Result<Response<Body>, RequestError> {
-    let card = cards(state).into_iter().find(|card| card.id == id);
+pub(super) fn one(
+    state: &State,
+    caller: &Caller,
+    id: &str,
+) -> Result<Response<Body>, RequestError> {
+    let card = cards(state, caller).into_iter().find(|card| card.id == id);
     let card = card.ok_or_else(|| RequestError::ModelNotFound(id.to_owned()))?;
     Ok(whole("application/json", to_json(&card)))
 }
 
 /// The base first: clients take the first for theirs. With a merged adapter it is the only one.
-fn cards(state: &State) -> Vec<ModelCard> {
+fn cards(state: &State, caller: &Caller) -> Vec<ModelCard> {
     let State { model, catalog, .. } = state;
     let parent = Some(model.base_name.clone());
     let limit = Some(model.limits.context_tokens_max);
     if let Some(merged) = &model.merged {
+        if !caller.may_use(merged) {
+            return Vec::new();
+        }
         let named = catalog.get(merged);
         let root = named.map_or_else(|| merged.clone(), |named| named.alias.digest.to_string());
         return vec![card(merged.clone(), model.created, root, parent, limit)];
     }
     let base = model.base_name.clone();
-    let mut cards = vec![card(base.clone(), model.created, base, None, limit)];
-    cards.extend(catalog.names().iter().map(|alias| {
+    let mut cards = Vec::new();
+    if caller.may_use_base() {
+        cards.push(card(base.clone(), model.created, base, None, limit));
+    }
+    let names = catalog.names();
+    let usable = names.iter().filter(|alias| caller.may_use(&alias.name));
+    cards.extend(usable.map(|alias| {
         let root = alias.digest.to_string();
         card(alias.name.clone(), alias.created, root, parent.clone(), None)
     }));

@@ -76,6 +76,7 @@ fn at_once(state: &State) -> usize {
 pub(super) async fn run(state: &State, passes: Passes) -> Result<(Vec<Event>, Usage), ApiError> {
     let Passes { target, mut tickets, requests, arrived } = passes;
     let mut phase = state.phase.subscribe();
+    target.counts.request();
     let (mut events, mut usage) = (Vec::with_capacity(requests.len()), no_tokens());
     let mut left = requests.into_iter();
     loop {
@@ -94,12 +95,13 @@ pub(super) async fn run(state: &State, passes: Passes) -> Result<(Vec<Event>, Us
         let start = |(request, ticket): (Request, Ticket)| {
             let prompt_tokens = request.prompt().len();
             add(&mut usage, prompt_tokens as u64, 0);
-            let timing = Timing::new(&state.metrics, &target.counts, arrived, prompt_tokens);
+            let timing = Timing::new(&state.metrics, &target.counts, arrived, prompt_tokens, true);
             (state.engine.generate(ticket, request, target.recipe.clone()), timing)
         };
         let running: Vec<_> = wave.into_iter().zip(tickets.drain(..)).map(start).collect();
         for (receiver, mut timing) in running {
             let (event, cached_tokens) = last(receiver, &mut phase).await?;
+            timing.began(cached_tokens);
             timing.finish(Finish::Stop);
             add(&mut usage, 0, cached_tokens.into());
             events.push(event);

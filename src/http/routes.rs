@@ -15,6 +15,8 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use super::access::{self, Access};
+use super::caller::Caller;
 use super::chat::Chat;
 use super::completions::Completions;
 use super::error::{ApiError, LoadError, ProtocolError, ServerError};
@@ -23,7 +25,7 @@ use super::sse::{Body, whole};
 use super::state::State;
 use super::{
     adapter_cards, adapters, body, embeddings, generate, guard, loglikelihood, metrics, models,
-    tokens,
+    tokens, usage,
 };
 
 /// What a path leads to.
@@ -33,6 +35,7 @@ enum Route {
     Model,
     Adapters,
     Adapter,
+    Usage,
     TokenizerInfo,
     ServerLoad,
     Live,
@@ -62,30 +65,32 @@ const GET_DELETE: &str = "GET, HEAD, DELETE, OPTIONS";
 /// SageMaker asks with either.
 const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Every path and its methods, as [`spelled`] gives it. One that ends with a slash leads to all
-/// that begin with it: the rest is a name, which may hold slashes.
-const ROUTES: &[(&str, &str, Route)] = &[
-    ("/v1/completions", POST, Route::Post(Post::Completions)),
-    ("/v1/chat/completions", POST, Route::Post(Post::Chat)),
-    ("/v1/embeddings", POST, Route::Post(Post::Embeddings)),
-    ("/v1/loglikelihood", POST, Route::Post(Post::Loglikelihood)),
-    ("/v1/models", GET, Route::Models),
-    ("/v1/models/", GET_DELETE, Route::Model),
-    ("/v1/adapters", GET, Route::Adapters),
-    ("/v1/adapters/validate", POST, Route::Post(Post::Validate)),
-    ("/v1/adapters/", GET_DELETE, Route::Adapter),
-    ("/tokenize", POST, Route::Post(Post::Tokenize)),
-    ("/detokenize", POST, Route::Post(Post::Detokenize)),
-    ("/tokenizer_info", GET, Route::TokenizerInfo),
-    ("/v1/load_lora_adapter", POST, Route::Post(Post::Load)),
-    ("/v1/unload_lora_adapter", POST, Route::Post(Post::Unload)),
-    ("/health", GET, Route::Ready),
-    ("/ready", GET, Route::Ready),
-    ("/ping", GET_POST, Route::Ready),
-    ("/live", GET, Route::Live),
-    ("/load", GET, Route::ServerLoad),
-    ("/version", GET, Route::Version),
-    ("/metrics", GET, Route::Metrics),
+/// Every path as [`spelled`] gives it, its methods, and who may ask; `DELETE` takes an admin. A path
+/// that ends with a slash leads to all that begin with it: the rest is a name, which may hold
+/// slashes. `docs/api.md` has the same table.
+const ROUTES: &[(&str, &str, Access, Route)] = &[
+    ("/v1/completions", POST, Access::Key, Route::Post(Post::Completions)),
+    ("/v1/chat/completions", POST, Access::Key, Route::Post(Post::Chat)),
+    ("/v1/embeddings", POST, Access::Key, Route::Post(Post::Embeddings)),
+    ("/v1/loglikelihood", POST, Access::Key, Route::Post(Post::Loglikelihood)),
+    ("/v1/models", GET, Access::Key, Route::Models),
+    ("/v1/models/", GET_DELETE, Access::Key, Route::Model),
+    ("/v1/adapters", GET, Access::Key, Route::Adapters),
+    ("/v1/adapters/validate", POST, Access::Admin, Route::Post(Post::Validate)),
+    ("/v1/adapters/", GET_DELETE, Access::Key, Route::Adapter),
+    ("/v1/usage", GET, Access::Key, Route::Usage),
+    ("/tokenize", POST, Access::Key, Route::Post(Post::Tokenize)),
+    ("/detokenize", POST, Access::Key, Route::Post(Post::Detokenize)),
+    ("/tokenizer_info", GET, Access::Key, Route::TokenizerInfo),
+    ("/v1/load_lora_adapter", POST, Access::Admin, Route::Post(Post::Load)),
+    ("/v1/unload_lora_adapter", POST, Access::Admin, Route::Post(Post::Unload)),
+    ("/health", GET, Access::Open, Route::Ready),
+    ("/ready", GET, Access::Open, Route::Ready),
+    ("/ping", GET_POST, Access::Open, Route::Ready),
+    ("/live", GET, Access::Open, Route::Live),
+    ("/load", GET, Access::Key, Route::ServerLoad),
+    ("/version", GET, Access::Open, Route::Version),
+    ("/metrics", GET, Access::Metrics, Route::Metrics),
 ];
 /// Routes that are found without `/v1` too: gateways are given the server's address alone.
 const WITHOUT_V1: &[&str] = &["/models", "/completions", "/chat/completions", "/embeddings"];
@@ -137,12 +142,15 @@ pub(super) async fn handle(
 }
 
 /// The route of a path, the one that takes the method if there are several.
-fn find(path: &str, method: &Method) -> Option<&'static (&'static str, &'static str, Route)> {
-    let is_match = |route: &&(&str, &str, Route)| match route.0.ends_with('/') {
+fn find(
+    path: &str,
+    method: &Method,
+) -> Option<&'static (&'static str, &'static str, Access, Route)> {
+    let is_match = |route: &&(&str, &str, Access, Route)| match route.0.ends_with('/') {
         true => path.len() > route.0.len() && path.starts_with(route.0),
         false => route.0 == path,
     };
-    let takes = |route: &&(&str, &str, Route)| allows(route.1, method);
+    let takes = |route: &&(&str, &str, Access, Route)| allows(route.1, method);
     let mut all = ROUTES.iter().filter(is_match);
     all.clone().find(takes).or_else(|| all.next())
 }
@@ -164,9 +172,15 @@ async fn answer(
         let instead = ELSEWHERE.iter().find(|(other, _)| *other == path).map(|(_, what)| *what);
         ProtocolError::NoRoute { path: head.uri.path().to_owned(), instead }
     };
-    let &(prefix, allow, route) = find(path, &head.method).ok_or_else(no_route)?;
+    let &(prefix, allow, access, route) = find(path, &head.method).ok_or_else(no_route)?;
     let is_change = matches!(route, Route::Post(Post::Load | Post::Unload | Post::Validate));
-    let deletes = head.method == Method::DELETE && allows(allow, &head.method);
+    let is_allowed = allows(allow, &head.method);
+    let deletes = head.method == Method::DELETE && is_allowed;
+    let asks = is_allowed && head.method != Method::OPTIONS;
+    let access = if deletes { Access::Admin } else { access };
+    // A browser asks for the methods without a key; what it learns stands in the docs.
+    let access = if asks { access } else { Access::Open };
+    let caller = access::check(&state, access, &head.headers)?;
     if (is_change || deletes) && !state.http.runtime_adapters {
         return Err(LoadError::Off.into());
     }
@@ -176,18 +190,48 @@ async fn answer(
         state.cors.preflight(&head.headers, allow, response.headers_mut());
         return Ok(response);
     }
-    if !allows(allow, &head.method) {
+    if !is_allowed {
         return Err(ProtocolError::Method { method: head.method.to_string(), allow }.into());
     }
     let name = percent_decode_str(&path[prefix.len()..]).decode_utf8_lossy();
+    let answered = match route {
+        Route::Post(route) => {
+            let begun =
+                if access == Access::Key { caller.clone().begin() } else { Ok(caller.clone()) };
+            match begun {
+                Ok(caller) => posted(&state, caller, route, &head, incoming, arrived).await,
+                Err(error) => Err(error.into()),
+            }
+        }
+        route if deletes => deleted(&state, route, &name),
+        route => got(&state, &caller, route, &name, head.uri.query()),
+    };
+    let mut response = answered.unwrap_or_else(|error| error.respond());
+    caller.mark(response.headers_mut());
+    Ok(response)
+}
+
+/// A route that unloads.
+fn deleted(state: &State, route: Route, name: &str) -> Result<Response<Body>, ApiError> {
+    let object = if matches!(route, Route::Model) { "model" } else { "adapter" };
+    adapters::delete(state, name, object)
+}
+
+/// A route that reads no body.
+fn got(
+    state: &State,
+    caller: &Caller,
+    route: Route,
+    name: &str,
+    query: Option<&str>,
+) -> Result<Response<Body>, ApiError> {
     match route {
-        Route::Models => Ok(models::list(&state)),
-        Route::Model if deletes => adapters::delete(&state, &name, "model"),
-        Route::Model => Ok(models::one(&state, &name)?),
-        Route::Adapters => Ok(adapter_cards::list(&state)),
-        Route::Adapter if deletes => adapters::delete(&state, &name, "adapter"),
-        Route::Adapter => Ok(adapter_cards::one(&state, &name)?),
-        Route::TokenizerInfo => Ok(tokens::info(&state, head.uri.query())?),
+        Route::Models => Ok(models::list(state, caller)),
+        Route::Model => Ok(models::one(state, caller, name)?),
+        Route::Adapters => Ok(adapter_cards::list(state, caller)),
+        Route::Adapter => Ok(adapter_cards::one(state, caller, name)?),
+        Route::Usage => Ok(usage::list(state, caller)),
+        Route::TokenizerInfo => Ok(tokens::info(state, caller, query)?),
         Route::ServerLoad => {
             let load = format!("{{\"server_load\":{}}}", state.engine.in_flight());
             Ok(whole("application/json", load))
@@ -202,13 +246,15 @@ async fn answer(
             Ok(whole("application/json", version))
         }
         Route::Metrics => Ok(whole(metrics::CONTENT_TYPE, state.metrics.page())),
-        Route::Post(route) => posted(&state, route, &head, incoming, arrived).await,
+        // Those are asked with a body.
+        Route::Post(_) => Err(ServerError::Internal.into()),
     }
 }
 
 /// A route that reads a body.
 async fn posted(
     state: &Arc<State>,
+    caller: Caller,
     route: Post,
     head: &Parts,
     incoming: Incoming,
@@ -218,12 +264,12 @@ async fn posted(
     let requires_type = matches!(route, Post::Load | Post::Unload | Post::Validate);
     let payload = body::read_json(state, &head.headers, incoming, requires_type).await?;
     match route {
-        Post::Completions => generate::handle::<Completions>(state, payload, arrived).await,
-        Post::Chat => generate::handle::<Chat>(state, payload, arrived).await,
-        Post::Embeddings => embeddings::handle(state, payload, arrived).await,
-        Post::Loglikelihood => loglikelihood::handle(state, payload, arrived).await,
-        Post::Tokenize => tokens::tokenize(state, payload).await,
-        Post::Detokenize => tokens::detokenize(state, payload).await,
+        Post::Completions => generate::handle::<Completions>(state, caller, payload, arrived).await,
+        Post::Chat => generate::handle::<Chat>(state, caller, payload, arrived).await,
+        Post::Embeddings => embeddings::handle(state, caller, payload, arrived).await,
+        Post::Loglikelihood => loglikelihood::handle(state, caller, payload, arrived).await,
+        Post::Tokenize => tokens::tokenize(state, caller, payload).await,
+        Post::Detokenize => tokens::detokenize(state, caller, payload).await,
         Post::Load => adapters::load(state, payload).await,
         Post::Unload => adapters::unload(state, &payload),
         Post::Validate => adapters::validate(state, payload).await,

@@ -43,6 +43,11 @@ pub async fn serve(
     let listener = listener.into();
     let state = Arc::new(State::new(app, listener.is_loopback()?)?);
     let mut tasks = JoinSet::new();
+    // Ends with this function.
+    let mut watch = JoinSet::new();
+    if let Some(keys) = &state.http.keys {
+        watch.spawn(keys.clone().watch());
+    }
     accept_until(&listener, &state, &mut tasks, shutdown).await;
     state.phase.send_replace(Phase::Leaving);
     let notice = sleep(Duration::from_millis(state.http.drain_notice_ms));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::keys::{KeyHash, Keys};
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
@@ -60,6 +61,12 @@ pub struct HttpSettings {
     pub strict_fields: bool,
     /// Origins of web pages that may use the server, `scheme://host[:port]` or `*` for any.
     pub origins_allowed: Vec<String>,
+    /// Who may use the server; without, whoever reaches it.
+    pub keys: Option<Arc<Keys>>,
+    /// The key of `/metrics`; without, they are open.
+    pub metrics_key: Option<KeyHash>,
+    /// Whether the metrics number adapters and tenants instead of naming them.
+    pub metrics_hide_names: bool,
     /// Whether clients may load and unload adapters.
     pub runtime_adapters: bool,
     /// The directory that adapters may be loaded from at run time; without one, none can.
@@ -98,6 +105,9 @@ impl HttpSettings {
             hosts_allowed: None,
             strict_fields: false,
             origins_allowed: Vec::new(),
+            keys: None,
+            metrics_key: None,
+            metrics_hide_names: false,
             runtime_adapters: false,
             adapter_root: None,
             connections_max: 4096,

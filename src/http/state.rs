@@ -10,6 +10,7 @@ use super::adapter_root::AdapterRoot;
 use super::cors::Cors;
 use super::error::{ApiError, RequestError, ServerError};
 use super::guard::LOOPBACK_HOSTS;
+use super::ledger::Ledger;
 use super::metrics::Metrics;
 use super::phase::Phase;
 use super::settings::{App, HttpSettings, ServedModel};
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub model: ServedModel,
     pub http: HttpSettings,
     pub metrics: Arc<Metrics>,
+    pub ledger: Ledger,
     /// What forms answers may have.
     pub forms: Forms,
     pub phase: watch::Sender<Phase>,
@@ -57,7 +59,13 @@ impl State {
             }
         };
         Ok(Self {
-            metrics: Arc::new(Metrics::new(&model.base_name, &engine, &catalog)),
+            metrics: Arc::new(Metrics::new(
+                &model.base_name,
+                &engine,
+                &catalog,
+                http.metrics_hide_names,
+            )),
+            ledger: Ledger::new(),
             phase: watch::Sender::new(Phase::Serving),
             forms: Forms::new(model.limits.vocabulary_tokens),
             hosts,

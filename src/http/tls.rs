@@ -1,7 +1,6 @@
 //! The certificate of a server, read again when its files change.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +9,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::seen::{Seen, seen};
 
 /// Between two looks at the files, which are taken when a connection comes.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -27,9 +28,6 @@ struct Held {
     seen: [Option<Seen>; 2],
     looked: Instant,
 }
-
-/// What tells a file from the one that was there before: inode, time, length.
-type Seen = (u64, i64, i64, u64);
 
 impl Tls {
     /// Of two PEM files: the certificate, followed by those that vouch for it, and its private key.
@@ -66,11 +64,6 @@ impl Tls {
         }
         held.config.clone()
     }
-}
-
-fn seen(file: &Path) -> Option<Seen> {
-    let found = fs::metadata(file).ok()?;
-    Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
 }
 
 fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, String> {

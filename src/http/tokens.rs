@@ -10,6 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::{Map, Number, Value};
 
 use super::body::Payload;
+use super::caller::Caller;
 use super::chat::Chat;
 use super::endpoint::Endpoint;
 use super::error::{ApiError, RequestError};
@@ -72,18 +73,23 @@ impl Fields for TokenizeRequest {
 /// [`RequestError`], with the field at fault.
 pub(super) async fn tokenize(
     state: &Arc<State>,
+    caller: Caller,
     payload: Payload,
 ) -> Result<Response<Body>, ApiError> {
-    let work = move |state: &State| Ok(tokenize_now(state, &payload)?);
+    let work = move |state: &State| Ok(tokenize_now(state, &caller, &payload)?);
     let json = state.off_thread(&state.text_tasks, work).await?;
     Ok(whole("application/json", json))
 }
 
-fn tokenize_now(state: &State, payload: &Payload) -> Result<Vec<u8>, RequestError> {
+fn tokenize_now(
+    state: &State,
+    caller: &Caller,
+    payload: &Payload,
+) -> Result<Vec<u8>, RequestError> {
     let parsed = parse::<TokenizeRequest>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
     let TokenizeRequest { own, chat: Generation { own: chat, common } } = parsed.fields;
-    let text = resolve(state, common.model.as_deref())?.text;
+    let text = resolve(state, caller, common.model.as_deref())?.text;
     let limits = &state.model.limits;
     let context_tokens_max = limits.context_tokens_max;
     let adds_special = common.add_special_tokens;
@@ -116,18 +122,23 @@ fn tokenize_now(state: &State, payload: &Payload) -> Result<Vec<u8>, RequestErro
 /// [`RequestError`], with the field at fault.
 pub(super) async fn detokenize(
     state: &Arc<State>,
+    caller: Caller,
     payload: Payload,
 ) -> Result<Response<Body>, ApiError> {
-    let work = move |state: &State| Ok(detokenize_now(state, &payload)?);
+    let work = move |state: &State| Ok(detokenize_now(state, &caller, &payload)?);
     let json = state.off_thread(&state.text_tasks, work).await?;
     Ok(whole("application/json", json))
 }
 
-fn detokenize_now(state: &State, payload: &Payload) -> Result<Vec<u8>, RequestError> {
+fn detokenize_now(
+    state: &State,
+    caller: &Caller,
+    payload: &Payload,
+) -> Result<Vec<u8>, RequestError> {
     let parsed = parse::<DetokenizeFields>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
     let DetokenizeFields { model, tokens } = parsed.fields;
-    let text = resolve(state, model.as_deref())?.text;
+    let text = resolve(state, caller, model.as_deref())?.text;
     let Ids(tokens) = tokens.ok_or(RequestError::Missing("tokens"))?;
     let limits = &state.model.limits;
     let max = DETOKENIZED_MAX.max(limits.context_tokens_max as usize);
@@ -147,11 +158,15 @@ fn detokenize_now(state: &State, payload: &Payload) -> Result<Vec<u8>, RequestEr
 ///
 /// # Errors
 /// [`RequestError::ModelNotFound`] and [`RequestError::NotMerged`].
-pub(super) fn info(state: &State, query: Option<&str>) -> Result<Response<Body>, RequestError> {
+pub(super) fn info(
+    state: &State,
+    caller: &Caller,
+    query: Option<&str>,
+) -> Result<Response<Body>, RequestError> {
     let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     let model = pairs.filter(|(key, _)| *key == "model").map(|(_, value)| value).next_back();
     let model = model.map(|model| percent_decode_str(model).decode_utf8_lossy());
-    let target = resolve(state, model.as_deref())?;
+    let target = resolve(state, caller, model.as_deref())?;
     let text = target.text;
     let mut info = Map::new();
     info.insert("model".to_owned(), target.name.into());

@@ -314,6 +314,11 @@ fn the_page_of_metrics_is_in_prometheus_classic_format() {
         ("counter", "vllm:request_success_total", "Sequences by how they ended."),
         ("counter", "tessera:adapter_requests_total", "Sequences by adapter."),
         ("counter", "tessera:adapter_prompt_tokens_total", "Prompt tokens by adapter."),
+        (
+            "counter",
+            "tessera:adapter_cached_tokens_total",
+            "Prompt tokens found in the prefix cache by adapter.",
+        ),
         ("counter", "tessera:adapter_generation_tokens_total", "Tokens drawn by adapter."),
         ("histogram", "vllm:time_to_first_token_seconds", "Arrival to first token."),
         ("histogram", "vllm:inter_token_latency_seconds", "Token to token."),

@@ -1,12 +1,14 @@
 //! From what went wrong to what a client reads: one enum for each cause, and in its file a line of
 //! the table for each of its variants.
 
+mod access;
 mod load;
 mod protocol;
 mod request;
 mod row;
 mod server;
 
+pub(super) use access::AccessError;
 pub(super) use load::LoadError;
 pub(super) use protocol::ProtocolError;
 pub(super) use request::RequestError;
@@ -36,6 +38,8 @@ pub(super) enum ApiError {
     Protocol(ProtocolError),
     /// Loading and unloading adapters.
     Load(LoadError),
+    /// Who may ask for it, and how often.
+    Access(AccessError),
 }
 
 impl ApiError {
@@ -45,6 +49,7 @@ impl ApiError {
             Self::Server(error) => error.row(),
             Self::Protocol(error) => error.row(),
             Self::Load(error) => error.row(),
+            Self::Access(error) => error.row(),
         }
     }
 
@@ -61,8 +66,10 @@ impl ApiError {
         *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or_default();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some((name, value)) = row.header {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        if let Some((name, value)) = row.header
+            && let Ok(value) = HeaderValue::try_from(value.as_ref())
+        {
+            headers.insert(HeaderName::from_static(name), value);
         }
         response
     }
@@ -108,6 +115,12 @@ impl From<ProtocolError> for ApiError {
 impl From<LoadError> for ApiError {
     fn from(error: LoadError) -> Self {
         Self::Load(error)
+    }
+}
+
+impl From<AccessError> for ApiError {
+    fn from(error: AccessError) -> Self {
+        Self::Access(error)
     }
 }
 

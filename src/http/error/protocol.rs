@@ -67,7 +67,7 @@ impl ProtocolError {
             }
             Self::Method { method, allow } => {
                 let message = format!("{} is not allowed here; use {allow}.", shown(method));
-                row(405, REQUEST, "method_not_allowed", message).with_header("allow", allow)
+                row(405, REQUEST, "method_not_allowed", message).with_header("allow", *allow)
             }
             Self::HostHeader => row(
                 400,

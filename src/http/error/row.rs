@@ -1,8 +1,11 @@
 //! One line of the table from what went wrong to what a client reads.
 
+use std::borrow::Cow;
+
 /// `type` of an error, as OpenAI spells it.
 pub(super) const REQUEST: &str = "invalid_request_error";
 pub(super) const NOT_FOUND: &str = "not_found_error";
+pub(super) const AUTHENTICATION: &str = "authentication_error";
 pub(super) const PERMISSION: &str = "permission_error";
 pub(super) const RATE: &str = "rate_limit_error";
 pub(super) const SERVER: &str = "server_error";
@@ -21,7 +24,7 @@ pub(super) struct Row {
     pub param: Option<String>,
     pub message: String,
     /// A header beside those of every answer.
-    pub header: Option<(&'static str, &'static str)>,
+    pub header: Option<(&'static str, Cow<'static, str>)>,
 }
 
 pub(super) fn row(
@@ -41,8 +44,8 @@ impl Row {
     }
 
     /// With a further header, its name in lower case.
-    pub fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.header = Some((name, value));
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.header = Some((name, value.into()));
         self
     }
 
