@@ -7,6 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::dtype::Dtype;
+use crate::http::ToolCallParser;
 
 mod access;
 mod file;
@@ -193,6 +194,18 @@ pub struct ServeConfig {
         help_heading = "Server"
     )]
     pub strict_fields: bool,
+
+    /// How calls of tools are found in answers: auto (as the model's chat template writes them), none
+    /// (not at all), json, llama3_json, hermes, mistral, mistral_args or pythonic.
+    #[arg(
+        long,
+        env = "TESSERA_TOOL_CALL_PARSER",
+        value_name = "NAME",
+        default_value = "auto",
+        value_parser = ToolCallParser::parse,
+        help_heading = "Server"
+    )]
+    pub tool_call_parser: ToolCallParser,
 
     /// Requests that wait beyond those that run; more are answered 429.
     #[arg(

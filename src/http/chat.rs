@@ -1,13 +1,14 @@
 //! `POST /v1/chat/completions`.
 
+use super::called::CallNews;
 use super::choices::CompletionOutput;
-use super::conversation;
 use super::endpoint::{Asked, Endpoint, Reply};
 use super::error::RequestError;
 use super::fields::{ChatFields, Common};
 use super::logprobs::{self, Drawn};
 use super::prompt::PromptInput;
 use super::wire::{AssistantMessage, ChatChoice, ChatLogprobs, MessageDelta, Usage, to_json};
+use super::{conversation, tools};
 use crate::request::{Invalid, Limits};
 
 /// Messages in, the assistant's message out.
@@ -24,14 +25,15 @@ impl Endpoint for Chat {
         if is_stream { "chat.completion.chunk" } else { "chat.completion" }
     }
 
-    fn read(own: ChatFields, common: &Common, limits: &Limits) -> Result<Asked, RequestError> {
+    fn read(mut own: ChatFields, common: &Common, limits: &Limits) -> Result<Asked, RequestError> {
         let logprobs = top_logprobs(own.logprobs, own.top_logprobs, limits)?;
         let (tokens_max_param, tokens_max) = match own.max_completion_tokens {
             Some(max) => ("max_completion_tokens", Some(max)),
             None => ("max_tokens", common.max_tokens),
         };
-        let input = PromptInput::Chat(Box::new(conversation::read(own)?));
-        Ok(Asked { input, tokens_max, tokens_max_param, logprobs })
+        let (tools, shown) = tools::read(&mut own)?.unzip();
+        let input = PromptInput::Chat(Box::new(conversation::read(own, shown)?));
+        Ok(Asked { input, tokens_max, tokens_max_param, logprobs, tools })
     }
 
     fn new(reply: Reply) -> Self {
@@ -43,17 +45,15 @@ impl Endpoint for Chat {
     }
 
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8> {
-        let choices = outputs.iter().map(|output| {
-            let (role, content) = ("assistant", output.text.as_str());
-            ChatChoice {
-                index: output.index,
-                message: Some(AssistantMessage { role, content, refusal: None }),
-                delta: None,
-                logprobs: self.logprobs(&output.drawn),
-                finish_reason: output.finish,
-                stop_reason: self.reply.stop_reason(output),
-                token_ids: self.reply.extra(self.reply.token_ids(&output.drawn)),
-            }
+        let calls: Vec<_> = outputs.iter().map(|output| CallNews::merged(&output.calls)).collect();
+        let choices = outputs.iter().zip(&calls).map(|(output, calls)| ChatChoice {
+            index: output.index,
+            message: Some(self.message(output, calls)),
+            delta: None,
+            logprobs: self.logprobs(&output.drawn),
+            finish_reason: output.finish,
+            stop_reason: self.reply.stop_reason(output),
+            token_ids: self.reply.extra(self.reply.token_ids(&output.drawn)),
         });
         let choices: Vec<_> = choices.collect();
         let mut answer = self.reply.answer(&choices, Some(Some(usage)));
@@ -64,7 +64,8 @@ impl Endpoint for Chat {
     }
 
     fn opening(&self, index: usize, usage: Usage) -> Option<Vec<u8>> {
-        let delta = MessageDelta { role: Some("assistant"), content: Some("") };
+        let role = Some("assistant");
+        let delta = MessageDelta { role, content: Some(""), ..MessageDelta::default() };
         let choice = ChatChoice {
             index,
             message: None,
@@ -81,16 +82,22 @@ impl Endpoint for Chat {
     }
 
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
-        let CompletionOutput { index, text, drawn, finish, .. } = output;
+        let CompletionOutput { index, text, calls, drawn, finish, .. } = output;
         let mut drawn = drawn.as_slice();
         let mut chunks = Vec::new();
         let has_news = self.reply.logprobs.is_some() || self.reply.options.return_token_ids;
         let has_news = has_news && !drawn.is_empty();
+        let is_silent = text.is_empty() && calls.is_empty();
+        let mut deltas = Vec::new();
         // Of a last token without text the news goes with the finish.
-        if !text.is_empty() || (has_news && finish.is_none()) {
-            let delta = MessageDelta { role: None, content: Some(text) };
+        if !text.is_empty() || (is_silent && has_news && finish.is_none()) {
+            deltas.push(MessageDelta { content: Some(text), ..MessageDelta::default() });
+        }
+        deltas.extend(calls.iter().map(|call| self.call_delta(call)));
+        for delta in deltas {
             let goes_on = CompletionOutput { index: *index, ..Default::default() };
-            chunks.push(self.chunk(&goes_on, delta, drawn, self.logprobs(drawn), usage));
+            let logprobs = self.logprobs(drawn).filter(|_| chunks.is_empty());
+            chunks.push(self.chunk(&goes_on, delta, drawn, logprobs, usage));
             drawn = &[];
         }
         if finish.is_some() {
@@ -102,6 +109,35 @@ impl Endpoint for Chat {
 }
 
 impl Chat {
+    fn message<'a>(
+        &self,
+        output: &'a CompletionOutput,
+        calls: &'a [CallNews],
+    ) -> AssistantMessage<'a> {
+        let is_old = self.reply.options.calls_old;
+        let told = if is_old { &[][..] } else { calls };
+        AssistantMessage {
+            role: "assistant",
+            content: Some(output.text.as_str()).filter(|text| calls.is_empty() || !text.is_empty()),
+            refusal: None,
+            tool_calls: told.iter().map(|call| call.to_wire(None)).collect(),
+            function_call: calls.first().filter(|_| is_old).map(CallNews::function),
+        }
+    }
+
+    fn call_delta<'a>(&self, call: &'a CallNews) -> MessageDelta<'a> {
+        match self.reply.options.calls_old {
+            true => {
+                let function_call = Some(call.function());
+                MessageDelta { function_call, ..MessageDelta::default() }
+            }
+            false => {
+                let tool_calls = vec![call.to_wire(Some(call.index))];
+                MessageDelta { tool_calls, ..MessageDelta::default() }
+            }
+        }
+    }
+
     fn logprobs(&self, drawn: &[Drawn]) -> Option<ChatLogprobs> {
         self.reply.logprobs.map(|_| logprobs::chat(&self.reply.spelling, drawn))
     }

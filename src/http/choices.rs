@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
+use super::called::{CallNews, CallTerms};
 use super::ends::Ends;
 use super::error::{ApiError, ServerError};
 use super::logprobs::Drawn;
@@ -17,8 +18,9 @@ use super::state::State;
 use super::told::Samples;
 use super::wire::{PromptDetails, StopReason, Usage};
 use crate::engine::{Event, FinishReason, PromptScore, Ticket};
+use crate::ids::TokenId;
 use crate::request::Request;
-use crate::text::{Detokenizer, StopMatcher, StopOutcome};
+use crate::text::{CallReader, Detokenizer, StopMatcher, StopOutcome};
 
 /// The sequences of one request, ready for the engine.
 pub(super) struct SequenceGroup {
@@ -29,6 +31,8 @@ pub(super) struct SequenceGroup {
     pub samples: usize,
     /// What ends a text.
     pub ends: Arc<Ends>,
+    /// How calls are found in it, if there may be any.
+    pub calls: Option<CallTerms>,
     /// When the request arrived.
     pub arrived: Instant,
 }
@@ -39,6 +43,8 @@ pub(super) struct CompletionOutput {
     pub index: usize,
     /// Empty while more tokens must say what it is.
     pub text: String,
+    /// What is new of calls, which are no part of the text.
+    pub calls: Vec<CallNews>,
     pub drawn: Vec<Drawn>,
     /// Of the prompt's tokens but the first, if they are wanted; before all tokens.
     pub scores: Option<Vec<PromptScore>>,
@@ -64,6 +70,7 @@ struct Choice {
     ends: Arc<Ends>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    calls: Option<(CallReader, CallTerms)>,
     /// Stop strings end nothing before.
     min_tokens: u64,
     prompt_tokens: u64,
@@ -79,13 +86,16 @@ struct Choice {
 impl Choices {
     /// Hands all sequences to the engine.
     pub fn start(state: &State, group: SequenceGroup) -> Self {
-        let SequenceGroup { target, sequences, samples, ends, arrived } = group;
+        let SequenceGroup { target, sequences, samples, ends, calls, arrived } = group;
+        let shown = calls.as_ref().map_or_else(Vec::new, |terms| terms.shown.clone());
         let Target { name: _, recipe, text, counts } = target;
         counts.request();
         let start = |(i, (ticket, request)): (usize, (Ticket, Request))| Choice {
             detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt())
-                .showing_special(ends.shows_special),
+                .showing_special(ends.shows_special)
+                .showing(shown.clone()),
             stops: StopMatcher::new(ends.strings.clone()).including(ends.included),
+            calls: calls.clone().map(|terms| (terms.reader(), terms)),
             ends: ends.clone(),
             min_tokens: request.terms().sampling.rules.min_tokens.into(),
             prompt_tokens: request.prompt().len() as u64,
@@ -135,6 +145,7 @@ impl Choices {
         while let Some(new) = self.next().await? {
             let output = &mut outputs[new.index];
             output.text += &new.text;
+            output.calls.extend(new.calls);
             output.drawn.extend(new.drawn);
             output.scores = output.scores.take().or(new.scores);
             output.finish = new.finish;
@@ -227,41 +238,65 @@ impl Choice {
             Event::Token { token, logprob, top, finish } => {
                 self.tokens += 1;
                 self.timing.token();
-                let offset = self.characters;
-                let mut text = match (finish, self.ends.spelled(token)) {
-                    // A token that ends the text is no part of it.
-                    (Some(FinishReason::Stop), _) if !self.ends.included => String::new(),
-                    // A special one is shown as the stop string that it is.
-                    (Some(FinishReason::Stop), Some(string)) => string.clone(),
-                    _ => self.detokenizer.push(token),
-                };
-                if finish.is_some() {
-                    text += &self.detokenizer.finish();
-                }
-                self.characters += text.chars().count();
-                let may_stop = self.tokens > self.min_tokens;
-                let StopOutcome { emit: mut text, stopped } = self.stops.push_if(may_stop, &text);
-                if finish.is_some() {
-                    text += &self.stops.finish();
-                }
-                let is_stop = finish == Some(FinishReason::Stop);
-                let finish = match (stopped, finish) {
-                    (Some(_), _) | (None, Some(FinishReason::Stop | FinishReason::Whole)) => {
-                        Some(Finish::Stop)
-                    }
-                    (None, Some(FinishReason::Length)) => Some(Finish::Length),
-                    (None, None) => None,
-                };
-                let finish = finish.map(|finish| self.finish(finish));
-                let stop_reason = match (stopped, is_stop) {
-                    (Some(i), _) => Some(StopReason::Text(self.ends.strings[i].clone())),
-                    (None, true) => self.ends.reason(token),
-                    (None, false) => None,
-                };
-                let drawn = vec![Drawn { token, logprob, top, offset }];
-                Ok(Some(CompletionOutput { index, text, drawn, scores: None, finish, stop_reason }))
+                let drawn = vec![Drawn { token, logprob, top, offset: self.characters }];
+                let output = self.token(token, finish);
+                Ok(Some(CompletionOutput { index, drawn, ..output }))
             }
         }
+    }
+
+    /// What a token says.
+    fn token(&mut self, token: TokenId, finish: Option<FinishReason>) -> CompletionOutput {
+        let mut text = match (finish, self.ends.spelled(token)) {
+            // A token that ends the text is no part of it.
+            (Some(FinishReason::Stop), _) if !self.ends.included => String::new(),
+            // A special one is shown as the stop string that it is.
+            (Some(FinishReason::Stop), Some(string)) => string.clone(),
+            _ => self.detokenizer.push(token),
+        };
+        if finish.is_some() {
+            text += &self.detokenizer.finish();
+        }
+        self.characters += text.chars().count();
+        let may_stop = self.tokens > self.min_tokens;
+        let StopOutcome { emit: mut text, stopped } = self.stops.push_if(may_stop, &text);
+        if finish.is_some() {
+            text += &self.stops.finish();
+        }
+        let is_stop = finish == Some(FinishReason::Stop);
+        let mut finish = match (stopped, finish) {
+            (Some(_), _) | (None, Some(FinishReason::Stop | FinishReason::Whole)) => {
+                Some(Finish::Stop)
+            }
+            (None, Some(FinishReason::Length)) => Some(Finish::Length),
+            (None, None) => None,
+        };
+        let calls = self.read_calls(&mut text, &mut finish);
+        let mut finish = finish.map(|finish| self.finish(finish));
+        if let Some((_, terms)) = self.calls.as_ref().filter(|(r, _)| r.calls() > 0) {
+            finish = finish.map(|name| if name == "stop" { terms.finish } else { name });
+        }
+        let stop_reason = match (stopped, is_stop) {
+            (Some(i), _) => Some(StopReason::Text(self.ends.strings[i].clone())),
+            (None, true) => self.ends.reason(token),
+            (None, false) => None,
+        };
+        CompletionOutput { text, calls, finish, stop_reason, ..CompletionOutput::default() }
+    }
+
+    /// Takes calls out of new text. The last one that there may be ends it.
+    fn read_calls(&mut self, text: &mut String, finish: &mut Option<Finish>) -> Vec<CallNews> {
+        let Some((reader, terms)) = &mut self.calls else { return Vec::new() };
+        let calls = reader.calls();
+        let mut read = reader.push(text);
+        if reader.is_done() {
+            finish.get_or_insert(Finish::Stop);
+        }
+        if let Some(finish) = finish {
+            read.content += &reader.finish(matches!(finish, Finish::Length)).content;
+        }
+        *text = read.content;
+        CallNews::all(read.calls, calls, terms.syntax)
     }
 
     /// Ends the sequence: without a receiver the engine gives up its place.

@@ -60,7 +60,8 @@ impl Endpoint for Completions {
         }
         let default = TOKENS_MAX_DEFAULT.min(limits.context_tokens_max);
         let tokens_max = Some(common.max_tokens.unwrap_or(default));
-        Ok(Asked { input, tokens_max, tokens_max_param: "max_tokens", logprobs })
+        let tokens_max_param = "max_tokens";
+        Ok(Asked { input, tokens_max, tokens_max_param, logprobs, tools: None })
     }
 
     fn new(reply: Reply) -> Self {

@@ -1,5 +1,7 @@
 //! What a chat request gives the model's template to write.
 
+use serde_json::Value;
+
 use super::error::{RequestError, shown};
 use super::fields::ChatFields;
 use super::messages::{Object, Objects};
@@ -28,11 +30,11 @@ const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh",
 /// Variables by which templates turn thinking off.
 const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
 
-/// The chat of a request.
+/// The chat of a request, with the tools that the template is to write.
 ///
 /// # Errors
 /// [`RequestError`], with the field at fault.
-pub(super) fn read(own: ChatFields) -> Result<Chat, RequestError> {
+pub(super) fn read(own: ChatFields, tools: Option<Vec<Value>>) -> Result<Chat, RequestError> {
     let messages = own.messages.ok_or(RequestError::Missing("messages"))?.read()?;
     let continue_final_message = own.continue_final_message.unwrap_or(false);
     if continue_final_message && own.add_generation_prompt == Some(true) {
@@ -63,7 +65,7 @@ pub(super) fn read(own: ChatFields) -> Result<Chat, RequestError> {
         messages,
         add_generation_prompt: own.add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
-        tools: None,
+        tools,
         documents: own.documents.map(|Objects(all)| all),
         variables,
     })

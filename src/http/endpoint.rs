@@ -10,6 +10,7 @@ use super::prompt::PromptInput;
 use super::random::new_id;
 use super::spelling::Spelling;
 use super::told::{Echo, PromptTerms, ToldPrompt};
+use super::tools::Tools;
 use super::wire::{Answer, PromptLogprobs, StopReason, Usage};
 use crate::engine::PromptScore;
 use crate::ids::TokenId;
@@ -61,6 +62,8 @@ pub(super) struct Asked {
     pub tokens_max_param: &'static str,
     /// Alternatives to report at every token, if logprobs are to be reported.
     pub logprobs: Option<u32>,
+    /// What may be called.
+    pub tools: Option<Tools>,
 }
 
 /// Everything about the answer that the request decides, the same in every chunk of it.
@@ -181,6 +184,8 @@ pub(super) struct ReplyOptions {
     pub tokens_as_ids: bool,
     /// Alternatives to report at every token of a prompt, if that is to be reported.
     pub prompt_logprobs: Option<u32>,
+    /// A call is told of in OpenAI's older form.
+    pub calls_old: bool,
 }
 
 impl ReplyOptions {
@@ -208,6 +213,7 @@ impl ReplyOptions {
             return_token_ids: common.return_token_ids.unwrap_or(false),
             tokens_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
             prompt_logprobs: common.prompt_logprobs,
+            calls_old: false,
         })
     }
 }

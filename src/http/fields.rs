@@ -95,6 +95,11 @@ fields! {
         chat_template_kwargs: Object,
         reasoning_effort: String,
         documents: Objects,
+        tools: Objects,
+        tool_choice: Raw,
+        parallel_tool_calls: bool,
+        functions: Objects,
+        function_call: Raw,
     }
     unsupported unsupported::CHAT;
     ignored &[];

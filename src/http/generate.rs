@@ -58,12 +58,13 @@ fn prepare<E: Endpoint>(
     drop(payload);
     let Generation { own, mut common } = parsed.fields;
     state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
-    let options = ReplyOptions::new(&common)?;
+    let mut options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
     let terms = E::prompt_terms(&own);
     let target = resolve(state, caller, common.model.as_deref())?;
     let limits = &state.model.limits;
-    let Asked { input, tokens_max, tokens_max_param, logprobs } = E::read(own, &common, limits)?;
+    let asked = E::read(own, &common, limits)?;
+    let Asked { input, tokens_max, tokens_max_param, logprobs, tools } = asked;
     let prompt_param = input.param();
     // The field at fault as this route spells it.
     let spelled = |invalid: Invalid| match invalid.param {
@@ -74,8 +75,12 @@ fn prepare<E: Endpoint>(
         }
         _ => invalid,
     };
-    let form = forms::read(&mut common)?;
     let text = target.text.clone();
+    options.calls_old = tools.as_ref().is_some_and(|tools| tools.is_old);
+    let (form, calls) = match (forms::read(&mut common)?, tools) {
+        (form, Some(tools)) => tools.plan(&text, state.http.tool_call_parser, form)?,
+        (form, None) => (form, None),
+    };
     let shape = Shape::new(&common, &terms, &text, tokens_max, limits)?;
     let mut ends = Ends::new(&text, &mut common, limits)?;
     shape.end().into_iter().for_each(|end| ends.push_own(end));
@@ -112,7 +117,8 @@ fn prepare<E: Endpoint>(
     let reply =
         Reply::new::<E>(name, fingerprint, options, spelling, logprobs, prompts, samples.told);
     let ends = Arc::new(ends);
-    let group = SequenceGroup { target, sequences, samples: samples.drawn, ends, arrived };
+    let samples_drawn = samples.drawn;
+    let group = SequenceGroup { target, sequences, samples: samples_drawn, ends, calls, arrived };
     Ok((E::new(reply), group, samples))
 }
 

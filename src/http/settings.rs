@@ -7,7 +7,7 @@ use super::keys::{KeyHash, Keys};
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
-use crate::text::{AdapterTexts, ServedText};
+use crate::text::{AdapterTexts, CallSyntax, ServedText};
 
 /// What a server is made of.
 pub struct App {
@@ -50,6 +50,36 @@ impl ServedModel {
     }
 }
 
+/// How calls of tools are found in what a model says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolCallParser {
+    /// As the model's chat template writes them.
+    Auto,
+    /// Not at all.
+    None,
+    /// Written like this.
+    Syntax(CallSyntax),
+}
+
+impl ToolCallParser {
+    /// `auto`, `none`, or a name of [`CallSyntax::NAMES`].
+    ///
+    /// # Errors
+    /// The names that there are.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "none" => return Ok(Self::None),
+            _ => {}
+        }
+        let known = CallSyntax::NAMES.iter().find(|(name, _)| *name == text);
+        known.map(|(_, syntax)| Self::Syntax(*syntax)).ok_or_else(|| {
+            let names: Vec<&str> = CallSyntax::NAMES.iter().map(|(name, _)| *name).collect();
+            format!("expected auto, none or one of {}", names.join(", "))
+        })
+    }
+}
+
 /// Limits of connections and bodies, and what clients may do.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
@@ -59,6 +89,8 @@ pub struct HttpSettings {
     pub hosts_allowed: Option<Vec<String>>,
     /// Whether a field that nobody knows is answered 400; else it is counted and left unread.
     pub strict_fields: bool,
+    /// How calls of tools are found in what a model says.
+    pub tool_call_parser: ToolCallParser,
     /// Origins of web pages that may use the server, `scheme://host[:port]` or `*` for any.
     pub origins_allowed: Vec<String>,
     /// Who may use the server; without, whoever reaches it.
@@ -104,6 +136,7 @@ impl HttpSettings {
         Self {
             hosts_allowed: None,
             strict_fields: false,
+            tool_call_parser: ToolCallParser::Auto,
             origins_allowed: Vec::new(),
             keys: None,
             metrics_key: None,

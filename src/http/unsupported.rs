@@ -77,10 +77,6 @@ pub(super) const GENERATION: &[Unsupported] = &[
     Unsupported::new("prompt_embeds", Neutral::Null),
     Unsupported::new("kv_transfer_params", Neutral::Empty),
     Unsupported::new("vllm_xargs", Neutral::Empty),
-    Unsupported::new("tools", Neutral::Empty),
-    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
-    Unsupported::new("functions", Neutral::Empty),
-    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
     Unsupported::new("modalities", Neutral::Words(&["text"])),
     Unsupported::new("audio", Neutral::Null),
     Unsupported::new("prediction", Neutral::Null),
@@ -112,6 +108,10 @@ pub(super) const COMPLETIONS: &[Unsupported] = &[
     Unsupported::new("continue_final_message", Neutral::Is(false)),
     Unsupported::new("chat_template_kwargs", Neutral::Empty),
     Unsupported::new("documents", Neutral::Empty),
+    Unsupported::new("tools", Neutral::Empty),
+    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("functions", Neutral::Empty),
+    Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
 ];
 
 /// Of loading an adapter.

@@ -90,8 +90,33 @@ pub(super) enum StopReason {
 #[derive(Serialize)]
 pub(super) struct AssistantMessage<'a> {
     pub role: &'static str,
-    pub content: &'a str,
+    /// Null where there is none beside calls.
+    pub content: Option<&'a str>,
     pub refusal: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall<'a>>,
+}
+
+/// A call of a function, or what is new of it: id, type and name come once.
+#[derive(Serialize)]
+pub(super) struct ToolCall<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    pub function: FunctionCall<'a>,
+}
+
+/// Which function, and with what.
+#[derive(Serialize)]
+pub(super) struct FunctionCall<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    pub arguments: &'a str,
 }
 
 /// What is new in it.
@@ -101,6 +126,10 @@ pub(super) struct MessageDelta<'a> {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall<'a>>,
 }
 
 /// `logprobs` of completions: one entry a token in each list.

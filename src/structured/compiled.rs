@@ -25,7 +25,9 @@ impl Compiled {
         let parser = vocabulary.factory.create_parser(grammar).map_err(told)?;
         let mut matcher = Matcher::new(Ok(parser));
         // What the library would otherwise serve by halves.
-        if let (Form::Json { .. }, Some(warning)) = (form, matcher.grammar_warnings().first()) {
+        if let (Form::Json { .. } | Form::Calls(_), Some(warning)) =
+            (form, matcher.grammar_warnings().first())
+        {
             return Err(told(warning));
         }
         let end = vocabulary.end();

@@ -2,16 +2,14 @@
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::regex_to_lark;
-use serde_json::{Value, json};
+use serde_json::Value;
+use std::sync::Arc;
 
+use super::calls::CallsForm;
 use super::gbnf;
 use super::limits::{FORM_BYTES_MAX, GRAMMAR_BYTES_MAX, NESTING_MAX};
 use super::schema;
 use crate::ids::Digest;
-
-/// Between two tokens of JSON: a blank or two, or a new line and its indentation. Without a bound a
-/// weak model writes blanks until it runs out of tokens.
-const JSON_BLANKS: &str = r"[\x20\x09]{1,2}|\r?\n[\x20\x09]{0,64}";
 
 /// What form an answer must have.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +27,8 @@ pub enum Form {
     Choice(Vec<String>),
     /// Text of a context-free grammar, in Lark's notation or in GBNF.
     Grammar(String),
+    /// Calls of functions.
+    Calls(Arc<CallsForm>),
 }
 
 impl Form {
@@ -43,6 +43,7 @@ impl Form {
         let bytes = match self {
             Self::Json { schema: text, .. } | Self::Regex(text) | Self::Grammar(text) => text.len(),
             Self::Choice(choices) => choices.iter().map(String::len).sum(),
+            Self::Calls(calls) => calls.bytes(),
         };
         let most =
             if matches!(self, Self::Grammar(_)) { GRAMMAR_BYTES_MAX } else { FORM_BYTES_MAX };
@@ -77,6 +78,7 @@ impl Form {
                 add("choice");
                 choices.iter().for_each(|choice| add(choice));
             }
+            Self::Calls(calls) => ["calls", &format!("{calls:?}")].into_iter().for_each(add),
         }
         Digest(*hasher.finalize().as_bytes())
     }
@@ -88,15 +90,9 @@ impl Form {
     pub(super) fn grammar(&self) -> Result<TopLevelGrammar, String> {
         match self {
             Self::Json { schema, compact } => {
-                let mut schema: Value =
-                    serde_json::from_str(schema).map_err(|error| error.to_string())?;
-                schema::prepare(&mut schema)?;
-                // The library's own field, which requests cannot set.
-                let blanks = (!compact).then_some(JSON_BLANKS);
-                let options = json!({"whitespace_flexible": false, "whitespace_pattern": blanks});
-                schema["x-guidance"] = options;
-                Ok(TopLevelGrammar::from_json_schema(schema))
+                Ok(TopLevelGrammar::from_json_schema(schema::prepared(schema, *compact)?))
             }
+            Self::Calls(calls) => Ok(TopLevelGrammar::from_lark(calls.to_lark()?)),
             // An empty expression would begin a comment.
             Self::Regex(text) if text.is_empty() => {
                 Ok(TopLevelGrammar::from_lark("start: \"\"".to_owned()))

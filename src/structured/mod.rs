@@ -5,6 +5,7 @@
 //! works under a guard and within [`limits`]. What comes out is a [`crate::request::Guide`], which
 //! the engine asks for a mask before each draw.
 
+mod calls;
 mod compiled;
 mod form;
 mod forms;
@@ -14,5 +15,6 @@ mod matching;
 mod schema;
 mod vocabulary;
 
+pub use calls::{CallsForm, Function};
 pub use form::Form;
 pub use forms::{FormError, Forms};

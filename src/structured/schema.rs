@@ -95,11 +95,29 @@ const EXACT_MAX: u64 = 1 << 53;
 /// How deep two branches are compared.
 const COMPARED_LEVELS_MAX: usize = 4;
 
+/// Between two tokens of JSON: a blank or two, or a new line and its indentation. Without a bound a
+/// weak model writes blanks until it runs out of tokens.
+const JSON_BLANKS: &str = r"[\x20\x09]{1,2}|\r?\n[\x20\x09]{0,64}";
+
+/// A schema's text as the library takes it.
+///
+/// # Errors
+/// What of it is not followed, by name and place.
+pub(super) fn prepared(schema: &str, compact: bool) -> Result<Value, String> {
+    let mut schema: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
+    prepare(&mut schema)?;
+    // The library's own field, which requests cannot set.
+    let blanks = (!compact).then_some(JSON_BLANKS);
+    let options = json!({"whitespace_flexible": false, "whitespace_pattern": blanks});
+    schema["x-guidance"] = options;
+    Ok(schema)
+}
+
 /// Checks that all of a schema is followed and puts it into the form that the library takes.
 ///
 /// # Errors
 /// What of it is not, by name and place.
-pub(super) fn prepare(schema: &mut Value) -> Result<(), String> {
+fn prepare(schema: &mut Value) -> Result<(), String> {
     match schema {
         Value::Bool(true) => *schema = Value::Object(Map::new()),
         Value::Object(_) => {}

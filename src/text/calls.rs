@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::call_syntax::CallSyntax;
 use super::chat::{Chat, Forms, Message, forms};
 use super::error::TextError;
 
@@ -25,6 +26,8 @@ pub(super) struct ToolForms {
     pub arguments: Option<Arguments>,
     /// It writes results, with contents in these forms.
     pub results: Option<Forms>,
+    /// How it writes calls.
+    pub syntax: CallSyntax,
 }
 
 const NAME: &str = "qxprobename";
@@ -66,13 +69,17 @@ impl ToolForms {
                 let out = with_tools(vec![user.clone(), call, result("x".into())])?;
                 let own = out.rfind(VALUE).map(|_| out.replace(&format!("'{KEY}'"), ""))?;
                 // Of an object that is printed as Python prints it nothing is left.
-                (own.contains(KEY) && own.contains(NAME)).then_some(())
+                (own.contains(KEY) && own.contains(NAME)).then_some(out)
             })
         };
-        let arguments = match (written(&object), written(&object.to_string().into())) {
-            (Some(()), _) => Some(Arguments::Object),
-            (None, Some(())) => Some(Arguments::Text),
-            (None, None) => None,
+        let (arguments, out) = match (written(&object), written(&object.to_string().into())) {
+            (Some(out), _) => (Some(Arguments::Object), Some(out)),
+            (None, Some(out)) => (Some(Arguments::Text), Some(out)),
+            (None, None) => (None, None),
+        };
+        let syntax = match out {
+            Some(out) => CallSyntax::of_text(&out, NAME, VALUE),
+            None => CallSyntax::of_source(source),
         };
         let given = match arguments {
             Some(Arguments::Text) => object.to_string().into(),
@@ -83,7 +90,7 @@ impl ToolForms {
                 with_tools(vec![user.clone(), call(given.clone(), content.clone()), result(of)])
             })
         });
-        Self { listed, arguments, results }
+        Self { listed, arguments, results, syntax }
     }
 
     /// Gives calls the form that the template reads.

@@ -17,13 +17,15 @@ pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     assembly: Assembly,
     shows_special: bool,
+    /// Special tokens that are shown nevertheless.
+    shown: Vec<TokenId>,
 }
 
 impl Detokenizer {
     /// For tokens that begin a text.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
         let assembly = Assembly::new(tokenizer.vocabulary());
-        Self { tokenizer, assembly, shows_special: false }
+        Self { tokenizer, assembly, shows_special: false, shown: Vec::new() }
     }
 
     /// For tokens that go on where a prompt ends: a space before the first word is part of the
@@ -47,11 +49,17 @@ impl Detokenizer {
         Self { shows_special, ..self }
     }
 
+    /// The same, for texts that these special tokens are parts of.
+    pub fn showing(self, shown: Vec<TokenId>) -> Self {
+        Self { shown, ..self }
+    }
+
     /// The text that is certain now and was not before: empty for a special token that is not
     /// shown, for a part of a character, or for an id outside the vocabulary.
     pub fn push(&mut self, id: TokenId) -> String {
         let mut text = String::new();
-        if self.shows_special || !self.tokenizer.is_special(id) {
+        let is_hidden = self.tokenizer.is_special(id) && !self.shown.contains(&id);
+        if self.shows_special || !is_hidden {
             self.assembly.push(self.tokenizer.vocabulary(), id, &mut text);
         }
         text

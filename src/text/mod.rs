@@ -6,6 +6,9 @@
 
 mod added;
 mod assembly;
+mod call_object;
+mod call_reader;
+mod call_syntax;
 mod calls;
 mod capped;
 mod caught;
@@ -19,9 +22,11 @@ mod files;
 mod guarded;
 mod infill;
 mod jinja;
+mod json_scan;
 mod limits;
 mod merge;
 mod python;
+mod pythonic;
 mod served;
 mod special;
 mod stop;
@@ -30,6 +35,9 @@ mod template;
 mod tokenizer;
 mod vocabulary;
 
+pub use call_object::CallPart;
+pub use call_reader::{CallReader, Read};
+pub use call_syntax::CallSyntax;
 pub use chat::{Chat, Message};
 pub use defaults::{SamplingDefaults, not_applied};
 pub use detokenizer::Detokenizer;

@@ -12,6 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, merge_maps};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, context};
 
+use super::call_syntax::CallSyntax;
 use super::calls::ToolForms;
 use super::capped::Capped;
 use super::chat::{Chat, ContentForms, Message, as_transformers, engine_list, engine_map};
@@ -149,6 +150,11 @@ impl ChatTemplate {
     /// [`TextError::NotWritten`] for tools and documents that the template does not write.
     pub fn shape(&self, chat: &mut Chat) -> Result<(), TextError> {
         self.of(chat).prepared.shape(chat)
+    }
+
+    /// How it writes the calls of chats with tools.
+    pub fn call_syntax(&self) -> CallSyntax {
+        self.tool_use.as_deref().unwrap_or(self).prepared.tools.syntax
     }
 
     /// The one for chats with tools, or the one for all others.

@@ -38,11 +38,7 @@ fn every_field_that_is_not_built_is_refused_by_name() {
     let chat = [
         ("echo", json!(true), json!(false)),
         ("suffix", json!("end"), json!("")),
-        ("tools", json!([{"type": "function"}]), json!([])),
-        ("tool_choice", json!("required"), json!("none")),
-        ("tool_choice", json!({"type": "function"}), json!("auto")),
-        ("functions", json!([{}]), json!([])),
-        ("function_call", json!({"name": "f"}), json!("auto")),
+        ("tools", json!([{"type": "custom"}]), json!([])),
         ("modalities", json!(["text", "audio"]), json!(["text"])),
         ("audio", json!({"voice": "x"}), Value::Null),
         ("web_search_options", json!({}), Value::Null),

@@ -73,6 +73,7 @@ mod text_template;
 mod tidy;
 mod tidy_circles;
 mod tokenizer_files;
+mod tools;
 
 use std::path::PathBuf;
 
