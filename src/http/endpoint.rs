@@ -1,8 +1,10 @@
-//! What the two generation routes differ in, and what their replies share.
+//! What the generation routes differ in, and what their replies share.
+
+use serde_json::{Map, Value};
 
 use super::choices::CompletionOutput;
 use super::clock::unix_now_s;
-use super::error::RequestError;
+use super::error::{ApiError, RequestError};
 use super::fields::Common;
 use super::logprobs::{self, Drawn, token_ids};
 use super::parse::Fields;
@@ -24,8 +26,25 @@ pub(super) trait Endpoint: Send + Sized + 'static {
     /// What an answer's `id` begins with.
     const ID_PREFIX: &'static str;
 
+    /// Whether each event of a stream is named by its `type`, and the last is one of its own.
+    const NAMES_EVENTS: bool = false;
+
     /// `object` of an answer, or of each chunk of a stream.
     fn object(is_stream: bool) -> &'static str;
+
+    /// Puts what it spells otherwise into the fields of all routes, and says what of the request
+    /// its answer repeats.
+    ///
+    /// # Errors
+    /// [`RequestError`], with the field at fault.
+    fn translate(_: &mut Self::Fields, _: &mut Common) -> Result<Map<String, Value>, RequestError> {
+        Ok(Map::new())
+    }
+
+    /// A fault with the names that its fields have here.
+    fn respelled(error: ApiError) -> ApiError {
+        error
+    }
 
     /// What its own fields ask for of the prompts.
     fn prompt_terms(_: &Self::Fields) -> PromptTerms {
@@ -52,6 +71,11 @@ pub(super) trait Endpoint: Send + Sized + 'static {
 
     /// The chunks for what is new of a choice, as JSON: none if it says nothing.
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>>;
+
+    /// The last chunk of a stream that fails, as JSON.
+    fn failed(&mut self, error: &ApiError) -> Vec<u8> {
+        error.to_json()
+    }
 }
 
 /// What a route's own fields ask for.
@@ -68,11 +92,11 @@ pub(super) struct Asked {
 
 /// Everything about the answer that the request decides, the same in every chunk of it.
 pub(super) struct Reply {
-    id: String,
+    pub id: String,
     object: &'static str,
-    created: u64,
+    pub created: u64,
     /// As the client spelled it.
-    model: String,
+    pub model: String,
     fingerprint: String,
     pub options: ReplyOptions,
     pub spelling: Spelling,
@@ -82,6 +106,8 @@ pub(super) struct Reply {
     pub prompts: Vec<ToldPrompt>,
     /// Choices of each prompt.
     pub samples: usize,
+    /// What of the request the answer repeats.
+    pub repeats: Map<String, Value>,
 }
 
 impl Reply {
@@ -94,7 +120,8 @@ impl Reply {
         prompts: Vec<ToldPrompt>,
         samples: usize,
     ) -> Self {
-        let id = format!("{}-{}", E::ID_PREFIX, new_id());
+        let join = if E::NAMES_EVENTS { '_' } else { '-' };
+        let id = format!("{}{join}{}", E::ID_PREFIX, new_id());
         let (object, created) = (E::object(options.stream), unix_now_s());
         Self {
             id,
@@ -107,6 +134,7 @@ impl Reply {
             logprobs,
             prompts,
             samples,
+            repeats: Map::new(),
         }
     }
 

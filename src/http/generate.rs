@@ -1,4 +1,4 @@
-//! From a request's bytes to its answer: what both generation routes share.
+//! From a request's bytes to its answer: what the generation routes share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,7 +37,8 @@ pub(super) async fn handle<E: Endpoint>(
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepare = move |state: &State| prepare::<E>(state, &caller, payload, arrived);
+    let prepare =
+        move |state: &State| prepare::<E>(state, &caller, payload, arrived).map_err(E::respelled);
     let (endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
     let mut choices = Choices::start(state, group);
     if endpoint.reply().options.stream {
@@ -56,8 +57,9 @@ fn prepare<E: Endpoint>(
 ) -> Result<(E, SequenceGroup, Samples), ApiError> {
     let parsed = parse::<Generation<E::Fields>>(&payload.bytes)?;
     drop(payload);
-    let Generation { own, mut common } = parsed.fields;
+    let Generation { mut own, mut common } = parsed.fields;
     state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
+    let repeats = E::translate(&mut own, &mut common)?;
     let mut options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
     let terms = E::prompt_terms(&own);
@@ -114,8 +116,9 @@ fn prepare<E: Endpoint>(
     let spelling = Spelling { tokenizer: text.tokenizer.clone(), as_ids, shows_special };
     let prompts = told::told(prompts, given, &terms, &spelling, draws, options.return_token_ids);
     let (name, fingerprint) = (target.name.clone(), state.model.fingerprint());
-    let reply =
+    let mut reply =
         Reply::new::<E>(name, fingerprint, options, spelling, logprobs, prompts, samples.told);
+    reply.repeats = repeats;
     let ends = Arc::new(ends);
     let samples_drawn = samples.drawn;
     let group = SequenceGroup { target, sequences, samples: samples_drawn, ends, calls, arrived };

@@ -17,7 +17,7 @@ const MESSAGE_DEPTH_MAX: usize = 32;
 
 /// `messages`, read but not looked at.
 #[derive(Debug)]
-pub(super) struct Messages(Vec<Message>);
+pub(super) struct Messages(pub Vec<Message>);
 
 impl<'de> Deserialize<'de> for Messages {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -26,12 +26,34 @@ impl<'de> Deserialize<'de> for Messages {
         let Value::Array(all) = any.deserialize(deserializer)? else {
             return Err(D::Error::custom("expected a list of objects"));
         };
-        let message = |value| match value {
-            Value::Object(message) => Ok(message),
-            _ => Err(D::Error::custom("every item must be an object")),
-        };
-        all.into_iter().map(message).collect::<Result<_, _>>().map(Self)
+        objects(all).map(Self)
     }
+}
+
+/// A text, or a list of objects likewise.
+#[derive(Debug)]
+pub(super) enum TextOrList {
+    Text(String),
+    List(Vec<Message>),
+}
+
+impl<'de> Deserialize<'de> for TextOrList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut values_left = MESSAGE_VALUES_MAX;
+        match (Any { values_left: &mut values_left, depth: 0 }).deserialize(deserializer)? {
+            Value::String(text) => Ok(Self::Text(text)),
+            Value::Array(items) => objects(items).map(Self::List),
+            _ => Err(D::Error::custom("expected a string or a list of objects")),
+        }
+    }
+}
+
+fn objects<E: Error>(items: Vec<Value>) -> Result<Vec<Message>, E> {
+    let object = |value| match value {
+        Value::Object(object) => Ok(object),
+        _ => Err(E::custom("every item must be an object")),
+    };
+    items.into_iter().map(object).collect()
 }
 
 /// Any object, within the limits of messages.

@@ -1,15 +1,17 @@
 //! OpenAI's API over HTTP/1.1: the only module that knows HTTP, a client's JSON, or event streams.
 //!
 //! A request goes `server` (connection) → `routes` (which endpoint) → `body` (bytes) → `parse` and
-//! `fields` → `generate`, where `completions` or `chat` say what differs: `prompt` (text to tokens)
-//! → `choices` (what the engine draws, as text) → `stream` or one JSON object (`wire`). What can go
-//! wrong on the way is one enum, `error`.
+//! `fields` → `generate`, where `completions`, `chat` or what spells a chat otherwise (`anthropic`,
+//! `responses`) say what differs: `prompt` (text to tokens) → `choices` (what the engine draws, as
+//! text) → `stream` or one JSON object (`wire`). What can go wrong on the way is one enum, `error`.
 
 mod access;
 mod account;
 mod adapter_cards;
 mod adapter_root;
 mod adapters;
+mod anthropic;
+mod anthropic_request;
 mod body;
 mod called;
 mod caller;
@@ -43,6 +45,9 @@ mod phase;
 mod prompt;
 mod random;
 mod raw;
+mod rephrase;
+mod responses;
+mod responses_request;
 mod routes;
 mod seen;
 mod server;

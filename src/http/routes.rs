@@ -16,11 +16,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::access::{self, Access};
+use super::anthropic::{self, AnthropicMessages};
 use super::caller::Caller;
 use super::chat::Chat;
 use super::completions::Completions;
+use super::error::as_anthropics;
 use super::error::{ApiError, LoadError, ProtocolError, ServerError};
 use super::phase::Phase;
+use super::responses::Responses;
 use super::sse::{Body, whole};
 use super::state::State;
 use super::{
@@ -50,6 +53,9 @@ enum Route {
 enum Post {
     Completions,
     Chat,
+    Messages,
+    CountTokens,
+    Responses,
     Embeddings,
     Loglikelihood,
     Tokenize,
@@ -71,6 +77,9 @@ const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 const ROUTES: &[(&str, &str, Access, Route)] = &[
     ("/v1/completions", POST, Access::Key, Route::Post(Post::Completions)),
     ("/v1/chat/completions", POST, Access::Key, Route::Post(Post::Chat)),
+    ("/v1/messages", POST, Access::Key, Route::Post(Post::Messages)),
+    ("/v1/messages/count_tokens", POST, Access::Key, Route::Post(Post::CountTokens)),
+    ("/v1/responses", POST, Access::Key, Route::Post(Post::Responses)),
     ("/v1/embeddings", POST, Access::Key, Route::Post(Post::Embeddings)),
     ("/v1/loglikelihood", POST, Access::Key, Route::Post(Post::Loglikelihood)),
     ("/v1/models", GET, Access::Key, Route::Models),
@@ -135,10 +144,20 @@ pub(super) async fn handle(
     let (status, ms) = (response.status().as_u16(), arrived.elapsed().as_millis() as u64);
     // Debug formatting escapes what could forge a line of the log.
     tracing::debug!(%method, ?path, status, ms, request_id = ?id, "answered");
+    if is_anthropics(&path) {
+        as_anthropics(&mut response, id.to_str().unwrap_or_default());
+        response.headers_mut().insert(HeaderName::from_static("request-id"), id.clone());
+    }
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-request-id"), id);
     state.cors.mark(origin.as_ref(), headers);
     Ok(response)
+}
+
+/// Whether the clients of a path read Anthropic's forms.
+fn is_anthropics(path: &str) -> bool {
+    let rest = path.strip_prefix("/v1/messages");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The route of a path, the one that takes the method if there are several.
@@ -266,6 +285,11 @@ async fn posted(
     match route {
         Post::Completions => generate::handle::<Completions>(state, caller, payload, arrived).await,
         Post::Chat => generate::handle::<Chat>(state, caller, payload, arrived).await,
+        Post::Messages => {
+            generate::handle::<AnthropicMessages>(state, caller, payload, arrived).await
+        }
+        Post::CountTokens => anthropic::count_tokens(state, caller, payload).await,
+        Post::Responses => generate::handle::<Responses>(state, caller, payload, arrived).await,
         Post::Embeddings => embeddings::handle(state, caller, payload, arrived).await,
         Post::Loglikelihood => loglikelihood::handle(state, caller, payload, arrived).await,
         Post::Tokenize => tokens::tokenize(state, caller, payload).await,

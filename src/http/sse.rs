@@ -60,6 +60,13 @@ pub(super) fn event(json: &[u8]) -> Bytes {
     event.into()
 }
 
+/// The same, named by the `type` that such a text begins with.
+pub(super) fn named_event(json: &[u8]) -> Bytes {
+    let name = json.strip_prefix(b"{\"type\":\"").unwrap_or_default();
+    let name = name.split(|&byte| byte == b'"').next().unwrap_or_default();
+    [b"event: ", name, b"\n", &event(json)[..]].concat().into()
+}
+
 struct EventBody {
     writer: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     written: mpsc::Receiver<Bytes>,

@@ -57,7 +57,7 @@ impl<E: Endpoint> Writer<E> {
         }
         for index in 0..self.choices.count() {
             let Some(opening) = self.endpoint.opening(index, opening_usage) else { break };
-            self.events.send(sse::event(&opening)).await?;
+            self.events.send(event::<E>(&opening)).await?;
         }
         if let Some(output) = first {
             self.write_output(&output).await?;
@@ -67,8 +67,14 @@ impl<E: Endpoint> Writer<E> {
                 Err(_) => self.events.send(PING.into()).await?,
                 Ok(Ok(Some(output))) => self.write_output(&output).await?,
                 Ok(Ok(None)) => break,
-                Ok(Err(error)) => return self.events.send(sse::event(&error.to_json())).await,
+                Ok(Err(error)) => {
+                    let last = self.endpoint.failed(&error);
+                    return self.events.send(event::<E>(&last)).await;
+                }
             }
+        }
+        if E::NAMES_EVENTS {
+            return Ok(());
         }
         let reply = self.endpoint.reply();
         if reply.options.include_usage {
@@ -80,8 +86,12 @@ impl<E: Endpoint> Writer<E> {
 
     async fn write_output(&mut self, output: &CompletionOutput) -> Sent {
         for chunk in self.endpoint.chunks(output, self.choices.usage()) {
-            self.events.send(sse::event(&chunk)).await?;
+            self.events.send(event::<E>(&chunk)).await?;
         }
         Ok(())
     }
+}
+
+fn event<E: Endpoint>(json: &[u8]) -> Bytes {
+    if E::NAMES_EVENTS { sse::named_event(json) } else { sse::event(json) }
 }

@@ -125,6 +125,38 @@ def structured(client, model):
     assert choice.choices[0].message.content in ("yes", "no")
 
 
+def respond(client, models):
+    """The newer API says what the older one does."""
+    for model in models[:2]:
+        chat = ask(client, model)
+        asked = {"model": model, "input": QUESTION, "temperature": 0, "max_output_tokens": 64}
+        reply = client.responses.create(**asked)
+        assert reply.output_text == chat and reply.model == model and reply.store is False
+        assert reply.status in ("completed", "incomplete")
+        assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
+        with client.responses.stream(**asked) as events:
+            kinds = [event.type for event in events]
+            final = events.get_final_response()
+        assert final.output_text == chat, (final.output_text, chat)
+        assert kinds[0] == "response.created" and kinds[-1] == f"response.{reply.status}"
+        assert "response.output_text.delta" in kinds
+    form = {"type": "json_schema", "name": "answer", "schema": ANSWER, "strict": True}
+    reply = client.responses.create(
+        model=models[0], input="What is a fox?", text={"format": form}, max_output_tokens=400)
+    assert json.loads(reply.output_text)["animal"] in ("fox", "owl")
+    reply = client.responses.create(
+        model=models[0], input="What is a fox?", max_output_tokens=4, top_logprobs=2,
+        include=["message.output_text.logprobs"])
+    logprobs = reply.output[0].content[0].logprobs
+    assert len(logprobs) == reply.usage.output_tokens and len(logprobs[0].top_logprobs) == 2
+    try:
+        client.responses.create(model=models[0], input="x", previous_response_id="resp_1")
+    except openai.BadRequestError as refused:
+        assert refused.param == "previous_response_id"
+    else:
+        raise AssertionError("an answer that is not kept must be refused")
+
+
 def embed(client, models):
     texts = ["The fox", "The owl"]
     found = []
@@ -184,6 +216,7 @@ def main():
         rule(client, base)
         with ThreadPoolExecutor(len(models)) as pool:
             list(pool.map(lambda model: structured(client, model), models))
+        respond(client, models)
         embed(client, models)
         refusals(client)
         for model, text in alone.items():

@@ -2,6 +2,7 @@
 //! the table for each of its variants.
 
 mod access;
+mod anthropic;
 mod load;
 mod protocol;
 mod request;
@@ -9,6 +10,7 @@ mod row;
 mod server;
 
 pub(super) use access::AccessError;
+pub(super) use anthropic::as_anthropics;
 pub(super) use load::LoadError;
 pub(super) use protocol::ProtocolError;
 pub(super) use request::RequestError;
@@ -58,12 +60,24 @@ impl ApiError {
         self.row().to_json()
     }
 
+    /// Anthropic's error object, for a stream.
+    pub fn to_anthropics(&self) -> Vec<u8> {
+        anthropic::to_json(&self.row(), None)
+    }
+
+    /// What it tells a reader.
+    pub fn message(&self) -> String {
+        self.row().message
+    }
+
     /// The whole answer.
     pub fn respond(&self) -> Response<Body> {
         let row = self.row();
         let mut response = Response::new(Full::new(Bytes::from(row.to_json())).boxed_unsync());
         // Every status of the table is a valid one.
         *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or_default();
+        // For a route whose clients read another form.
+        response.extensions_mut().insert(row.clone());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some((name, value)) = row.header

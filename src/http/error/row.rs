@@ -14,6 +14,7 @@ pub(super) const SERVER: &str = "server_error";
 const SHOWN_CHARS_MAX: usize = 256;
 
 /// What a client reads of an error.
+#[derive(Clone)]
 pub(super) struct Row {
     pub status: u16,
     /// `type`.

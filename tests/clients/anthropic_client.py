@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Anthropic's own client against the real binary serving the built-in demo.
+
+usage: anthropic_client.py PATH_TO_TESSERA
+"""
+
+import json
+import sys
+
+import anthropic
+
+from openai_client import ANSWER, Server
+
+QUESTION = [{"role": "user", "content": "What is a fox?"}]
+
+
+def create(client, model, **more):
+    asked = {"model": model, "messages": QUESTION, "max_tokens": 64, "temperature": 0} | more
+    return client.messages.create(**asked)
+
+
+def ask(client, model):
+    reply = create(client, model)
+    assert (reply.type, reply.role, reply.model) == ("message", "assistant", model)
+    assert reply.stop_reason in ("end_turn", "max_tokens") and reply.stop_sequence is None
+    counted = client.messages.count_tokens(model=model, messages=QUESTION).input_tokens
+    usage = reply.usage
+    assert counted == usage.input_tokens + usage.cache_read_input_tokens > 0
+    assert usage.output_tokens > 0 and reply._request_id
+    return reply.content[0].text
+
+
+def stream(client, model):
+    kinds = []
+    with client.messages.stream(
+            model=model, messages=QUESTION, max_tokens=64, temperature=0) as events:
+        for event in events:
+            kinds.append(event.type)
+        final = events.get_final_message()
+    assert kinds[0] == "message_start" and kinds[-1] == "message_stop"
+    assert final.usage.output_tokens > 0 and final.stop_reason in ("end_turn", "max_tokens")
+    return final.content[0].text
+
+
+def shape(client, model, text):
+    """What ends an answer, begins it, and gives it a form."""
+    words = text.split(" ")
+    stopped = create(client, model, stop_sequences=[words[2]])
+    assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == words[2]
+    assert words[2] not in stopped.content[0].text
+    cut = create(client, model, max_tokens=1)
+    assert cut.stop_reason == "max_tokens" and cut.usage.output_tokens == 1
+    blocks = [{"type": "text", "text": "What is a fox?", "cache_control": {"type": "ephemeral"}}]
+    same = create(client, model, messages=[{"role": "user", "content": blocks}])
+    assert same.content[0].text == text
+    create(client, model, system="Be brief.", thinking={"type": "disabled"},
+           metadata={"user_id": "u"}, extra_body={"seed": 5, "min_p": 0.1})
+    begun = [*QUESTION, {"role": "assistant", "content": words[0]}]
+    assert create(client, model, messages=begun).content[0].text
+    form = {"type": "json_schema", "schema": ANSWER}
+    answer = create(client, model, max_tokens=400, output_config={"format": form})
+    assert json.loads(answer.content[0].text)["animal"] in ("fox", "owl")
+
+
+def refusals(client, model):
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+    for more, error, kind, name in (
+        ({"model": "nobody"}, anthropic.NotFoundError, "not_found_error", "nobody"),
+        ({"temperature": 2}, anthropic.BadRequestError, "invalid_request_error", "temperature"),
+        ({"max_tokens": 10**6}, anthropic.BadRequestError, "invalid_request_error", "max_tokens"),
+        ({"messages": [{"role": "user", "content": [image]}]},
+         anthropic.BadRequestError, "invalid_request_error", "image"),
+    ):
+        try:
+            create(client, model, **more)
+        except error as refused:
+            assert refused.body["error"]["type"] == kind and name in str(refused), refused
+            assert refused.request_id == refused.body["request_id"]
+        else:
+            raise AssertionError(f"{more} must be refused")
+
+
+def main():
+    server = Server(sys.argv[1])
+    try:
+        client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+        cards = client.get("/v1/models", cast_to=object)["data"]
+        models = [card["id"] for card in cards]
+        alone = {model: ask(client, model) for model in models}
+        assert len(set(alone.values())) == len(models), f"every adapter its own way: {alone}"
+        for model, text in alone.items():
+            assert stream(client, model) == text, "streamed or not"
+        shape(client, models[0], alone[models[0]])
+        refusals(client, models[0])
+    finally:
+        server.stop()
+    print("Anthropic's client is served: 1 passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()
