@@ -123,7 +123,8 @@ fn offered(tool: &mut Value, i: usize, fields: &Fields) -> Result<Offered, Reque
         }
         _ => {
             let what = format!(
-                "must have a function with a name, 1 to {NAME_CHARS_MAX} of a-z, A-Z, 0-9, _, - and ."
+                "must have a function with a name, 1 to {NAME_CHARS_MAX} of a-z, A-Z, 0-9, _, - \
+                 and ."
             );
             return Err(invalid(&what).into());
         }

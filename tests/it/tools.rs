@@ -7,9 +7,103 @@ mod requests;
 
 use std::sync::Arc;
 
-use tessera::text::{CallPart, CallReader, CallSyntax, Read};
+use serde_json::{Value, json};
+use tessera::engine::FinishReason;
+use tessera::http::App;
+use tessera::ids::TokenId;
+use tessera::text::{
+    CallPart, CallReader, CallSyntax, ChatTemplate, Read, SamplingDefaults, ServedText, TextFiles,
+    Tokenizer,
+};
 
 use crate::Rng;
+use crate::fake::{EOS, Fake, Script};
+
+/// Writes calls in tags.
+const TAGGED: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}\
+    {{ m.role }}:{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>\n\
+    {\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}\n\
+    </tool_call>{% endfor %};{% endfor %}";
+/// Writes calls in a list after a mark.
+const LISTED: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}\
+    {{ m.role }}:{{ m.content or '' }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]\
+    [{\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}]\
+    {% endfor %};{% endfor %}";
+
+const CONTEXT_TOKENS_MAX: u32 = 4096;
+
+/// A server whose model says one text.
+struct Server {
+    fake: Fake,
+    tokenizer: Arc<Tokenizer>,
+    template: Arc<ChatTemplate>,
+    /// Tokens of the text, with the one that ends it.
+    tokens: usize,
+    /// Those that are special, but for that one.
+    special: usize,
+}
+
+impl Server {
+    fn new(template: &str, text: &str, by_bytes: bool) -> Self {
+        Self::with(template, text, by_bytes, |_| {})
+    }
+
+    /// `by_bytes`: one token a byte, also where a mark is a token.
+    fn with(template: &str, text: &str, by_bytes: bool, change: impl FnOnce(&mut App)) -> Self {
+        let dir = crate::root().join("tests/data/text/byte_level");
+        let mut files = TextFiles::read(&dir).unwrap();
+        let mut json: Value = serde_json::from_slice(files.tokenizer.as_ref().unwrap()).unwrap();
+        let mark = json!({"id": 512, "content": "[TOOL_CALLS]", "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        json["added_tokens"].as_array_mut().unwrap().push(mark);
+        files.tokenizer = Some(json.to_string().into_bytes());
+        let tokenizer = Arc::new(Tokenizer::from_files(&files, CONTEXT_TOKENS_MAX).unwrap());
+        let template = ChatTemplate::new(template, [].into(), CONTEXT_TOKENS_MAX).unwrap();
+        let template = Arc::new(template);
+        let byte = |byte: u8| {
+            let of_byte = |&id: &TokenId| tokenizer.token_bytes(id) == [byte];
+            (7..512).find(of_byte).unwrap()
+        };
+        let mut tokens: Vec<TokenId> = match by_bytes {
+            true => text.bytes().map(byte).collect(),
+            false => tokenizer.encode(text, false).unwrap(),
+        };
+        let special = tokens.iter().filter(|&&id| tokenizer.is_special(id)).count();
+        tokens.push(EOS);
+        let served = ServedText {
+            tokenizer: tokenizer.clone(),
+            template: Some(template.clone()),
+            eos_tokens: vec![EOS],
+            defaults: SamplingDefaults::default(),
+            named_tokens: [].into(),
+        };
+        let count = tokens.len();
+        let fake = Fake::new(Script::Say(tokens, FinishReason::Stop), |app| {
+            app.model.text = Arc::new(served);
+            app.model.limits.context_tokens_max = CONTEXT_TOKENS_MAX;
+            change(app);
+        });
+        Self { fake, tokenizer, template, tokens: count, special }
+    }
+}
+
+/// A chat with further fields.
+fn body(fields: Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
+}
+
+/// Two functions.
+fn weather() -> Value {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}},
+        "required": ["a"]});
+    let function = |name: &str| {
+        json!({"type": "function", "function": {"name": name, "description": "d",
+            "parameters": schema, "strict": false}})
+    };
+    json!([function("f"), function("get_weather")])
+}
 
 /// A text taken apart: what is content, and calls by name and arguments.
 type Taken = (String, Vec<(String, String)>);
