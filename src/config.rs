@@ -195,8 +195,8 @@ pub struct ServeConfig {
     )]
     pub strict_fields: bool,
 
-    /// How calls of tools are found in answers: auto (as the model's chat template writes them), none
-    /// (not at all), json, llama3_json, hermes, mistral, mistral_args or pythonic.
+    /// How calls of tools are found in answers: auto (as the model's chat template writes them),
+    /// none (not at all), json, llama3_json, hermes, mistral, mistral_args or pythonic.
     #[arg(
         long,
         env = "TESSERA_TOOL_CALL_PARSER",

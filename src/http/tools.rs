@@ -65,7 +65,8 @@ pub(super) fn read(own: &mut ChatFields) -> Result<Option<(Tools, Vec<Value>)>, 
     let is_single = own.parallel_tool_calls.take() == Some(false);
     let is_empty = |tools: &Option<Objects>| tools.as_ref().is_none_or(|all| all.0.is_empty());
     let is_old = is_empty(&new.0) && new.1.is_none();
-    if !is_old && !(is_empty(&old.0) && old.1.is_none()) {
+    let has_old = !is_empty(&old.0) || old.1.is_some();
+    if !is_old && has_old {
         let message = "functions and function_call are older names of tools and tool_choice; \
                        leave them out";
         return Err(Invalid::value("functions", message).into());

@@ -73,18 +73,16 @@ impl CallObject {
         if step == Step::Wrong {
             return step;
         }
+        let mut is_call = true;
         match (self.within, before) {
             (Within::Nothing, (1, Next::Key { .. })) if c == '"' => self.begin(Within::Key, c),
             (Within::Nothing, (1, Next::Value { .. })) if !c.is_whitespace() => {
-                if !self.value(c, parts) {
-                    return Step::Wrong;
-                }
+                is_call = self.value(c, parts);
             }
             (Within::Key | Within::Name, _) => {
                 self.text.push(c);
-                if !matches!(self.scan.next(), Next::Text { .. }) && !self.end_text(&is_known) {
-                    return Step::Wrong;
-                }
+                let is_whole = !matches!(self.scan.next(), Next::Text { .. });
+                is_call = !is_whole || self.end_text(&is_known);
             }
             (Within::Arguments, _) => {
                 self.add(c, parts);
@@ -93,6 +91,9 @@ impl CallObject {
                 }
             }
             _ => {}
+        }
+        if !is_call {
+            return Step::Wrong;
         }
         match (step, self.is_begun, self.name.take_if(|_| step == Step::Whole)) {
             (Step::Whole, false, Some(name)) if self.early.is_some() || !self.needs_arguments => {

@@ -119,40 +119,40 @@ impl CallReader {
         let before = read.calls.len();
         let bare = !self.is_marked;
         match &mut self.at {
-            At::Done => return,
+            At::Done => {}
             At::Start if is_blank && self.held.len() < BLANKS_BYTES_MAX => self.held.push(c),
             At::Start if c == '{' || c == '[' => {
                 self.at = At::Open;
-                return self.take(c, read);
+                self.take(c, read);
             }
             At::Start => {
                 self.at = At::Content;
-                return self.take(c, read);
+                self.take(c, read);
             }
-            At::Content => return self.content(c, read),
-            At::Open => return self.open(c, is_blank, read),
+            At::Content => self.content(c, read),
+            At::Open => self.open(c, is_blank, read),
             At::Object(object) => {
                 let is_known = |name: &str| !bare || self.names.iter().any(|known| known == name);
                 let step = object.push(c, is_known, &mut read.calls);
                 let is_begun = object.is_begun;
-                return self.step(step, is_begun, c, before, read);
+                self.step(step, is_begun, c, before, read);
             }
             At::Name(name) => {
                 name.push(c);
-                return self.name(c, read);
+                self.name(c, read);
             }
             At::Arguments(scan) => {
                 let step = scan.push(c);
                 if step != Step::Wrong {
                     add_arguments(&mut read.calls, c.encode_utf8(&mut [0; 4]));
                 }
-                return self.step(step, true, c, before, read);
+                self.step(step, true, c, before, read);
             }
             At::Python(python) => {
                 let step = python.push(c, &mut read.calls);
-                return self.python(step, c, before, read);
+                self.python(step, c, before, read);
             }
-            At::After => return self.after(c, is_blank, read),
+            At::After => self.after(c, is_blank, read),
         }
     }
 

@@ -138,7 +138,8 @@ type Case = (CallSyntax, &'static str, &'static str, &'static [(&'static str, &'
 const CASES: &[Case] = &[
     (
         CallSyntax::Tagged,
-        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1, {\"b\": \"}\\\"\"}]}}\n</tool_call>",
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1, {\"b\": \"}\\\"\"}]}}\n\
+         </tool_call>",
         "",
         &[("f", "{\"a\": [1, {\"b\": \"}\\\"\"}]}")],
     ),
@@ -203,7 +204,8 @@ const CASES: &[Case] = &[
     ),
     (
         CallSyntax::Json,
-        "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"a.b-c\", \"arguments\": {\"a\": 1}}]\n",
+        "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"a.b-c\", \"arguments\": \
+         {\"a\": 1}}]\n",
         "",
         &[("f", "{}"), ("a.b-c", "{\"a\": 1}")],
     ),

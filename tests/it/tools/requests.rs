@@ -200,8 +200,8 @@ fn the_syntax_of_calls_is_found_in_the_template_or_given() {
         (call(&format!("[TOOL_CALLS]{name}[ARGS]{args}")), CallSyntax::Named),
         (
             call(&format!(
-                "[{name}({{% for k, v in c.function.arguments.items() %}}{{{{ k }}}}={{{{ v | tojson \
-                 }}}}{{% endfor %}})]"
+                "[{name}({{% for k, v in c.function.arguments.items() %}}{{{{ k }}}}=\
+                 {{{{ v | tojson }}}}{{% endfor %}})]"
             )),
             CallSyntax::Pythonic,
         ),
