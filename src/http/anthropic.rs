@@ -23,7 +23,8 @@ use super::wire::{StopReason, Usage, to_json};
 use crate::request::Limits;
 
 /// Names of fields that errors know by others.
-const NAMES: &[(&str, &str)] = &[("reasoning_effort", "output_config.effort")];
+const NAMES: &[(&str, &str)] =
+    &[("reasoning_effort", "output_config.effort"), ("response_format", "output_config.format")];
 
 /// Messages in, one out.
 pub(super) struct AnthropicMessages {
@@ -159,16 +160,21 @@ pub(super) async fn count_tokens(
     payload: Payload,
 ) -> Result<Response<Body>, ApiError> {
     let count = move |state: &State| {
-        count(state, &caller, &payload).map_err(|error| respelled(error.into(), NAMES))
+        let parsed = parse::<Generation<MessagesFields>>(&payload.bytes)?;
+        let Generation { own, common } = parsed.fields;
+        state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
+        count(state, &caller, own, &common).map_err(|error| respelled(error.into(), NAMES))
     };
     let tokens = state.off_thread(&state.text_tasks, count).await?;
     Ok(whole("application/json", to_json(&json!({"input_tokens": tokens}))))
 }
 
-fn count(state: &State, caller: &Caller, payload: &Payload) -> Result<usize, RequestError> {
-    let parsed = parse::<Generation<MessagesFields>>(&payload.bytes)?;
-    let Generation { own, common } = parsed.fields;
-    state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
+fn count(
+    state: &State,
+    caller: &Caller,
+    own: MessagesFields,
+    common: &Common,
+) -> Result<usize, RequestError> {
     let text = resolve(state, caller, common.model.as_deref())?.text;
     let context_tokens_max = state.model.limits.context_tokens_max;
     let prompts = input(own)?.encode(&text, context_tokens_max, common.add_special_tokens)?;

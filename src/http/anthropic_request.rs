@@ -11,7 +11,8 @@ use super::messages::{Messages, Object, TextOrList};
 use super::parse::{Fields, fields};
 use super::raw::Raw;
 use super::rephrase::{
-    check_keys, check_single, invalid, message, object, schema_format, texts, unsupported,
+    check_keys, check_single, invalid, message, object, refuse_format, schema_format, texts,
+    unsupported,
 };
 use super::unsupported::{Neutral, Unsupported};
 
@@ -81,11 +82,8 @@ pub(super) fn translate(own: &mut MessagesFields, common: &mut Common) -> Result
         (None, _) => {}
     }
     let config = output_config(own)?;
+    refuse_format(common, "output_config")?;
     if let Some(format) = config.format {
-        if common.response_format.is_some() {
-            let message = "output_config with a format and response_format cannot both be given";
-            return invalid("response_format", message);
-        }
         common.response_format = schema_format(Some("output"), Some(&format.schema));
     }
     Ok(())

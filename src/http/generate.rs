@@ -37,8 +37,7 @@ pub(super) async fn handle<E: Endpoint>(
     arrived: Instant,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
-    let prepare =
-        move |state: &State| prepare::<E>(state, &caller, payload, arrived).map_err(E::respelled);
+    let prepare = move |state: &State| prepare::<E>(state, &caller, payload, arrived);
     let (endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
     let mut choices = Choices::start(state, group);
     if endpoint.reply().options.stream {
@@ -60,6 +59,20 @@ fn prepare<E: Endpoint>(
     let Generation { mut own, mut common } = parsed.fields;
     state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
     let repeats = E::translate(&mut own, &mut common)?;
+    let planned = plan::<E>(state, caller, Generation { own, common }, arrived);
+    let (mut reply, group, samples) = planned.map_err(E::respelled)?;
+    reply.repeats = repeats;
+    Ok((E::new(reply), group, samples))
+}
+
+/// Fields to sequences, and what their answer has in common.
+fn plan<E: Endpoint>(
+    state: &State,
+    caller: &Caller,
+    fields: Generation<E::Fields>,
+    arrived: Instant,
+) -> Result<(Reply, SequenceGroup, Samples), ApiError> {
+    let Generation { own, mut common } = fields;
     let mut options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
     let terms = E::prompt_terms(&own);
@@ -116,13 +129,12 @@ fn prepare<E: Endpoint>(
     let spelling = Spelling { tokenizer: text.tokenizer.clone(), as_ids, shows_special };
     let prompts = told::told(prompts, given, &terms, &spelling, draws, options.return_token_ids);
     let (name, fingerprint) = (target.name.clone(), state.model.fingerprint());
-    let mut reply =
+    let reply =
         Reply::new::<E>(name, fingerprint, options, spelling, logprobs, prompts, samples.told);
-    reply.repeats = repeats;
     let ends = Arc::new(ends);
     let samples_drawn = samples.drawn;
     let group = SequenceGroup { target, sequences, samples: samples_drawn, ends, calls, arrived };
-    Ok((E::new(reply), group, samples))
+    Ok((reply, group, samples))
 }
 
 /// All parameters of a request, but for the seed.

@@ -56,6 +56,19 @@ pub(super) fn check_single(common: &Common) -> Result<(), RequestError> {
     }
 }
 
+/// Refuses a chat's name for what a route has in `instead`.
+///
+/// # Errors
+/// [`RequestError::Unsupported`].
+pub(super) fn refuse_format(common: &Common, instead: &str) -> Result<(), RequestError> {
+    if common.response_format.is_none() {
+        return Ok(());
+    }
+    let message =
+        format!("response_format is not a field of this route; send {instead} with a format.");
+    unsupported("response_format", message)
+}
+
 /// OpenAI's `response_format` of a chat for a schema.
 pub(super) fn schema_format(name: Option<&str>, schema: Option<&RawValue>) -> Option<Raw> {
     #[derive(Serialize)]

@@ -11,7 +11,8 @@ use super::messages::{Messages, Object, TextOrList};
 use super::parse::{Fields, fields};
 use super::raw::Raw;
 use super::rephrase::{
-    check_keys, check_single, invalid, message, object, schema_format, texts, unsupported, value,
+    check_keys, check_single, invalid, message, object, refuse_format, schema_format, texts,
+    unsupported, value,
 };
 use super::unsupported::{Neutral, Unsupported};
 
@@ -88,11 +89,9 @@ pub(super) fn translate(
         let message = format!("truncation must be \"auto\" or \"disabled\", got '{truncation}'");
         return invalid("truncation", message);
     }
+    refuse_format(common, "text")?;
     let (format, shown_text) = text(own)?;
-    if format.is_some() && common.response_format.is_some() {
-        return invalid("response_format", "response_format and text cannot both be given");
-    }
-    common.response_format = common.response_format.take().or(format);
+    common.response_format = format;
     let metadata = own.metadata.as_ref().map_or_else(|| json!({}), |Object(all)| value(all));
     let reasoning = reasoning(own)?;
     let repeats = json!({

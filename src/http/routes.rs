@@ -102,7 +102,8 @@ const ROUTES: &[(&str, &str, Access, Route)] = &[
     ("/metrics", GET, Access::Metrics, Route::Metrics),
 ];
 /// Routes that are found without `/v1` too: gateways are given the server's address alone.
-const WITHOUT_V1: &[&str] = &["/models", "/completions", "/chat/completions", "/embeddings"];
+const WITHOUT_V1: &[&str] =
+    &["/models", "/completions", "/chat/completions", "/responses", "/embeddings"];
 
 /// Routes of other servers that are not here, and what is.
 const ELSEWHERE: &[(&str, &str)] = &[

@@ -83,7 +83,9 @@ def refusals(client, model):
 def main():
     server = Server(sys.argv[1])
     try:
-        client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+        # This client adds the version itself.
+        client = anthropic.Anthropic(
+            base_url=server.url.removesuffix("/v1"), api_key="none", max_retries=0)
         cards = client.get("/v1/models", cast_to=object)["data"]
         models = [card["id"] for card in cards]
         alone = {model: ask(client, model) for model in models}

@@ -229,6 +229,8 @@ fn what_is_wrong_or_not_built_is_refused_by_name() {
         (json!({"output_config": {"format": {"type": "x", "schema": {}}}}), "output_config"),
         (json!({"stop_sequences": ["a"], "stop": ["b"]}), "stop_sequences"),
         (json!({"stop_sequences": [5]}), "stop_sequences"),
+        (json!({"response_format": {"type": "text"}}), "response_format"),
+        (json!({"reasoning_effort": "low"}), "reasoning_effort"),
         (json!({"n": 2}), "n "),
         (json!({"return_token_ids": true}), "return_token_ids"),
         (json!({"logprobs": true}), "logprobs"),

@@ -270,6 +270,7 @@ fn what_is_wrong_or_not_built_is_refused_by_name() {
         (format(json!({"type": "json_schema", "schema": {}})), "text.format"),
         (format(json!({"type": "json_schema", "name": "n"})), "text.format"),
         (format(json!({"type": "json_schema", "name": "n", "schema": {"not": {}}})), "text.format"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"n": 2}), "n"),
         (json!({"temperature": 3}), "temperature"),
     ];

@@ -23,6 +23,8 @@ fn every_route_takes_a_slash_at_its_end_and_some_do_without_v1() {
         ("/completions", &prompt),
         ("/v1/chat/completions", &messages),
         ("/chat/completions", &messages),
+        ("/v1/responses", &json!({"input": "x"})),
+        ("/responses", &json!({"input": "x"})),
         ("/tokenize", &prompt),
         ("/detokenize", &json!({"tokens": []})),
         ("/v1/embeddings", &json!({"input": "x"})),
