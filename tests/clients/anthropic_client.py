@@ -11,11 +11,13 @@ import anthropic
 
 from openai_client import ANSWER, Server
 
+# The newest models there take no temperature, so that the client has no argument for it.
+GREEDY = {"temperature": 0}
 QUESTION = [{"role": "user", "content": "What is a fox?"}]
 
 
 def create(client, model, **more):
-    asked = {"model": model, "messages": QUESTION, "max_tokens": 64, "temperature": 0} | more
+    asked = {"model": model, "messages": QUESTION, "max_tokens": 64, "extra_body": GREEDY} | more
     return client.messages.create(**asked)
 
 
@@ -33,7 +35,7 @@ def ask(client, model):
 def stream(client, model):
     kinds = []
     with client.messages.stream(
-            model=model, messages=QUESTION, max_tokens=64, temperature=0) as events:
+            model=model, messages=QUESTION, max_tokens=64, extra_body=GREEDY) as events:
         for event in events:
             kinds.append(event.type)
         final = events.get_final_message()
@@ -54,7 +56,7 @@ def shape(client, model, text):
     same = create(client, model, messages=[{"role": "user", "content": blocks}])
     assert same.content[0].text == text
     create(client, model, system="Be brief.", thinking={"type": "disabled"},
-           metadata={"user_id": "u"}, extra_body={"seed": 5, "min_p": 0.1})
+           metadata={"user_id": "u"}, extra_body={"seed": 5, "min_p": 0.1, "top_k": 9})
     begun = [*QUESTION, {"role": "assistant", "content": words[0]}]
     assert create(client, model, messages=begun).content[0].text
     form = {"type": "json_schema", "schema": ANSWER}
@@ -66,13 +68,14 @@ def refusals(client, model):
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
     for more, error, kind, name in (
         ({"model": "nobody"}, anthropic.NotFoundError, "not_found_error", "nobody"),
-        ({"temperature": 2}, anthropic.BadRequestError, "invalid_request_error", "temperature"),
+        ({"extra_body": {"temperature": 2}},
+         anthropic.BadRequestError, "invalid_request_error", "temperature"),
         ({"max_tokens": 10**6}, anthropic.BadRequestError, "invalid_request_error", "max_tokens"),
         ({"messages": [{"role": "user", "content": [image]}]},
          anthropic.BadRequestError, "invalid_request_error", "image"),
     ):
         try:
-            create(client, model, **more)
+            create(client, **{"model": model} | more)
         except error as refused:
             assert refused.body["error"]["type"] == kind and name in str(refused), refused
             assert refused.request_id == refused.body["request_id"]
