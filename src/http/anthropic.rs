@@ -1,4 +1,4 @@
-//! `POST /v1/messages` and `POST /v1/messages/count_tokens`: a chat as Anthropic's clients spell it.
+//! `POST /v1/messages` and its `count_tokens`: a chat as Anthropic's clients spell it.
 
 use std::sync::Arc;
 

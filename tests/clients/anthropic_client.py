@@ -70,7 +70,7 @@ def refusals(client, model):
         ({"model": "nobody"}, anthropic.NotFoundError, "not_found_error", "nobody"),
         ({"extra_body": {"temperature": 2}},
          anthropic.BadRequestError, "invalid_request_error", "temperature"),
-        ({"max_tokens": 10**6}, anthropic.BadRequestError, "invalid_request_error", "max_tokens"),
+        ({"max_tokens": 10_000}, anthropic.BadRequestError, "invalid_request_error", "max_tokens"),
         ({"messages": [{"role": "user", "content": [image]}]},
          anthropic.BadRequestError, "invalid_request_error", "image"),
     ):

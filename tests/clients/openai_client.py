@@ -179,7 +179,7 @@ def refusals(client):
     for arguments, error, param in (
         ({"model": "nobody"}, openai.NotFoundError, "model"),
         ({"temperature": 9}, openai.BadRequestError, "temperature"),
-        ({"n": 3}, openai.BadRequestError, "n"),
+        ({"n": 129}, openai.BadRequestError, "n"),
         ({"presence_penalty": 3}, openai.BadRequestError, "presence_penalty"),
         ({"logit_bias": {"1000000": 1}}, openai.BadRequestError, "logit_bias"),
         ({"response_format": {"type": "json_schema", "json_schema": {
