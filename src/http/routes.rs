@@ -71,7 +71,7 @@ const GET_DELETE: &str = "GET, HEAD, DELETE, OPTIONS";
 /// SageMaker asks with either.
 const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Every path as [`spelled`] gives it, its methods, and who may ask; `DELETE` takes an admin. A path
+/// Every path as [`spelled`] gives it, its methods, and who may ask; `DELETE` takes an admin. One
 /// that ends with a slash leads to all that begin with it: the rest is a name, which may hold
 /// slashes. `docs/api.md` has the same table.
 const ROUTES: &[(&str, &str, Access, Route)] = &[

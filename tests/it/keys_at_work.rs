@@ -175,7 +175,7 @@ fn usage_is_what_answers_say_and_shown_to_whom_it_is() {
     let acme = (json!("acme"), json!("sql"), expected);
     let prompt = told["prompt_tokens"].as_u64().unwrap();
     let chat = (json!("beta"), json!("org/chat"), [1, prompt, 4, 0]);
-    assert_eq!(usage(&fake, ACME), [acme.clone()]);
+    assert_eq!(usage(&fake, ACME), std::slice::from_ref(&acme));
     let beta = usage(&fake, BETA);
     assert_eq!((beta.len(), &beta[0].1, beta[0].2[3]), (2, &json!(BASE), 2));
     assert_eq!(beta[1], chat);
