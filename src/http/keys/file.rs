@@ -157,7 +157,8 @@ mod tests {
     #[test]
     fn an_entry_says_what_a_tenant_may_do() {
         let text = "[[keys]]\nname = 'acme'\nkey = ['new', 'old']\nadapters = ['acme/*', 'sql']\n\
-                    base = false\nrequests_per_minute = 60\ntokens_per_minute = 9\nconcurrency = 4\n\
+                    base = false\nrequests_per_minute = 60\ntokens_per_minute = 9\n\
+                    concurrency = 4\n\
                     weight = 2\npriority = -1\n[[keys]]\nname = 'ops'\nkey = 'o'\nadmin = true\n\
                     [[keys]]\nname = 'none'\nkey = 'n'\nadapters = []\n";
         let entries = parse(text).unwrap();
