@@ -199,7 +199,10 @@ fn what_a_request_says_reaches_the_template() {
 fn what_is_wrong_or_not_built_is_refused_by_name() {
     let fake = telling();
     let of = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
-    let end = |text: &str| json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]});
+    let end = |text: &str| {
+        let last = json!({"role": "assistant", "content": text});
+        json!({"messages": [{"role": "user", "content": "a"}, last]})
+    };
     let cases = [
         (json!({"max_tokens": null}), "max_tokens"),
         (json!({"max_tokens": 513}), "max_tokens"),

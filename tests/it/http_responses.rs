@@ -206,7 +206,8 @@ fn an_answer_repeats_what_was_asked() {
     let format = json!({"type": "json_schema", "name": "n", "schema": {"type": "integer"},
         "strict": true});
     let more = json!({"metadata": {"k": "v"}, "user": "u", "temperature": 0.1, "top_p": 0.7,
-        "store": true, "truncation": "auto", "parallel_tool_calls": false, "text": {"format": format,
+        "store": true, "truncation": "auto", "parallel_tool_calls": false,
+        "text": {"format": format,
         "verbosity": "low"}, "reasoning": {"effort": "low"}, "instructions": "s",
         "include": ["reasoning.encrypted_content"], "previous_response_id": null, "tools": [],
         "tool_choice": "auto", "background": false});
