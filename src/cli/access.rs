@@ -14,6 +14,8 @@ pub struct Access {
     pub metrics_key: Option<KeyHash>,
     /// Lines of the start-up report.
     pub report: Vec<String>,
+    /// What the log must hold too, once the server can be reached.
+    pub warning: Option<String>,
 }
 
 /// Reads all keys.
@@ -38,17 +40,17 @@ pub fn read(config: &ServeConfig) -> Result<Access, CliError> {
         let message = "--require-auth: there is no key; give --api-key KEY or --keys FILE";
         return Err(CliError::Config(message.to_owned()));
     }
-    if keys.is_none() && is_public(config) {
-        let warning = format!(
+    let is_open = keys.is_none() && is_public(config);
+    let warning = is_open.then(|| {
+        format!(
             "OPEN TO THE NETWORK WITHOUT A KEY: whoever can reach {} can use this server{}; give \
              --api-key KEY or --keys FILE (--require-auth refuses to start without)",
             config.host,
             if config.allow_runtime_adapters { ", and load and delete adapters" } else { "" }
-        );
-        tracing::warn!("{warning}");
-        report.push(format!("warning: {warning}"));
-    }
-    Ok(Access { keys, metrics_key, report })
+        )
+    });
+    report.extend(warning.iter().map(|warning| format!("warning: {warning}")));
+    Ok(Access { keys, metrics_key, report, warning })
 }
 
 /// Whether others than this machine's users can reach it.

@@ -34,7 +34,9 @@ pub fn run(config: &ServeConfig) -> Result<(), CliError> {
     let access = access::read(config)?;
     runtime.block_on(async {
         let (listener, address) = listen(config).await?;
+        let warning = access.warning.clone();
         let (app, report) = tokio::task::block_in_place(|| start(config, access))?;
+        warning.iter().for_each(|warning| tracing::warn!("{warning}"));
         report.iter().for_each(|line| say(line));
         say(&format!("ready: {address}"));
         let served = http::serve(listener, app, shutdown::signal()).await;
