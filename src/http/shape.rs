@@ -72,6 +72,9 @@ impl Shape {
         context_tokens_max: u32,
         adds_special: Option<bool>,
     ) -> Result<Vec<Vec<TokenId>>, RequestError> {
+        if self.infill.is_none() && self.keep.is_none() {
+            return input.encode(text, context_tokens_max, adds_special);
+        }
         // What the tokenizer puts before any text stays there.
         let has_front = matches!(input, PromptInput::Texts(_)) && adds_special.unwrap_or(true);
         let front = if has_front { text.tokenizer.encode("", true) } else { Ok(Vec::new()) };

@@ -38,12 +38,14 @@ impl Guide for Matching {
         let words = allowed.as_slice().iter().copied().take(end.div_ceil(32) as usize);
         let mut mask = TokenMask::of_words(words.collect());
         let is_whole = allowed.is_allowed(*end);
-        _ = mask.remove(*end);
+        mask.remove(*end);
         for &id in ends.iter() {
             match is_whole {
                 true => mask.allow(id),
                 // As a part of the text it would end it too early.
-                false => drop(mask.remove(id)),
+                false => {
+                    mask.remove(id);
+                }
             }
         }
         match mask.words().iter().all(|word| *word == 0) {

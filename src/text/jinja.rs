@@ -122,6 +122,22 @@ fn nesting(token: &Token<'_>) -> i32 {
     }
 }
 
+/// What stands in each tag that begins with `word`, behind it.
+fn tags<'a>(
+    tokens: &'a [(Token<'a>, Span)],
+    word: &'static str,
+) -> impl Iterator<Item = &'a [(Token<'a>, Span)]> {
+    tokens.windows(2).enumerate().filter_map(move |(at, pair)| {
+        let is_start = matches!(pair[0].0, Token::BlockStart);
+        if !is_start || !matches!(pair[1].0, Token::Ident(name) if name == word) {
+            return None;
+        }
+        let tag = &tokens[at + 2..];
+        let end = tag.iter().position(|(token, _)| matches!(token, Token::BlockEnd));
+        Some(&tag[..end.unwrap_or(0)])
+    })
+}
+
 /// The arguments of a call, of which `tokens` begin behind the opening bracket.
 fn arguments<'a>(tokens: &'a [(Token<'a>, Span)]) -> impl Iterator<Item = &'a [(Token<'a>, Span)]> {
     let mut depth = 1;
@@ -157,24 +173,17 @@ impl Edits<'_> {
 
     /// What loops go over: from `in` to `if`, `recursive` or the end of the tag.
     fn loops(&mut self) {
-        let mut rest = self.tokens;
-        while let Some((first, after)) = rest.split_first() {
-            rest = after;
-            let is_for = matches!(after.first(), Some((Token::Ident("for"), _)));
-            if !matches!(first.0, Token::BlockStart) || !is_for {
-                continue;
-            }
-            let Some(from) = after.iter().position(|t| matches!(t.0, Token::Ident("in"))) else {
+        for tag in tags(self.tokens, "for") {
+            let Some(from) = tag.iter().position(|t| matches!(t.0, Token::Ident("in"))) else {
                 continue;
             };
+            let over = &tag[from + 1..];
             let mut depth = 0;
-            let ends = |(token, _): &(Token<'_>, Span)| {
+            let end = over.iter().position(|(token, _)| {
                 depth += nesting(token);
-                let ends = matches!(token, Token::Ident("if" | "recursive") | Token::BlockEnd);
-                depth == 0 && ends
-            };
-            let over = &after[from + 1..];
-            let over = &over[..over.iter().position(ends).unwrap_or(0)];
+                depth == 0 && matches!(token, Token::Ident("if" | "recursive"))
+            });
+            let over = &over[..end.unwrap_or(over.len())];
             if let (Some((_, first)), Some((_, last))) = (over.first(), over.last()) {
                 self.wrap(ITEMS, first.start_offset as usize, last.end_offset as usize);
             }
@@ -183,35 +192,27 @@ impl Edits<'_> {
 
     /// What a namespace is to keep: from `=` to the end of the tag.
     fn sets(&mut self) {
-        for at in 0..self.tokens.len() {
-            let tag = &self.tokens[at..];
-            let [(Token::BlockStart, _), (Token::Ident("set"), _), (Token::Ident(name), _), ..] =
-                tag
+        for tag in tags(self.tokens, "set") {
+            let [
+                (Token::Ident(name), _),
+                (Token::Dot, _),
+                (Token::Ident(_), _),
+                (Token::Assign, _),
+                kept @ ..,
+            ] = tag
             else {
                 continue;
             };
-            let [(Token::Dot, _), (Token::Ident(_), _), (Token::Assign, _), kept @ ..] = &tag[3..]
-            else {
-                continue;
-            };
-            let end = kept.iter().position(|(token, _)| matches!(token, Token::BlockEnd));
-            self.around(KEPT, &format!("({name}, ("), &kept[..end.unwrap_or(0)], "))");
+            self.around(KEPT, &format!("({name}, ("), kept, "))");
         }
     }
 
     /// A value of a `with` that is made of another one of it: jinja2 makes them all at once.
     fn withs(&mut self) {
-        let mut rest = self.tokens;
-        while let Some((first, after)) = rest.split_first() {
-            rest = after;
-            let is_with = matches!(after.first(), Some((Token::Ident("with"), _)));
-            if !matches!(first.0, Token::BlockStart) || !is_with {
-                continue;
-            }
-            let end = after.iter().position(|(token, _)| matches!(token, Token::BlockEnd));
+        for tag in tags(self.tokens, "with") {
             let mut given = Vec::new();
             let mut depth = 0;
-            for pair in after[..end.unwrap_or(0)].windows(2) {
+            for pair in tag.windows(2) {
                 depth += nesting(&pair[0].0);
                 match (&pair[0].0, &pair[1].0) {
                     (Token::Ident(name), Token::Assign) if depth == 0 => given.push(*name),

@@ -18,19 +18,12 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("__slice", filters::slice);
     environment.add_filter("__items", filters::items);
     environment.add_filter("__last", filters::last);
-    for (name, own) in [
-        ("map", "__map"),
-        ("select", "__select"),
-        ("reject", "__reject"),
-        ("selectattr", "__selectattr"),
-        ("rejectattr", "__rejectattr"),
-        ("unique", "__unique"),
-        ("batch", "__batch"),
-        ("slice", "__slice"),
-        ("items", "__items"),
-    ] {
+    for name in
+        ["map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice", "items"]
+    {
+        let own = format!("__{name}");
         let filter = move |state: &mut State<'_, '_>, args: Rest<Value>, named: Kwargs| {
-            let made = state.apply_filter(own, &all(args, named))?;
+            let made = state.apply_filter(&own, &all(args, named))?;
             Ok::<_, Error>(Generator::of(made.try_iter()?.collect()))
         };
         environment.add_filter(name, filter);

@@ -15,16 +15,11 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("__capitalize", filters::capitalize);
     environment.add_filter("__trim", filters::trim);
     environment.add_filter("indent", indent);
-    for (name, own) in [
-        ("upper", "__upper"),
-        ("lower", "__lower"),
-        ("title", "__title"),
-        ("capitalize", "__capitalize"),
-        ("trim", "__trim"),
-    ] {
+    for name in ["upper", "lower", "title", "capitalize", "trim"] {
+        let own = format!("__{name}");
         environment.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<Value>| {
             let args = args.iter().map(|arg| as_text(state, arg)).collect::<Result<Vec<_>, _>>()?;
-            state.apply_filter(own, &args)
+            state.apply_filter(&own, &args)
         });
     }
 }
