@@ -1,6 +1,6 @@
 //! Filters that make item by item what they make.
 
-use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, State, filters};
 
 use super::repr::invalid;
@@ -17,6 +17,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("__batch", filters::batch);
     environment.add_filter("__slice", filters::slice);
     environment.add_filter("__items", filters::items);
+    environment.add_filter("__reverse", filters::reverse);
     environment.add_filter("__last", filters::last);
     for name in
         ["map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice", "items"]
@@ -28,6 +29,18 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         };
         environment.add_filter(name, filter);
     }
+    environment.add_filter("reverse", |state: &mut State<'_, '_>, value: &Value| {
+        let made = state.apply_filter("__reverse", std::slice::from_ref(value))?;
+        match value.as_str() {
+            Some(_) => Ok::<_, Error>(made),
+            None => Ok(Generator::of(made.try_iter()?.collect())),
+        }
+    });
+    environment.add_filter("attr", |value: &Value, name: &str| match value.kind() {
+        // There attributes are methods, and what a mapping holds is none.
+        ValueKind::Map => Err(invalid("attr of a mapping is not supported; write x['name']")),
+        _ => value.get_attr(name),
+    });
     environment.add_filter("last", |state: &mut State<'_, '_>, value: &Value| match Generator::is(
         value,
     ) {

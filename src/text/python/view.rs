@@ -40,8 +40,10 @@ impl Object for View {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.shown.as_ref()?;
-        self.items.get(key.as_usize()?).cloned()
+        match self.shown {
+            Some(_) => self.items.get(key.as_usize()?).cloned(),
+            None => Some(Value::UNDEFINED),
+        }
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
