@@ -16,20 +16,27 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::access::{self, Access};
-use super::anthropic::{self, AnthropicMessages};
 use super::caller::Caller;
-use super::chat::Chat;
-use super::completions::Completions;
+use super::connection::guard;
+use super::endpoints::adapter_cards;
+use super::endpoints::adapters;
+use super::endpoints::anthropic::{self, AnthropicMessages};
+use super::endpoints::chat::Chat;
+use super::endpoints::completions::Completions;
+use super::endpoints::embeddings;
+use super::endpoints::loglikelihood;
+use super::endpoints::responses::Responses;
+use super::endpoints::tokens;
+use super::endpoints::usage;
 use super::error::as_anthropics;
 use super::error::{ApiError, LoadError, ProtocolError, ServerError};
+use super::generation::generate;
+use super::metrics;
+use super::models;
 use super::phase::Phase;
-use super::responses::Responses;
+use super::request::body;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::{
-    adapter_cards, adapters, body, embeddings, generate, guard, loglikelihood, metrics, models,
-    tokens, usage,
-};
 
 /// What a path leads to.
 #[derive(Clone, Copy)]

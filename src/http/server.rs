@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::listener::{Accepted, Listener};
+use super::connection::listener::{Accepted, Listener};
 use super::phase::{Phase, reached};
 use super::routes;
 use super::settings::App;

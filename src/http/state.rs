@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{Semaphore, watch};
 
 use super::adapter_root::AdapterRoot;
-use super::cors::Cors;
+use super::connection::cors::Cors;
+use super::connection::guard::LOOPBACK_HOSTS;
 use super::error::{ApiError, RequestError, ServerError};
-use super::guard::LOOPBACK_HOSTS;
 use super::ledger::Ledger;
 use super::metrics::Metrics;
 use super::phase::Phase;

@@ -1,0 +1,247 @@
+//! `POST /v1/embeddings`: the model's last hidden state, after its final norm, as a text's vector.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::Response;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess};
+use serde_json::Number;
+
+use crate::engine::Event;
+use crate::http::caller::Caller;
+use crate::http::clock::unix_now_s;
+use crate::http::error::{ApiError, RequestError, ServerError};
+use crate::http::generation::passes::{self, PASSES_MAX, PassFields, Passes};
+use crate::http::models::resolve;
+use crate::http::random::new_id;
+use crate::http::request::body::Payload;
+use crate::http::request::fields::Prompts;
+use crate::http::request::parse::{Fields, fields, parse};
+use crate::http::request::small::whole_number;
+use crate::http::request::unsupported::{Neutral, Unsupported};
+use crate::http::sse::{Body, whole};
+use crate::http::state::State;
+use crate::http::wire::{Embedding, Embeddings, Vector, to_json};
+use crate::ids::TokenId;
+use crate::request::{Invalid, Pooling, RequestFields, RequestParams};
+use crate::text::ServedText;
+
+fields! {
+    /// What `/v1/embeddings` takes.
+    EmbeddingFields {
+        model: String,
+        input: Input,
+        encoding_format: Encoding,
+        dimensions: Number,
+        normalize: bool,
+        pooling: PoolingName,
+        add_special_tokens: bool,
+    }
+    unsupported UNSUPPORTED;
+    ignored &[];
+}
+
+/// What other servers' embeddings have.
+const UNSUPPORTED: &[Unsupported] = &[
+    Unsupported::spelled("prompt", Neutral::Null, "input"),
+    Unsupported::spelled("messages", Neutral::Empty, "input"),
+    Unsupported::spelled("inputs", Neutral::Null, "input"),
+    Unsupported::spelled("texts", Neutral::Empty, "input"),
+    Unsupported::spelled("output_dimension", Neutral::Null, "dimensions"),
+    Unsupported::spelled("output_dimensionality", Neutral::Null, "dimensions"),
+    Unsupported::new("embed_dtype", Neutral::Words(&["float32"])),
+    Unsupported::new("output_dtype", Neutral::Words(&["float", "float32"])),
+    Unsupported::new("embedding_types", Neutral::Words(&["float"])),
+    Unsupported::new("endianness", Neutral::Words(&["native", "little"])),
+    Unsupported::spelled("use_activation", Neutral::Is(true), "normalize"),
+    Unsupported::new("input_type", Neutral::Empty),
+    Unsupported::new("task", Neutral::Words(&["embed"])),
+    Unsupported::new("task_type", Neutral::Empty),
+    Unsupported::new("instruction", Neutral::Empty),
+    Unsupported::new("prompt_name", Neutral::Empty),
+    Unsupported::new("late_chunking", Neutral::Is(false)),
+    Unsupported::new("truncate", Neutral::Is(false)),
+    Unsupported::new("truncation", Neutral::Is(false)),
+    Unsupported::new("stream", Neutral::Is(false)),
+    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
+    Unsupported::new("cache_salt", Neutral::Null),
+    Unsupported::new("priority", Neutral::Number(0.0)),
+];
+
+/// `input`: as `prompt` of completions, and more of them.
+#[derive(Debug)]
+pub(in crate::http) struct Input(Prompts);
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Prompts::read(deserializer, PASSES_MAX).map(Self)
+    }
+}
+
+/// `encoding_format`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum Encoding {
+    Float,
+    Base64,
+}
+
+/// `pooling`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum PoolingName {
+    Last,
+    Mean,
+}
+
+/// How vectors are to look.
+struct Shape {
+    model: String,
+    encoding: Encoding,
+    dimensions: Option<usize>,
+    normalize: bool,
+}
+
+/// Answers a request.
+///
+/// # Errors
+/// Any of [`ApiError`] but those of loading.
+pub(in crate::http) async fn handle(
+    state: &Arc<State>,
+    caller: Caller,
+    payload: Payload,
+    arrived: Instant,
+) -> Result<Response<Body>, ApiError> {
+    state.check_open()?;
+    let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
+    let (passes, shape) = state.off_thread(&state.text_tasks, prepare).await?;
+    let (events, usage) = passes::run(state, passes).await?;
+    let write = move |_: &State| {
+        let vectors = events.into_iter().filter_map(|event| match event {
+            Event::Embedding(vector) => Some(vector),
+            _ => None,
+        });
+        let data = vectors.enumerate().map(|(index, vector)| {
+            let embedding = shape.of(vector)?;
+            Ok(Embedding { object: "embedding", index, embedding })
+        });
+        let answer = Embeddings {
+            id: format!("embd-{}", new_id()),
+            object: "list",
+            created: unix_now_s(),
+            model: &shape.model,
+            data: data.collect::<Result<_, ServerError>>()?,
+            usage,
+        };
+        Ok(to_json(&answer))
+    };
+    // Thousands of vectors are many megabytes of digits.
+    let json = state.off_thread(&state.text_tasks, write).await?;
+    Ok(whole("application/json", json))
+}
+
+fn prepare(
+    state: &State,
+    caller: &Caller,
+    payload: &Payload,
+    arrived: Instant,
+) -> Result<(Passes, Shape), ApiError> {
+    let parsed = parse::<PassFields<EmbeddingFields>>(&payload.bytes)?;
+    state.check_unknown(&parsed.unknown)?;
+    let fields = parsed.fields.0;
+    let target = resolve(state, caller, fields.model.as_deref())?;
+    let Input(input) = fields.input.ok_or(RequestError::Missing("input"))?;
+    let shape = Shape {
+        model: target.name.clone(),
+        encoding: fields.encoding_format.unwrap_or(Encoding::Float),
+        dimensions: fields.dimensions.map(|n| dimensions(&n, state)).transpose()?,
+        normalize: fields.normalize.unwrap_or(true),
+    };
+    let pooling = match fields.pooling.unwrap_or(PoolingName::Last) {
+        PoolingName::Last => Pooling::Last,
+        PoolingName::Mean => Pooling::Mean,
+    };
+    let limits = &state.model.limits;
+    let params = RequestFields {
+        pooling: Some(pooling),
+        cache_salt: caller.cache_salt(None),
+        ..RequestFields::default()
+    };
+    let params = RequestParams::new(params, limits)?;
+    let count = match &input {
+        Prompts::Texts(texts) => texts.len(),
+        Prompts::Ids(lists) => lists.len(),
+    };
+    if count == 0 {
+        return Err(Invalid::value("input", "input must hold at least one text").into());
+    }
+    // Before the costly part: a full server says so at once.
+    let tickets = passes::reserve(state, count)?;
+    let adds_special = fields.add_special_tokens.unwrap_or(true);
+    let prompts = encode(input, &target.text, limits.context_tokens_max, adds_special)?;
+    let request = |prompt: Vec<TokenId>| {
+        let request = params.clone().with_prompt(prompt, limits);
+        request.map_err(|invalid| Invalid { param: "input", ..invalid })
+    };
+    let requests = prompts.into_iter().map(request).collect::<Result<_, _>>()?;
+    Ok((Passes { target, tickets, requests, arrived }, shape))
+}
+
+fn dimensions(asked: &Number, state: &State) -> Result<usize, Invalid> {
+    let most = state.model.hidden_size;
+    let n = whole_number(asked).and_then(|n| usize::try_from(n).ok());
+    n.filter(|n| (1..=most).contains(n)).ok_or_else(|| {
+        let message = format!("dimensions must be a whole number from 1 to {most}, got {asked}");
+        Invalid::value("dimensions", message)
+    })
+}
+
+fn encode(
+    input: Prompts,
+    text: &ServedText,
+    context_tokens_max: u32,
+    adds_special: bool,
+) -> Result<Vec<Vec<TokenId>>, RequestError> {
+    let texts = match input {
+        Prompts::Ids(lists) => return Ok(lists),
+        Prompts::Texts(texts) => texts,
+    };
+    let param = "input";
+    let tokens = |one: &String| match one.is_empty() {
+        true => Err(Invalid::value(param, "an input must not be empty").into()),
+        false => text.tokenizer.encode(one, adds_special).map_err(|error| RequestError::Text {
+            param,
+            error,
+            context_tokens_max,
+        }),
+    };
+    texts.iter().map(tokens).collect()
+}
+
+impl Shape {
+    /// # Errors
+    /// [`ServerError::EngineFailed`] for what JSON has no number for.
+    fn of(&self, mut vector: Vec<f32>) -> Result<Vector, ServerError> {
+        vector.truncate(self.dimensions.unwrap_or(usize::MAX));
+        if self.normalize {
+            let squares: f64 = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            // A vector of zeros has no direction and stays as it is.
+            let length = if squares == 0.0 { 1.0 } else { squares.sqrt() };
+            vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+        if !vector.iter().all(|x| x.is_finite()) {
+            let message = "the model produced no finite vector for this request";
+            return Err(ServerError::EngineFailed(message.to_owned()));
+        }
+        Ok(match self.encoding {
+            Encoding::Float => Vector::Floats(vector),
+            Encoding::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Vector::Base64(STANDARD.encode(bytes))
+            }
+        })
+    }
+}

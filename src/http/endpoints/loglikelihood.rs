@@ -1,0 +1,228 @@
+//! `POST /v1/loglikelihood`: how likely given continuations are after given prompts, which is what
+//! evaluations by multiple choice ask for.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::Response;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use crate::engine::{Event, PromptScore};
+use crate::http::caller::Caller;
+use crate::http::clock::unix_now_s;
+use crate::http::error::{ApiError, RequestError};
+use crate::http::generation::logprobs::finite;
+use crate::http::generation::passes::{self, PASSES_MAX, PassFields, Passes};
+use crate::http::models::resolve;
+use crate::http::random::new_id;
+use crate::http::request::body::Payload;
+use crate::http::request::fields::Prompts;
+use crate::http::request::parse::{Fields, fields, parse};
+use crate::http::request::unsupported::{Neutral, Unsupported};
+use crate::http::sse::{Body, whole};
+use crate::http::state::State;
+use crate::http::wire::{Loglikelihood, Loglikelihoods, to_json};
+use crate::ids::TokenId;
+use crate::request::{Invalid, RequestFields, RequestParams};
+use crate::text::ServedText;
+
+fields! {
+    /// What `/v1/loglikelihood` takes.
+    LoglikelihoodFields { model: String, requests: Pairs, add_special_tokens: bool, }
+    unsupported UNSUPPORTED;
+    ignored &[];
+}
+
+/// What completions have.
+const UNSUPPORTED: &[Unsupported] = &[
+    Unsupported::spelled("prompt", Neutral::Null, "requests"),
+    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
+    Unsupported::new("cache_salt", Neutral::Null),
+    Unsupported::new("priority", Neutral::Number(0.0)),
+];
+
+/// `requests`.
+#[derive(Debug)]
+pub(in crate::http) struct Pairs(Vec<Pair>);
+
+/// One of them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object with prompt and continuation")]
+struct Pair {
+    prompt: Prompt,
+    continuation: Prompt,
+}
+
+/// One text, or one list of token ids.
+#[derive(Debug)]
+enum Prompt {
+    Text(String),
+    Ids(Vec<TokenId>),
+}
+
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Prompts::read(deserializer, 1)? {
+            // An empty list is one of no tokens.
+            Prompts::Texts(mut texts) => texts.pop().map_or(Self::Ids(Vec::new()), Self::Text),
+            Prompts::Ids(mut lists) => Self::Ids(lists.pop().unwrap_or_default()),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(PairsVisitor).map(Self)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Vec<Pair>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects with prompt and continuation")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Pair>, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = seq.next_element()? {
+            if pairs.len() == PASSES_MAX {
+                return Err(A::Error::custom(format!("at most {PASSES_MAX} in a request")));
+            }
+            pairs.push(pair);
+        }
+        Ok(pairs)
+    }
+}
+
+/// Answers a request.
+///
+/// # Errors
+/// Any of [`ApiError`] but those of loading.
+pub(in crate::http) async fn handle(
+    state: &Arc<State>,
+    caller: Caller,
+    payload: Payload,
+    arrived: Instant,
+) -> Result<Response<Body>, ApiError> {
+    state.check_open()?;
+    let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
+    let (passes, borders) = state.off_thread(&state.text_tasks, prepare).await?;
+    let model = passes.target.name.clone();
+    let (events, usage) = passes::run(state, passes).await?;
+    let scores = events.iter().filter_map(|event| match event {
+        Event::Scores(scores) => Some(scores),
+        _ => None,
+    });
+    let data = scores.zip(&borders).enumerate().map(|(index, (scores, &border))| {
+        // The first score is of the second token.
+        scored(index, border, &scores[border - 1..])
+    });
+    let answer = Loglikelihoods {
+        id: format!("loglik-{}", new_id()),
+        object: "list",
+        created: unix_now_s(),
+        model: &model,
+        data: data.collect(),
+        usage,
+    };
+    Ok(whole("application/json", to_json(&answer)))
+}
+
+fn scored(index: usize, prompt_tokens: usize, scores: &[PromptScore]) -> Loglikelihood {
+    let token_logprobs: Vec<f32> = scores.iter().map(|score| finite(score.logprob)).collect();
+    Loglikelihood {
+        object: "loglikelihood",
+        index,
+        loglikelihood: token_logprobs.iter().map(|&logprob| f64::from(logprob)).sum(),
+        is_greedy: scores.iter().all(|score| score.rank == 1),
+        token_ids: scores.iter().map(|score| score.token).collect(),
+        token_logprobs,
+        prompt_tokens,
+        continuation_tokens: scores.len(),
+    }
+}
+
+/// The sequences, and of each how many tokens its prompt has.
+fn prepare(
+    state: &State,
+    caller: &Caller,
+    payload: &Payload,
+    arrived: Instant,
+) -> Result<(Passes, Vec<usize>), ApiError> {
+    let parsed = parse::<PassFields<LoglikelihoodFields>>(&payload.bytes)?;
+    state.check_unknown(&parsed.unknown)?;
+    let fields = parsed.fields.0;
+    let target = resolve(state, caller, fields.model.as_deref())?;
+    let Pairs(pairs) = fields.requests.ok_or(RequestError::Missing("requests"))?;
+    if pairs.is_empty() {
+        let message = "requests must hold at least one prompt with its continuation";
+        return Err(Invalid::value(PARAM, message).into());
+    }
+    let limits = &state.model.limits;
+    let params = RequestFields {
+        tokens_max: Some(0),
+        prompt_logprobs: Some(0),
+        cache_salt: caller.cache_salt(None),
+        ..RequestFields::default()
+    };
+    let params = RequestParams::new(params, limits)?;
+    // Before the costly part: a full server says so at once.
+    let tickets = passes::reserve(state, pairs.len())?;
+    let adds_special = fields.add_special_tokens.unwrap_or(true);
+    let (mut requests, mut borders) = (Vec::new(), Vec::new());
+    for (index, pair) in pairs.into_iter().enumerate() {
+        let invalid = |message: &str| Invalid::value(PARAM, format!("{PARAM}[{index}]: {message}"));
+        let (tokens, border) =
+            encode(pair, &target.text, limits.context_tokens_max, adds_special, invalid)?;
+        let request = params.clone().with_prompt(tokens, limits);
+        requests.push(request.map_err(|e| Invalid { code: e.code, ..invalid(&e.message) })?);
+        borders.push(border);
+    }
+    Ok((Passes { target, tickets, requests, arrived }, borders))
+}
+
+/// The field that errors name.
+const PARAM: &str = "requests";
+
+/// The tokens of both, and how many of them are the prompt's. Texts are tokenized together: the
+/// continuation's tokens are those that hold any of its text.
+fn encode(
+    pair: Pair,
+    text: &ServedText,
+    context_tokens_max: u32,
+    adds_special: bool,
+    invalid: impl Fn(&str) -> Invalid,
+) -> Result<(Vec<TokenId>, usize), RequestError> {
+    let (tokens, border) = match (pair.prompt, pair.continuation) {
+        (Prompt::Text(prompt), Prompt::Text(continuation)) => {
+            let both = prompt.clone() + &continuation;
+            let encoded = text.tokenizer.encode_with_border(&both, prompt.len(), adds_special);
+            let failed = |error| RequestError::Text { param: PARAM, error, context_tokens_max };
+            encoded.map_err(failed)?
+        }
+        (Prompt::Ids(mut ids), Prompt::Ids(continuation)) => {
+            let border = ids.len();
+            ids.extend(continuation);
+            (ids, border)
+        }
+        _ => {
+            let message = "prompt and continuation must both be texts, which are tokenized \
+                           together, or both be lists of token ids";
+            return Err(invalid(message).into());
+        }
+    };
+    if border == tokens.len() {
+        return Err(invalid("continuation must hold at least one token").into());
+    }
+    if border == 0 {
+        let message = "the first token of a continuation needs one before it; begin the prompt \
+                       with a token such as the end of a text";
+        return Err(invalid(message).into());
+    }
+    Ok((tokens, border))
+}

@@ -1,0 +1,16 @@
+//! The routes, one file each, with what the spellings of a chat share.
+
+pub(super) mod adapter_cards;
+pub(super) mod adapters;
+pub(super) mod anthropic;
+pub(super) mod anthropic_request;
+pub(super) mod chat;
+pub(super) mod completions;
+pub(super) mod conversation;
+pub(super) mod embeddings;
+pub(super) mod loglikelihood;
+pub(super) mod rephrase;
+pub(super) mod responses;
+pub(super) mod responses_request;
+pub(super) mod tokens;
+pub(super) mod usage;
