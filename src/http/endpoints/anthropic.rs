@@ -12,6 +12,8 @@ use crate::http::caller::Caller;
 use crate::http::error::{ApiError, RequestError};
 use crate::http::generation::choices::CompletionOutput;
 use crate::http::generation::endpoint::{Asked, Endpoint, Reply};
+use crate::http::generation::items::{Change, Item, Items};
+use crate::http::generation::tools::{self, Tools};
 use crate::http::models::resolve;
 use crate::http::request::body::Payload;
 use crate::http::request::fields::{Common, Generation};
@@ -29,8 +31,8 @@ const NAMES: &[(&str, &str)] =
 /// Messages in, one out.
 pub(in crate::http) struct AnthropicMessages {
     reply: Reply,
-    /// Whether a block has begun in the stream.
-    is_open: bool,
+    /// The blocks of its content.
+    items: Items,
 }
 
 impl Endpoint for AnthropicMessages {
@@ -57,22 +59,25 @@ impl Endpoint for AnthropicMessages {
 
     fn read(own: MessagesFields, common: &Common, _: &Limits) -> Result<Asked, RequestError> {
         let (tokens_max, tokens_max_param) = (common.max_tokens, "max_tokens");
-        Ok(Asked { input: input(own)?, tokens_max, tokens_max_param, logprobs: None, tools: None })
+        let (input, tools) = input(own)?;
+        Ok(Asked { input, tokens_max, tokens_max_param, logprobs: None, tools })
     }
 
     fn new(reply: Reply) -> Self {
-        Self { reply, is_open: false }
+        Self { reply, items: Items::default() }
     }
 
     fn reply(&self) -> &Reply {
         &self.reply
     }
 
+    fn see(&mut self, output: &CompletionOutput) {
+        self.items.add(output, &[]);
+    }
+
     fn whole(&self, outputs: &[CompletionOutput], used: Usage) -> Vec<u8> {
-        let output = outputs.first();
-        let text = output.map_or("", |output| &output.text);
-        let content = json!([{"type": "text", "text": text}]);
-        let end = output.map(ending);
+        let content = self.items.all.iter().map(whole_block).collect();
+        let end = outputs.first().map(|output| self.ending(output));
         to_json(&self.message(content, end, usage(used)))
     }
 
@@ -82,22 +87,33 @@ impl Endpoint for AnthropicMessages {
     }
 
     fn chunks(&mut self, output: &CompletionOutput, used: Usage) -> Vec<Vec<u8>> {
-        let mut events = Vec::new();
-        if !self.is_open {
-            self.is_open = true;
-            let block = json!({"type": "text", "text": ""});
-            events.push(json!({"type": "content_block_start", "index": 0, "content_block": block}));
-            events.push(json!({"type": "ping"}));
-        }
-        if !output.text.is_empty() {
-            let delta = json!({"type": "text_delta", "text": output.text});
-            events.push(json!({"type": "content_block_delta", "index": 0, "delta": delta}));
+        let changes = self.items.add(output, &[]);
+        let mut events: Vec<Value> = Vec::new();
+        for change in changes {
+            match change {
+                Change::Open { at } => {
+                    let block = first_block(&self.items.all[at]);
+                    let kind = "content_block_start";
+                    events.push(json!({"type": kind, "index": at, "content_block": block}));
+                    events.extend((at == 0).then(|| json!({"type": "ping"})));
+                }
+                Change::Text { text, .. } if text.is_empty() => {}
+                Change::Text { at, text, .. } => {
+                    events.push(delta(at, &json!({"type": "text_delta", "text": text})));
+                }
+                Change::Arguments { at, arguments } => {
+                    let more = json!({"type": "input_json_delta", "partial_json": arguments});
+                    events.push(delta(at, &more));
+                }
+                Change::Close { at } => {
+                    events.push(json!({"type": "content_block_stop", "index": at}));
+                }
+            }
         }
         if output.finish.is_some() {
-            let (reason, sequence) = ending(output);
+            let (reason, sequence) = self.ending(output);
             let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
             let usage = usage(used);
-            events.push(json!({"type": "content_block_stop", "index": 0}));
             events.push(json!({"type": "message_delta", "delta": delta, "usage": usage}));
             events.push(json!({"type": "message_stop"}));
         }
@@ -113,6 +129,15 @@ impl Endpoint for AnthropicMessages {
 type Ending<'a> = (&'static str, Option<&'a str>);
 
 impl AnthropicMessages {
+    fn ending<'a>(&self, output: &'a CompletionOutput) -> Ending<'a> {
+        match (output.finish, &output.stop_reason) {
+            (Some("length"), _) => ("max_tokens", None),
+            (_, Some(StopReason::Text(text))) => ("stop_sequence", Some(text)),
+            _ if self.items.has_calls() => ("tool_use", None),
+            _ => ("end_turn", None),
+        }
+    }
+
     fn message(&self, content: Value, end: Option<Ending<'_>>, usage: Value) -> Value {
         json!({
             "id": self.reply.id,
@@ -127,12 +152,70 @@ impl AnthropicMessages {
     }
 }
 
-fn ending(output: &CompletionOutput) -> Ending<'_> {
-    match (output.finish, &output.stop_reason) {
-        (Some("length"), _) => ("max_tokens", None),
-        (_, Some(StopReason::Text(text))) => ("stop_sequence", Some(text)),
-        _ => ("end_turn", None),
+fn delta(at: usize, delta: &Value) -> Value {
+    json!({"type": "content_block_delta", "index": at, "delta": delta})
+}
+
+/// A block as a stream begins it.
+fn first_block(item: &Item) -> Value {
+    match item {
+        Item::Text { .. } => json!({"type": "text", "text": ""}),
+        Item::Call { id, name, .. } => tool_use(id, name, json!({})),
     }
+}
+
+fn whole_block(item: &Item) -> Value {
+    match item {
+        Item::Text { text, .. } => json!({"type": "text", "text": text}),
+        Item::Call { id, name, arguments } => tool_use(id, name, certain(arguments).into()),
+    }
+}
+
+fn tool_use(id: &str, name: &str, input: Value) -> Value {
+    // Of a chat's ids, those that no template wants otherwise have the other API's prefix.
+    let id = id.strip_prefix("call_").map_or_else(|| id.to_owned(), |id| format!("toolu_{id}"));
+    json!({"type": "tool_use", "id": id, "name": name, "input": input})
+}
+
+/// Arguments as an object: of what was cut, all values that are whole.
+fn certain(arguments: &str) -> Map<String, Value> {
+    if let Ok(whole) = serde_json::from_str(arguments) {
+        return whole;
+    }
+    let (mut in_text, mut is_escaped) = (false, false);
+    let mut open = String::new();
+    let mut last = (0, String::new());
+    for (i, c) in arguments.char_indices() {
+        if in_text {
+            in_text = c != '"' || is_escaped;
+            is_escaped = c == '\\' && !is_escaped;
+            continue;
+        }
+        // After an opening bracket, after a closing one and before a comma all values are whole.
+        let end = match c {
+            '"' => {
+                in_text = true;
+                continue;
+            }
+            '{' => {
+                open.insert(0, '}');
+                i + 1
+            }
+            '[' => {
+                open.insert(0, ']');
+                i + 1
+            }
+            '}' | ']' => {
+                open.drain(..1.min(open.len()));
+                i + 1
+            }
+            ',' => i,
+            _ => continue,
+        };
+        last = (end, open.clone());
+    }
+    let (end, closing) = last;
+    serde_json::from_str(&format!("{}{closing}", &arguments[..end])).unwrap_or_default()
 }
 
 /// `usage`: what the cache had is no part of `input_tokens`.
@@ -146,8 +229,11 @@ fn usage(usage: Usage) -> Value {
     })
 }
 
-fn input(own: MessagesFields) -> Result<PromptInput, RequestError> {
-    Ok(PromptInput::Chat(Box::new(conversation::read(request::chat(own)?, None)?)))
+/// What the model reads, and what it may call.
+fn input(own: MessagesFields) -> Result<(PromptInput, Option<Tools>), RequestError> {
+    let mut chat = request::chat(own)?;
+    let (tools, shown) = tools::read(&mut chat)?.unzip();
+    Ok((PromptInput::Chat(Box::new(conversation::read(chat, shown)?)), tools))
 }
 
 /// How many tokens a request gives the model to read.
@@ -177,6 +263,6 @@ fn count(
 ) -> Result<usize, RequestError> {
     let text = resolve(state, caller, common.model.as_deref())?.text;
     let context_tokens_max = state.model.limits.context_tokens_max;
-    let prompts = input(own)?.encode(&text, context_tokens_max, common.add_special_tokens)?;
+    let prompts = input(own)?.0.encode(&text, context_tokens_max, common.add_special_tokens)?;
     Ok(prompts.iter().map(Vec::len).sum())
 }

@@ -3,15 +3,15 @@
 use serde::Deserialize;
 use serde::de::MapAccess;
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number};
 
 use super::rephrase::{
-    check_keys, check_single, invalid, message, object, refuse_format, schema_format, texts,
-    unsupported,
+    check_single, invalid, object, refuse_format, schema_format, unsupported,
 };
+use super::{anthropic_tools, anthropic_turns};
 use crate::http::error::{RequestError, shown};
 use crate::http::request::fields::{ChatFields, Common, Stops};
-use crate::http::request::messages::{Messages, Object, TextOrList};
+use crate::http::request::messages::{Messages, Object, Objects, TextOrList};
 use crate::http::request::parse::{Fields, fields};
 use crate::http::request::raw::Raw;
 use crate::http::request::unsupported::{Neutral, Unsupported};
@@ -24,6 +24,8 @@ fields! {
         stop_sequences: Stops,
         thinking: Raw,
         output_config: Raw,
+        tools: Objects,
+        tool_choice: Raw,
         /// vLLM's, as in a chat.
         chat_template_kwargs: Object,
     }
@@ -34,8 +36,7 @@ fields! {
 
 /// Fields of other versions and of chat.
 const UNSUPPORTED: &[Unsupported] = &[
-    Unsupported::new("tools", Neutral::Empty),
-    Unsupported::new("tool_choice", Neutral::Empty),
+    Unsupported::spelled("parallel_tool_calls", Neutral::Null, "disable_parallel_tool_use"),
     Unsupported::new("functions", Neutral::Empty),
     Unsupported::new("function_call", Neutral::Empty),
     Unsupported::new("mcp_servers", Neutral::Empty),
@@ -104,73 +105,24 @@ pub(in crate::http) fn chat(own: MessagesFields) -> Result<ChatFields, RequestEr
             variables.entry(name).or_insert_with(|| thinks.into());
         }
     }
-    let Messages(given) = own.messages.ok_or(RequestError::Missing("messages"))?;
-    if given.is_empty() {
-        return invalid("messages", "messages must hold at least one message");
-    }
-    let mut turns: Vec<Turn> = Vec::new();
-    if let Some(system) = own.system {
-        let system = match system {
-            TextOrList::Text(text) => Value::String(text),
-            TextOrList::List(blocks) => blocks.into_iter().map(Value::Object).collect(),
-        };
-        let texts = texts("system", Some(system), &["text"])?;
-        if texts.iter().any(|text| !text.is_empty()) {
-            turns.push(Turn { role: "system".to_owned(), texts });
-        }
-    }
-    let last = given.len() - 1;
-    for (i, message) in given.into_iter().enumerate() {
-        let Turn { role, texts } = turn(message)?;
-        let is_empty = texts.iter().all(String::is_empty);
-        match turns.last_mut() {
-            // A last turn of the assistant that says nothing yet is one to begin.
-            _ if is_empty && i == last && role == "assistant" => {}
-            _ if is_empty => {
-                return invalid("messages", "messages: every message must have a text");
-            }
-            // Turns of one role are one turn there, and many templates take no other.
-            Some(before) if before.role == role => before.texts.extend(texts),
-            _ => turns.push(Turn { role, texts }),
-        }
-    }
-    let end = turns.last().filter(|turn| turn.role == "assistant");
-    let end = end.and_then(|turn| turn.texts.last());
-    if end.is_some_and(|text| text.ends_with(char::is_whitespace)) {
-        let message = "messages: a last message of the assistant, which the model goes on with, \
-                       must not end with whitespace";
-        return invalid("messages", message);
-    }
-    let continues = end.is_some();
-    let messages = turns.into_iter().map(|Turn { role, texts }| message(&role, texts)).collect();
+    let has_tools = own.tools.as_ref().is_some_and(|Objects(all)| !all.is_empty());
+    let (tool_choice, parallel_tool_calls) = match &own.tool_choice {
+        Some(raw) => anthropic_tools::choice(raw, has_tools)?,
+        None => (None, None),
+    };
+    let tools = own.tools.map(anthropic_tools::functions).transpose()?;
+    let given = own.messages.ok_or(RequestError::Missing("messages"))?;
+    let (messages, continues) = anthropic_turns::read(own.system, given)?;
     Ok(ChatFields {
         messages: Some(Messages(messages)),
         continue_final_message: Some(continues),
         chat_template_kwargs: Some(Object(variables)),
         reasoning_effort: config.effort,
+        tools,
+        tool_choice,
+        parallel_tool_calls,
         ..ChatFields::default()
     })
-}
-
-/// What one role says.
-struct Turn {
-    role: String,
-    texts: Vec<String>,
-}
-
-fn turn(mut message: Map<String, Value>) -> Result<Turn, RequestError> {
-    let role = match message.remove("role") {
-        Some(Value::String(role)) => role,
-        _ => return invalid("messages", "messages: a message must have a role, a string"),
-    };
-    if !["user", "assistant", "system"].contains(&role.as_str()) {
-        let role = shown(&role);
-        let message = format!("messages: a role must be user or assistant, got '{role}'");
-        return invalid("messages", message);
-    }
-    let texts = texts("messages", message.remove("content"), &["text"])?;
-    check_keys("messages", &message, &[])?;
-    Ok(Turn { role, texts })
 }
 
 /// `thinking`. What it may cost is not counted apart: `max_tokens` bounds all of an answer.

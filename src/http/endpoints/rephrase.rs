@@ -166,6 +166,20 @@ pub(in crate::http) fn message(role: &str, mut texts: Vec<String>) -> Message {
     Message::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)])
 }
 
+/// A call in a chat's message.
+pub(in crate::http) fn called(id: &str, name: &str, arguments: Value) -> Value {
+    let function = json!({"name": name, "arguments": arguments});
+    json!({"id": id, "type": "function", "function": function})
+}
+
+/// What came of a call, as a chat's message.
+pub(in crate::http) fn result(id: &str, name: &str, texts: Vec<String>) -> Message {
+    let mut message = message("tool", texts);
+    message.insert("tool_call_id".to_owned(), id.into());
+    message.insert("name".to_owned(), name.into());
+    message
+}
+
 /// A fault with the names that fields have on another route.
 pub(in crate::http) fn respelled(
     error: ApiError,

@@ -9,25 +9,23 @@ use super::responses_request::{self as request, ResponsesFields};
 use crate::http::error::{ApiError, RequestError};
 use crate::http::generation::choices::CompletionOutput;
 use crate::http::generation::endpoint::{Asked, Endpoint, Reply};
+use crate::http::generation::items::{Change, Item, Items};
 use crate::http::generation::logprobs::{self, Drawn};
+use crate::http::generation::tools;
 use crate::http::random::new_id;
 use crate::http::request::fields::Common;
 use crate::http::request::prompt::PromptInput;
 use crate::http::wire::{Usage, to_json};
 use crate::request::Limits;
 
-/// Items in, a message out.
+/// Items in, items out: messages and calls of functions.
 pub(in crate::http) struct Responses {
     reply: Reply,
-    /// The message's id.
-    item: String,
+    /// What the items' ids end with.
+    id: String,
     /// The next event's.
     sequence_number: u64,
-    /// Whether the message has begun in the stream.
-    is_open: bool,
-    /// All of it so far, in a stream.
-    text: String,
-    drawn: Vec<Drawn>,
+    items: Items,
 }
 
 impl Endpoint for Responses {
@@ -59,31 +57,27 @@ impl Endpoint for Responses {
     fn read(own: ResponsesFields, _: &Common, limits: &Limits) -> Result<Asked, RequestError> {
         let logprobs = request::logprobs(&own, limits.logprobs_max)?;
         let (tokens_max, tokens_max_param) = (own.max_output_tokens, "max_output_tokens");
-        let chat = conversation::read(request::chat(own)?, None)?;
-        let input = PromptInput::Chat(Box::new(chat));
-        Ok(Asked { input, tokens_max, tokens_max_param, logprobs, tools: None })
+        let mut chat = request::chat(own)?;
+        let (tools, shown) = tools::read(&mut chat)?.unzip();
+        let input = PromptInput::Chat(Box::new(conversation::read(chat, shown)?));
+        Ok(Asked { input, tokens_max, tokens_max_param, logprobs, tools })
     }
 
     fn new(reply: Reply) -> Self {
-        Self {
-            reply,
-            item: format!("msg_{}", new_id()),
-            // The opening event has the first.
-            sequence_number: 1,
-            is_open: false,
-            text: String::new(),
-            drawn: Vec::new(),
-        }
+        // The opening event has the number 0.
+        Self { reply, id: new_id(), sequence_number: 1, items: Items::default() }
     }
 
     fn reply(&self) -> &Reply {
         &self.reply
     }
 
+    fn see(&mut self, output: &CompletionOutput) {
+        self.items.add(output, self.told(output));
+    }
+
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8> {
-        let Some(output) = outputs.first() else { return Vec::new() };
-        let message = self.message(status(output), &output.text, &output.drawn);
-        to_json(&self.ended(output, json!([message]), usage))
+        outputs.first().map_or_else(Vec::new, |output| to_json(&self.ended(output, usage)))
     }
 
     fn opening(&self, _: usize, _: Usage) -> Option<Vec<u8>> {
@@ -94,22 +88,29 @@ impl Endpoint for Responses {
 
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
         let mut events = Vec::new();
-        if !self.is_open {
-            self.is_open = true;
-            events.extend(self.begin());
+        if self.sequence_number == 1 {
+            let response = self.response("in_progress", json!([]), Value::Null);
+            events.push(self.event("response.in_progress", &json!({"response": response})));
         }
-        let news = self.logprobs(&output.drawn);
-        let tells = self.reply.logprobs.is_some() && !output.drawn.is_empty();
-        if !output.text.is_empty() || tells {
-            let delta = json!({"delta": output.text, "logprobs": news});
-            events.push(self.event("response.output_text.delta", &self.at_part(delta)));
-        }
-        self.text += &output.text;
-        if self.reply.logprobs.is_some() {
-            self.drawn.extend_from_slice(&output.drawn);
+        for change in self.items.add(output, self.told(output)) {
+            match change {
+                Change::Open { at } => self.open(at, &mut events),
+                Change::Text { text, drawn, .. } if text.is_empty() && drawn.is_empty() => {}
+                Change::Text { at, text, drawn } => {
+                    let delta = json!({"delta": text, "logprobs": self.logprobs(&drawn)});
+                    events.push(self.event("response.output_text.delta", &self.part_at(at, delta)));
+                }
+                Change::Arguments { at, arguments } => {
+                    let delta = self.item_at(at, json!({"delta": arguments}));
+                    events.push(self.event("response.function_call_arguments.delta", &delta));
+                }
+                Change::Close { at } => self.close(at, output, &mut events),
+            }
         }
         if output.finish.is_some() {
-            events.extend(self.end(output, usage));
+            let kind = format!("response.{}", status(output));
+            let response = self.ended(output, usage);
+            events.push(self.event(&kind, &json!({"response": response})));
         }
         events
     }
@@ -122,34 +123,38 @@ impl Endpoint for Responses {
 }
 
 impl Responses {
-    /// What stands between the opening of a stream and its first text.
-    fn begin(&mut self) -> Vec<Vec<u8>> {
-        let response = self.response("in_progress", json!([]), Value::Null);
-        let mut item = self.message("in_progress", "", &[]);
-        item["content"] = json!([]);
-        let part = self.part("", &[]);
-        vec![
-            self.event("response.in_progress", &json!({"response": response})),
-            self.event("response.output_item.added", &json!({"output_index": 0, "item": item})),
-            self.event("response.content_part.added", &self.at_part(json!({"part": part}))),
-        ]
+    /// An item of the stream begins.
+    fn open(&mut self, at: usize, events: &mut Vec<Vec<u8>>) {
+        let mut item = self.item(at, "in_progress");
+        let is_text = matches!(self.items.all[at], Item::Text { .. });
+        item[if is_text { "content" } else { "arguments" }] =
+            if is_text { json!([]) } else { json!("") };
+        let added = json!({"output_index": at, "item": item});
+        events.push(self.event("response.output_item.added", &added));
+        if is_text {
+            let part = self.part_at(at, json!({"part": self.part("", &[])}));
+            events.push(self.event("response.content_part.added", &part));
+        }
     }
 
-    /// What ends a stream.
-    fn end(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
-        let status = status(output);
-        let logprobs = self.logprobs(&self.drawn);
-        let done = self.at_part(json!({"text": self.text, "logprobs": logprobs}));
-        let part = self.at_part(json!({"part": self.part(&self.text, &self.drawn)}));
-        let item = self.message(status, &self.text, &self.drawn);
-        let response = self.ended(output, json!([item]), usage);
-        let last = format!("response.{status}");
-        vec![
-            self.event("response.output_text.done", &done),
-            self.event("response.content_part.done", &part),
-            self.event("response.output_item.done", &json!({"output_index": 0, "item": item})),
-            self.event(&last, &json!({"response": response})),
-        ]
+    /// An item of the stream is whole.
+    fn close(&mut self, at: usize, output: &CompletionOutput, events: &mut Vec<Vec<u8>>) {
+        match &self.items.all[at] {
+            Item::Text { text, drawn } => {
+                let logprobs = self.logprobs(drawn);
+                let done = self.part_at(at, json!({"text": text, "logprobs": logprobs}));
+                let part = self.part_at(at, json!({"part": self.part(text, drawn)}));
+                events.push(self.event("response.output_text.done", &done));
+                events.push(self.event("response.content_part.done", &part));
+            }
+            Item::Call { name, arguments, .. } => {
+                let done = self.item_at(at, json!({"name": name, "arguments": arguments}));
+                events.push(self.event("response.function_call_arguments.done", &done));
+            }
+        }
+        let item = self.item(at, self.item_status(at, output));
+        let done = json!({"output_index": at, "item": item});
+        events.push(self.event("response.output_item.done", &done));
     }
 
     /// An event of the stream, numbered.
@@ -162,13 +167,19 @@ impl Responses {
         to_json(&event)
     }
 
-    /// Where in the response the message's text is, and what is said of it.
-    fn at_part(&self, fields: Value) -> Value {
-        let mut at = json!({"item_id": self.item, "output_index": 0, "content_index": 0});
-        if let (Value::Object(at), Value::Object(fields)) = (&mut at, fields) {
-            at.extend(fields);
-        }
-        at
+    /// Where in the response an item is, and what is said of it.
+    fn item_at(&self, at: usize, fields: Value) -> Value {
+        joined(json!({"item_id": self.item_id(at), "output_index": at}), fields)
+    }
+
+    /// Where in the response a message's text is, and what is said of it.
+    fn part_at(&self, at: usize, fields: Value) -> Value {
+        self.item_at(at, joined(json!({"content_index": 0}), fields))
+    }
+
+    /// The tokens that are to be told of.
+    fn told<'a>(&self, output: &'a CompletionOutput) -> &'a [Drawn] {
+        if self.reply.logprobs.is_some() { &output.drawn } else { &[] }
     }
 
     fn logprobs(&self, drawn: &[Drawn]) -> Value {
@@ -183,20 +194,48 @@ impl Responses {
         json!({"type": "output_text", "annotations": [], "logprobs": logprobs, "text": text})
     }
 
-    fn message(&self, status: &str, text: &str, drawn: &[Drawn]) -> Value {
-        json!({
-            "id": self.item,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": [self.part(text, drawn)],
-        })
+    fn item_id(&self, at: usize) -> String {
+        let kind = match self.items.all[at] {
+            Item::Text { .. } => "msg",
+            Item::Call { .. } => "fc",
+        };
+        // Unlike those of other answers, and of one length.
+        let (head, tail) = self.id.split_at(self.id.len() - 4);
+        let tail = u16::from_str_radix(tail, 16).unwrap_or_default().wrapping_add(at as u16);
+        format!("{kind}_{head}{tail:04x}")
     }
 
-    /// The response when its text has ended.
-    fn ended(&self, output: &CompletionOutput, items: Value, used: Usage) -> Value {
+    fn item(&self, at: usize, status: &str) -> Value {
+        let id = self.item_id(at);
+        match &self.items.all[at] {
+            Item::Text { text, drawn } => json!({
+                "id": id,
+                "type": "message",
+                "status": status,
+                "role": "assistant",
+                "content": [self.part(text, drawn)],
+            }),
+            Item::Call { id: call_id, name, arguments } => json!({
+                "id": id,
+                "type": "function_call",
+                "status": status,
+                "call_id": call_id,
+                "name": name,
+                "arguments": arguments,
+            }),
+        }
+    }
+
+    /// Only the last item is cut.
+    fn item_status(&self, at: usize, output: &CompletionOutput) -> &'static str {
+        if at + 1 == self.items.all.len() { status(output) } else { "completed" }
+    }
+
+    /// The response when it has ended.
+    fn ended(&self, output: &CompletionOutput, used: Usage) -> Value {
         let status = status(output);
-        let mut response = self.response(status, items, usage(used));
+        let items = (0..self.items.all.len()).map(|at| self.item(at, self.item_status(at, output)));
+        let mut response = self.response(status, items.collect(), usage(used));
         if status == "incomplete" {
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
         }
@@ -227,6 +266,14 @@ impl Responses {
         }
         response
     }
+}
+
+/// Two objects as one.
+fn joined(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
 }
 
 fn status(output: &CompletionOutput) -> &'static str {

@@ -6,12 +6,12 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
 use super::rephrase::{
-    check_keys, check_single, invalid, message, object, refuse_format, schema_format, texts,
-    unsupported, value,
+    check_single, invalid, object, refuse_format, schema_format, unsupported, value,
 };
+use super::{responses_items, responses_tools};
 use crate::http::error::{RequestError, shown};
 use crate::http::request::fields::{ChatFields, Common};
-use crate::http::request::messages::{Messages, Object, TextOrList};
+use crate::http::request::messages::{Messages, Object, Objects, TextOrList};
 use crate::http::request::parse::{Fields, fields};
 use crate::http::request::raw::Raw;
 use crate::http::request::unsupported::{Neutral, Unsupported};
@@ -31,7 +31,11 @@ fields! {
         store: bool,
         metadata: Object,
         user: String,
+        tools: Objects,
+        tool_choice: Raw,
         parallel_tool_calls: bool,
+        /// Of tools that the server itself would run: it runs none.
+        max_tool_calls: u32,
         /// vLLM's, as in a chat.
         chat_template_kwargs: Object,
     }
@@ -39,16 +43,13 @@ fields! {
     ignored &["prompt_cache_options"];
 }
 
-/// What needs answers that are kept, tools, or is chat's.
+/// What needs answers that are kept, or is chat's.
 const UNSUPPORTED: &[Unsupported] = &[
     Unsupported::new("previous_response_id", Neutral::Null),
     Unsupported::new("conversation", Neutral::Null),
     Unsupported::new("background", Neutral::Is(false)),
     Unsupported::new("background_options", Neutral::Null),
     Unsupported::new("prompt", Neutral::Null),
-    Unsupported::new("tools", Neutral::Empty),
-    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
-    Unsupported::new("max_tool_calls", Neutral::Null),
     Unsupported::new("functions", Neutral::Empty),
     Unsupported::new("function_call", Neutral::Empty),
     Unsupported::new("context_management", Neutral::Empty),
@@ -84,6 +85,9 @@ pub(in crate::http) fn translate(
         let message = "max_tokens is not a field of this route; send max_output_tokens instead.";
         return unsupported("max_tokens", message.to_owned());
     }
+    if own.max_tool_calls == Some(0) {
+        return invalid("max_tool_calls", "max_tool_calls must be at least 1, got 0");
+    }
     if let Some(truncation) = own.truncation.as_ref().filter(|t| *t != "auto" && *t != "disabled") {
         let truncation = shown(truncation);
         let message = format!("truncation must be \"auto\" or \"disabled\", got '{truncation}'");
@@ -97,10 +101,13 @@ pub(in crate::http) fn translate(
     let repeats = json!({
         "instructions": own.instructions,
         "max_output_tokens": own.max_output_tokens,
+        "max_tool_calls": own.max_tool_calls,
         "metadata": metadata,
         "parallel_tool_calls": own.parallel_tool_calls.unwrap_or(true),
         "reasoning": {"effort": reasoning.effort, "summary": null},
         "temperature": value(&common.temperature),
+        "tool_choice": responses_tools::repeated_choice(own.tool_choice.as_ref()),
+        "tools": responses_tools::repeated(own.tools.as_ref()),
         "text": {"format": shown_text},
         "top_logprobs": own.top_logprobs.unwrap_or(0),
         "top_p": value(&common.top_p),
@@ -144,60 +151,17 @@ pub(in crate::http) fn logprobs(
 /// [`RequestError`], with the field at fault.
 pub(in crate::http) fn chat(own: ResponsesFields) -> Result<ChatFields, RequestError> {
     let reasoning_effort = reasoning(&own)?.effort;
-    let mut messages = Vec::new();
-    if let Some(instructions) = own.instructions.filter(|text| !text.is_empty()) {
-        messages.push(message("system", vec![instructions]));
-    }
-    match own.input.ok_or(RequestError::Missing("input"))? {
-        TextOrList::Text(text) if text.is_empty() => {
-            return invalid("input", "input must not be empty");
-        }
-        TextOrList::Text(text) => messages.push(message("user", vec![text])),
-        TextOrList::List(items) if items.is_empty() => {
-            return invalid("input", "input must hold at least one item");
-        }
-        TextOrList::List(items) => {
-            for item in items {
-                messages.push(read_item(item)?);
-            }
-        }
-    }
+    let input = own.input.ok_or(RequestError::Missing("input"))?;
+    let messages = responses_items::read(own.instructions, input)?;
     Ok(ChatFields {
         messages: Some(Messages(messages)),
         chat_template_kwargs: own.chat_template_kwargs,
         reasoning_effort,
+        tools: own.tools.map(responses_tools::functions).transpose()?,
+        tool_choice: own.tool_choice,
+        parallel_tool_calls: own.parallel_tool_calls,
         ..ChatFields::default()
     })
-}
-
-/// Types of blocks that hold text.
-const TEXTS: [&str; 4] = ["input_text", "output_text", "text", "refusal"];
-
-fn read_item(mut item: Map<String, Value>) -> Result<Map<String, Value>, RequestError> {
-    match item.remove("type") {
-        None | Some(Value::Null) => {}
-        Some(Value::String(kind)) if kind == "message" => {}
-        Some(Value::String(kind)) => {
-            let kind = shown(&kind);
-            let message = format!("Items of type '{kind}' are not supported in input; send text.");
-            return unsupported("input", message);
-        }
-        Some(_) => return invalid("input", "input: an item's type must be a string"),
-    }
-    let role = match item.remove("role") {
-        Some(Value::String(role)) => role,
-        _ => return invalid("input", "input: a message must have a role, a string"),
-    };
-    if !["user", "assistant", "system", "developer"].contains(&role.as_str()) {
-        let role = shown(&role);
-        let message =
-            format!("input: a role must be user, assistant, system or developer, got '{role}'");
-        return invalid("input", message);
-    }
-    let texts = texts("input", item.remove("content"), &TEXTS)?;
-    // How an earlier answer had it.
-    check_keys("input", &item, &["id", "status", "phase"])?;
-    Ok(message(&role, texts))
 }
 
 /// `reasoning`.

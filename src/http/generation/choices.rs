@@ -135,14 +135,18 @@ impl Choices {
         next.map_err(ApiError::Server)
     }
 
-    /// Waits for all choices.
+    /// Waits for all choices, and shows what is new of them as it comes.
     ///
     /// # Errors
     /// Those of [`Choices::next`].
-    pub async fn collect(&mut self) -> Result<Vec<CompletionOutput>, ApiError> {
+    pub async fn collect(
+        &mut self,
+        mut show: impl FnMut(&CompletionOutput),
+    ) -> Result<Vec<CompletionOutput>, ApiError> {
         let whole = |index| CompletionOutput { index, ..CompletionOutput::default() };
         let mut outputs: Vec<_> = (0..self.choices.len()).map(whole).collect();
         while let Some(new) = self.next().await? {
+            show(&new);
             let output = &mut outputs[new.index];
             output.text += &new.text;
             output.calls.extend(new.calls);

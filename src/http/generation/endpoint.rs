@@ -63,6 +63,9 @@ pub(in crate::http) trait Endpoint: Send + Sized + 'static {
     /// What [`Endpoint::new`] was given.
     fn reply(&self) -> &Reply;
 
+    /// What is new of a choice of a whole answer, before [`Endpoint::whole`].
+    fn see(&mut self, _: &CompletionOutput) {}
+
     /// The whole answer with all choices, as JSON.
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8>;
 

@@ -40,12 +40,13 @@ pub(in crate::http) async fn handle<E: Endpoint>(
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
     let prepare = move |state: &State| prepare::<E>(state, &caller, payload, arrived);
-    let (endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
+    let (mut endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
     let mut choices = Choices::start(state, group);
     if endpoint.reply().options.stream {
         return stream::stream(state.http.keep_alive_ms, choices, endpoint).await;
     }
-    let outputs = best(choices.collect().await?, samples);
+    let outputs = choices.collect(|output| endpoint.see(output)).await?;
+    let outputs = best(outputs, samples);
     Ok(whole("application/json", endpoint.whole(&outputs, choices.usage())))
 }
 

@@ -4,6 +4,7 @@ pub(super) mod called;
 pub(super) mod choices;
 pub(super) mod endpoint;
 pub(super) mod generate;
+pub(super) mod items;
 pub(super) mod logprobs;
 pub(super) mod passes;
 pub(super) mod stream;
