@@ -2,8 +2,10 @@
 //! call.
 
 mod answers;
+mod anthropic;
 mod masks;
 mod requests;
+mod responses;
 
 use std::sync::Arc;
 

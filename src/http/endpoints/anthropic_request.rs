@@ -5,9 +5,7 @@ use serde::de::MapAccess;
 use serde_json::value::RawValue;
 use serde_json::{Map, Number};
 
-use super::rephrase::{
-    check_single, invalid, object, refuse_format, schema_format, unsupported,
-};
+use super::rephrase::{check_single, invalid, object, refuse_format, schema_format, unsupported};
 use super::{anthropic_tools, anthropic_turns};
 use crate::http::error::{RequestError, shown};
 use crate::http::request::fields::{ChatFields, Common, Stops};

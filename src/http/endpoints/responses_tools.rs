@@ -73,5 +73,7 @@ pub(in crate::http) fn repeated(tools: Option<&Objects>) -> Value {
 
 /// `tool_choice` likewise.
 pub(in crate::http) fn repeated_choice(choice: Option<&Raw>) -> Value {
-    choice.and_then(|Raw(raw)| serde_json::from_str(raw.get()).ok()).unwrap_or_else(|| "auto".into())
+    choice
+        .and_then(|Raw(raw)| serde_json::from_str(raw.get()).ok())
+        .unwrap_or_else(|| "auto".into())
 }
