@@ -6,10 +6,11 @@ usage: anthropic_client.py PATH_TO_TESSERA
 
 import json
 import sys
+import tempfile
 
 import anthropic
 
-from openai_client import ANSWER, Server
+from openai_client import ANSWER, Server, tool_server
 
 # The newest models there take no temperature, so that the client has no argument for it.
 GREEDY = {"temperature": 0}
@@ -64,6 +65,56 @@ def shape(client, model, text):
     assert json.loads(answer.content[0].text)["animal"] in ("fox", "owl")
 
 
+NOTE = {"name": "note", "description": "Writes down an animal.", "input_schema": ANSWER}
+
+
+def call(client, model):
+    """The model uses a tool, and reads what came of it."""
+    asked = {"tools": [NOTE], "max_tokens": 200}
+    for choice in ({"type": "any"}, {"type": "tool", "name": "note"}):
+        choice |= {"disable_parallel_tool_use": True}
+        reply = create(client, model, tool_choice=choice, **asked)
+        [made] = reply.content
+        assert reply.stop_reason == "tool_use" and made.type == "tool_use"
+        assert made.name == "note" and made.input["animal"] in ("fox", "owl"), made
+        with client.messages.stream(model=model, messages=QUESTION, tool_choice=choice,
+                                    extra_body=GREEDY, **asked) as events:
+            kinds = [event.type for event in events]
+            final = events.get_final_message()
+        assert "input_json" in kinds, "pieces of the input are seen as they come"
+        assert final.stop_reason == "tool_use" and final.content[0].input == made.input
+    result = {"type": "tool_result", "tool_use_id": made.id, "is_error": True,
+              "content": [{"type": "text", "text": "no"}]}
+    messages = [*QUESTION, {"role": "assistant", "content": reply.content},
+                {"role": "user", "content": [result]}]
+    assert create(client, model, messages=messages, **asked).content
+    counted = [client.messages.count_tokens(model=model, messages=QUESTION, **more).input_tokens
+               for more in ({}, {"tools": [NOTE]})]
+    assert counted[0] < counted[1]
+    for more, name in (
+        ({"messages": messages[:2]}, made.id),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
+        ({"tool_choice": {"type": "tool", "name": "nobody"}}, "nobody"),
+    ):
+        try:
+            create(client, model, **asked | more)
+        except anthropic.BadRequestError as refused:
+            assert name in str(refused), refused
+        else:
+            raise AssertionError(f"{more} must be refused")
+
+
+def tools(binary):
+    with tempfile.TemporaryDirectory() as folder:
+        server = tool_server(binary, folder)
+        try:
+            client = anthropic.Anthropic(
+                base_url=server.url.removesuffix("/v1"), api_key="none", max_retries=0)
+            call(client, client.get("/v1/models", cast_to=object)["data"][0]["id"])
+        finally:
+            server.stop()
+
+
 def refusals(client, model):
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
     for more, error, kind, name in (
@@ -99,6 +150,7 @@ def main():
         refusals(client, models[0])
     finally:
         server.stop()
+    tools(sys.argv[1])
     print("Anthropic's client is served: 1 passed, 0 failed")
 
 

@@ -6,12 +6,16 @@ usage: openai_client.py PATH_TO_TESSERA
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
+import pydantic
 
 QUESTION = [{"role": "user", "content": "What is a fox?"}]
 
@@ -19,8 +23,8 @@ QUESTION = [{"role": "user", "content": "What is a fox?"}]
 class Server:
     """The server as a user starts it, on a free port."""
 
-    def __init__(self, binary):
-        command = [binary, "serve", "--port", "0"]
+    def __init__(self, binary, *arguments):
+        command = [binary, "serve", "--port", "0", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             found = re.match(r"ready: (http://\S+)", line)
@@ -157,6 +161,94 @@ def respond(client, models):
         raise AssertionError("an answer that is not kept must be refused")
 
 
+# The demo's own template writes no tools.
+TOOL_TEMPLATE = """{{ bos_token }}{% if tools %}<|system|>
+{% for tool in tools %}{{ tool.function | tojson }}{% endfor %}<|end|>
+{% endif %}{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>
+{{ m.content or '' }}{% for call in m.tool_calls or [] %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+
+
+def tool_server(binary, folder):
+    """The demo's model with a template that writes tools and calls."""
+    model = Path(folder) / "demo"
+    shutil.copytree(Path(__file__).parents[2] / "demo" / "model", model)
+    (model / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    return Server(binary, str(model))
+
+
+class Note(pydantic.BaseModel):
+    """Writes down an animal."""
+
+    legs: int = pydantic.Field(ge=0, le=8)
+    tame: bool
+
+
+def call(client, model):
+    """A chat's model calls a function, and reads what came of it."""
+    tools = [openai.pydantic_function_tool(Note, name="note")]
+    asked = {"model": model, "messages": QUESTION, "tools": tools, "max_tokens": 200}
+    for choice in ("required", {"type": "function", "function": {"name": "note"}}):
+        reply = client.chat.completions.create(
+            **asked, tool_choice=choice, parallel_tool_calls=False)
+        made = reply.choices[0].message.tool_calls
+        assert len(made) == 1 and made[0].function.name == "note"
+        Note.model_validate_json(made[0].function.arguments)
+    messages = [*QUESTION, reply.choices[0].message,
+                {"role": "tool", "tool_call_id": made[0].id, "content": "ok"}]
+    assert client.chat.completions.create(**asked | {"messages": messages}).choices[0].message
+
+
+def respond_with_calls(client, model):
+    """The same of the newer API."""
+    tools = [openai.pydantic_function_tool(Note, name="note")["function"] | {"type": "function"}]
+    asked = {"model": model, "input": QUESTION, "tools": tools, "max_output_tokens": 200}
+    for choice in ("required", {"type": "function", "name": "note"}):
+        reply = client.responses.parse(**asked, tool_choice=choice, parallel_tool_calls=False)
+        assert reply.status == "completed" and reply.output_text == ""
+        [made] = reply.output
+        assert made.type == "function_call" and made.status == "completed" and made.id
+        assert isinstance(made.parsed_arguments, (Note, dict)), made
+        with client.responses.stream(
+                **asked, tool_choice=choice, parallel_tool_calls=False, temperature=0) as events:
+            kinds = [event.type for event in events]
+            final = events.get_final_response()
+        [streamed] = final.output
+        Note.model_validate_json(streamed.arguments)
+        for kind in ("output_item.added", "function_call_arguments.delta",
+                     "function_call_arguments.done", "output_item.done"):
+            assert f"response.{kind}" in kinds, kinds
+        assert not any("output_text" in kind for kind in kinds), kinds
+    history = [*QUESTION, made.model_dump(exclude={"parsed_arguments"}),
+               {"type": "function_call_output", "call_id": made.call_id, "output": "ok"}]
+    reply = client.responses.create(**asked | {"input": history}, tool_choice="none")
+    assert reply.tools[0].name == "note" and reply.tool_choice == "none"
+    for more, param in (({"input": history[-1:]}, "input"),
+                        ({"tools": [{"type": "web_search"}]}, "tools"),
+                        ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice")):
+        try:
+            client.responses.create(**asked | more)
+        except openai.BadRequestError as refused:
+            assert refused.param == param, refused
+        else:
+            raise AssertionError(f"{more} must be refused")
+
+
+def tools(binary):
+    with tempfile.TemporaryDirectory() as folder:
+        server = tool_server(binary, folder)
+        try:
+            client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+            model = client.models.list().data[0].id
+            call(client, model)
+            respond_with_calls(client, model)
+        finally:
+            server.stop()
+
+
 def embed(client, models):
     texts = ["The fox", "The owl"]
     found = []
@@ -223,6 +315,7 @@ def main():
             print(f"{model:12} {text!r}")
     finally:
         server.stop()
+    tools(sys.argv[1])
     print("the OpenAI client is served: 1 passed, 0 failed")
 
 
