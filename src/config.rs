@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::dtype::Dtype;
-use crate::http::ToolCallParser;
+use crate::http::{ReasoningParser, ToolCallParser};
 
 mod access;
 mod file;
@@ -206,6 +206,19 @@ pub struct ServeConfig {
         help_heading = "Server"
     )]
     pub tool_call_parser: ToolCallParser,
+
+    /// How thoughts are told apart from answers: auto (as the model's chat template marks them),
+    /// none (not at all), deepseek_r1, deepseek_v3, glm45, granite, minimax_m2, mistral, olmo3,
+    /// qwen3, seed_oss or step3.
+    #[arg(
+        long,
+        env = "TESSERA_REASONING_PARSER",
+        value_name = "NAME",
+        default_value = "auto",
+        value_parser = ReasoningParser::parse,
+        help_heading = "Server"
+    )]
+    pub reasoning_parser: ReasoningParser,
 
     /// Requests that wait beyond those that run; more are answered 429.
     #[arg(

@@ -109,6 +109,7 @@ fn start(config: &ServeConfig, access: Access) -> Result<(App, Vec<String>), Cli
         hosts_allowed: hosts_allowed(config),
         strict_fields: config.strict_fields,
         tool_call_parser: config.tool_call_parser,
+        reasoning_parser: config.reasoning_parser,
         origins_allowed: config.network.allowed_origin.clone(),
         keys: access.keys,
         metrics_key: access.metrics_key,

@@ -35,4 +35,4 @@ pub use connection::listener::Listener;
 pub use connection::tls::Tls;
 pub use keys::{KeyHash, Keys};
 pub use server::serve;
-pub use settings::{App, HttpSettings, ServedModel, ToolCallParser};
+pub use settings::{App, HttpSettings, ReasoningParser, ServedModel, ToolCallParser};

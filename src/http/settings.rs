@@ -7,7 +7,7 @@ use super::keys::{KeyHash, Keys};
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
-use crate::text::{AdapterTexts, CallSyntax, ServedText};
+use crate::text::{AdapterTexts, CallSyntax, ServedText, ThoughtSyntax};
 
 /// What a server is made of.
 pub struct App {
@@ -80,6 +80,42 @@ impl ToolCallParser {
     }
 }
 
+/// How thoughts are told apart from answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasoningParser {
+    /// As the model's chat template marks them, or as its vocabulary has tokens for.
+    Auto,
+    /// Not at all.
+    None,
+    /// Marked like this.
+    Syntax {
+        /// The marks.
+        syntax: ThoughtSyntax,
+        /// Whether answers begin within a thought, unless their prompt has ended it.
+        begins: bool,
+    },
+}
+
+impl ReasoningParser {
+    /// `auto`, `none`, or a name of [`ThoughtSyntax::NAMES`].
+    ///
+    /// # Errors
+    /// The names that there are.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "none" => return Ok(Self::None),
+            _ => {}
+        }
+        let known = ThoughtSyntax::NAMES.iter().find(|(name, ..)| *name == text);
+        let known = known.map(|&(_, syntax, begins)| Self::Syntax { syntax, begins });
+        known.ok_or_else(|| {
+            let names: Vec<&str> = ThoughtSyntax::NAMES.iter().map(|(name, ..)| *name).collect();
+            format!("expected auto, none or one of {}", names.join(", "))
+        })
+    }
+}
+
 /// Limits of connections and bodies, and what clients may do.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
@@ -91,6 +127,8 @@ pub struct HttpSettings {
     pub strict_fields: bool,
     /// How calls of tools are found in what a model says.
     pub tool_call_parser: ToolCallParser,
+    /// How thoughts are told apart from answers.
+    pub reasoning_parser: ReasoningParser,
     /// Origins of web pages that may use the server, `scheme://host[:port]` or `*` for any.
     pub origins_allowed: Vec<String>,
     /// Who may use the server; without, whoever reaches it.
@@ -137,6 +175,7 @@ impl HttpSettings {
             hosts_allowed: None,
             strict_fields: false,
             tool_call_parser: ToolCallParser::Auto,
+            reasoning_parser: ReasoningParser::Auto,
             origins_allowed: Vec::new(),
             keys: None,
             metrics_key: None,

@@ -15,6 +15,15 @@ pub(super) struct Usage {
     /// Absent while it is not known, never guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_tokens_details: Option<PromptDetails>,
+    /// Of names whose answers may hold thoughts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionDetails>,
+}
+
+/// `usage.completion_tokens_details`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct CompletionDetails {
+    pub reasoning_tokens: u64,
 }
 
 /// `usage.prompt_tokens_details`.
@@ -90,9 +99,15 @@ pub(super) enum StopReason {
 #[derive(Serialize)]
 pub(super) struct AssistantMessage<'a> {
     pub role: &'static str,
-    /// Null where there is none beside calls.
+    /// Null where there is none beside calls or of a model that thinks.
     pub content: Option<&'a str>,
     pub refusal: Option<&'a str>,
+    /// What was thought, as vLLM names it: absent of models that do not, null where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<Option<&'a str>>,
+    /// The same, as others name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<Option<&'a str>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,6 +139,11 @@ pub(super) struct FunctionCall<'a> {
 pub(super) struct MessageDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
+    /// What is thought, by both of its names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -32,6 +32,15 @@ impl TokenMask {
         Self { words: vec![0; vocabulary.div_ceil(32)] }
     }
 
+    /// All of them.
+    pub fn all(vocabulary: usize) -> Self {
+        let mut words = vec![u32::MAX; vocabulary.div_ceil(32)];
+        if let (Some(last), rest @ 1..) = (words.last_mut(), vocabulary % 32) {
+            *last = (1 << rest) - 1;
+        }
+        Self { words }
+    }
+
     /// Those whose bits are set; see [`TokenMask::words`].
     pub fn of_words(words: Vec<u32>) -> Self {
         Self { words }
@@ -86,5 +95,8 @@ mod tests {
         assert_eq!(tokens(&mask.and(&other)), [31, 69]);
         assert!(mask.remove(31) && !mask.remove(31) && !mask.remove(500));
         assert_eq!(tokens(&mask), [0, 32, 69]);
+        for vocabulary in [31, 32, 70] {
+            assert_eq!(tokens(&TokenMask::all(vocabulary)).len(), vocabulary);
+        }
     }
 }

@@ -13,8 +13,10 @@ mod gbnf;
 pub mod limits;
 mod matching;
 mod schema;
+mod thinking;
 mod vocabulary;
 
 pub use calls::{CallsForm, Function};
 pub use form::Form;
 pub use forms::{FormError, Forms};
+pub use thinking::{Thinking, ThoughtRules};

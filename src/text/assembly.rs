@@ -4,6 +4,7 @@ use super::vocabulary::Vocabulary;
 use crate::ids::TokenId;
 
 /// Puts the bytes of tokens together to text.
+#[derive(Clone)]
 pub(super) struct Assembly {
     /// The begin of a character, less than four bytes between two pushes.
     pending: Vec<u8>,

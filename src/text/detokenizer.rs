@@ -13,6 +13,7 @@ const CHARACTER_TOKENS_MAX: usize = 4;
 /// The text of a stream of tokens, each part as soon as it is certain. All parts together are
 /// [`Tokenizer::decode`] of all tokens, without the special ones. The cost of a token does not
 /// depend on how many came before.
+#[derive(Clone)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     assembly: Assembly,

@@ -32,6 +32,8 @@ mod special;
 mod stop;
 mod stop_tokens;
 mod template;
+mod thought_reader;
+mod thought_syntax;
 mod tokenizer;
 mod vocabulary;
 
@@ -50,4 +52,6 @@ pub use served::{AdapterTexts, OwnText, ServedText, TextSettings};
 pub use stop::{StopMatcher, StopOutcome};
 pub use stop_tokens::stop_token_ids;
 pub use template::ChatTemplate;
+pub use thought_reader::{Split, ThoughtReader};
+pub use thought_syntax::{Opening, ThoughtSyntax};
 pub use tokenizer::{AddedToken, Tokenizer};

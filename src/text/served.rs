@@ -16,6 +16,7 @@ use super::files::{
 use super::special;
 use super::stop_tokens::stop_token_ids;
 use super::template::ChatTemplate;
+use super::thought_syntax::ThoughtSyntax;
 use super::tokenizer::Tokenizer;
 use crate::ids::{Digest, TokenId};
 
@@ -68,6 +69,12 @@ impl ServedText {
         let template = template.map(Arc::new);
         let named_tokens = special::named(files)?;
         Ok(Self { tokenizer, template, eos_tokens, defaults, named_tokens })
+    }
+
+    /// How answers in chats mark what is thought: as the template does, or as tokens are there for.
+    pub fn thought_syntax(&self) -> Option<ThoughtSyntax> {
+        let template = self.template.as_ref()?;
+        template.thought_syntax().or_else(|| ThoughtSyntax::of_vocabulary(&self.tokenizer))
     }
 }
 

@@ -20,6 +20,7 @@ use super::error::TextError;
 use super::files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TextFiles, json};
 use super::guarded::Guard;
 use super::limits::text_bytes_max;
+use super::thought_syntax::ThoughtSyntax;
 use super::{jinja, python, special};
 
 /// One is an instruction or 64 bytes of data; a message takes about a hundred instructions. Used
@@ -57,6 +58,7 @@ struct Prepared {
     special_tokens: BTreeMap<String, String>,
     content: ContentForms,
     tools: ToolForms,
+    thoughts: Option<ThoughtSyntax>,
     knows_developer: bool,
     knows_documents: bool,
     text_bytes_max: usize,
@@ -157,6 +159,12 @@ impl ChatTemplate {
         self.tool_use.as_deref().unwrap_or(self).prepared.tools.syntax
     }
 
+    /// How its model marks what it thinks, if it says anything of that.
+    pub fn thought_syntax(&self) -> Option<ThoughtSyntax> {
+        let own = self.prepared.thoughts;
+        own.or_else(|| self.tool_use.as_ref().and_then(|template| template.thought_syntax()))
+    }
+
     /// The one for chats with tools, or the one for all others.
     fn of(&self, chat: &Chat) -> &Self {
         match (&self.tool_use, &chat.tools) {
@@ -217,6 +225,7 @@ impl Prepared {
             special_tokens,
             content: ContentForms::TEXT,
             tools: ToolForms::default(),
+            thoughts: ThoughtSyntax::of_source(source),
             knows_developer: source.contains("developer"),
             knows_documents: source.contains("documents"),
             text_bytes_max: text_bytes_max(context_tokens_max),

@@ -167,11 +167,11 @@ fn a_request_gives_the_template_its_own_variables() {
             json!({"chat_template_kwargs": {"enable_thinking": false, "more": {"a": [1]}}}),
             "False|?|[1]|uTrue",
         ),
-        (json!({"reasoning_effort": "high"}), "?|high|?|uTrue"),
+        (json!({"reasoning_effort": "high"}), "True|high|?|uTrue"),
         (json!({"reasoning_effort": "none"}), "False|none|?|uTrue"),
         (
             json!({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "x"}}),
-            "?|x|?|uTrue",
+            "True|x|?|uTrue",
         ),
         (json!({"documents": [{"text": "d"}]}), "?|?|?|uTrued"),
         (json!({"add_generation_prompt": false}), "?|?|?|uFalse"),

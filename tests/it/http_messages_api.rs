@@ -175,7 +175,7 @@ fn what_a_request_says_reaches_the_template() {
                 "chat_template_kwargs": {"enable_thinking": false}}),
             "user:x;False?True",
         ),
-        (json!({"output_config": {"effort": "low"}}), "user:x;?lowTrue"),
+        (json!({"output_config": {"effort": "low"}}), "user:x;TruelowTrue"),
         (
             json!({"messages": [user("a"), {"role": "assistant", "content": "b"}]}),
             "user:a;assistant:b",

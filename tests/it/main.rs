@@ -72,6 +72,7 @@ mod synth;
 mod text;
 mod text_jinja;
 mod text_template;
+mod thoughts;
 mod tidy;
 mod tidy_circles;
 mod tokenizer_files;

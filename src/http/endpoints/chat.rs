@@ -1,11 +1,14 @@
 //! `POST /v1/chat/completions`.
 
+use std::borrow::Cow;
+
 use super::conversation;
 use crate::http::error::RequestError;
 use crate::http::generation::called::CallNews;
 use crate::http::generation::choices::CompletionOutput;
 use crate::http::generation::endpoint::{Asked, Endpoint, Reply};
 use crate::http::generation::logprobs::{self, Drawn};
+use crate::http::generation::thoughts::{Telling, ThoughtFields};
 use crate::http::generation::tools;
 use crate::http::request::fields::{ChatFields, Common};
 use crate::http::request::prompt::PromptInput;
@@ -24,6 +27,14 @@ impl Endpoint for Chat {
 
     fn object(is_stream: bool) -> &'static str {
         if is_stream { "chat.completion.chunk" } else { "chat.completion" }
+    }
+
+    fn thoughts(own: &ChatFields) -> ThoughtFields {
+        let telling = match own.include_reasoning {
+            Some(false) => Telling::Nowhere,
+            _ => Telling::Apart,
+        };
+        ThoughtFields { telling, tokens_max: own.thinking_token_budget }
     }
 
     fn read(mut own: ChatFields, common: &Common, limits: &Limits) -> Result<Asked, RequestError> {
@@ -47,14 +58,17 @@ impl Endpoint for Chat {
 
     fn whole(&self, outputs: &[CompletionOutput], usage: Usage) -> Vec<u8> {
         let calls: Vec<_> = outputs.iter().map(|output| CallNews::merged(&output.calls)).collect();
-        let choices = outputs.iter().zip(&calls).map(|(output, calls)| ChatChoice {
-            index: output.index,
-            message: Some(self.message(output, calls)),
-            delta: None,
-            logprobs: self.logprobs(&output.drawn),
-            finish_reason: output.finish,
-            stop_reason: self.reply.stop_reason(output),
-            token_ids: self.reply.extra(self.reply.token_ids(&output.drawn)),
+        let choices = outputs.iter().zip(&calls).map(|(output, calls)| {
+            let drawn = self.told(&output.drawn);
+            ChatChoice {
+                index: output.index,
+                message: Some(self.message(output, calls)),
+                delta: None,
+                logprobs: self.logprobs(&drawn),
+                finish_reason: output.finish,
+                stop_reason: self.reply.stop_reason(output),
+                token_ids: self.reply.extra(self.reply.token_ids(&drawn)),
+            }
         });
         let choices: Vec<_> = choices.collect();
         let mut answer = self.reply.answer(&choices, Some(Some(usage)));
@@ -83,16 +97,25 @@ impl Endpoint for Chat {
     }
 
     fn chunks(&mut self, output: &CompletionOutput, usage: Usage) -> Vec<Vec<u8>> {
-        let CompletionOutput { index, text, calls, drawn, finish, .. } = output;
-        let mut drawn = drawn.as_slice();
+        let CompletionOutput { index, thought, text, calls, drawn, finish, .. } = output;
+        let told = self.told(drawn);
+        let mut drawn = &*told;
         let mut chunks = Vec::new();
         let has_news = self.reply.logprobs.is_some() || self.reply.options.return_token_ids;
         let has_news = has_news && !drawn.is_empty();
-        let is_silent = text.is_empty() && calls.is_empty();
+        let thinks = self.reply.options.thoughts != Telling::InText;
         let mut deltas = Vec::new();
+        if self.reply.options.thoughts == Telling::Apart && !thought.is_empty() {
+            let thought = Some(thought.as_str());
+            let (reasoning, reasoning_content) = (thought, thought);
+            deltas.push(MessageDelta { reasoning, reasoning_content, ..MessageDelta::default() });
+        }
+        let is_silent = deltas.is_empty() && text.is_empty() && calls.is_empty();
         // Of a last token without text the news goes with the finish.
         if !text.is_empty() || (is_silent && has_news && finish.is_none()) {
-            deltas.push(MessageDelta { content: Some(text), ..MessageDelta::default() });
+            // An empty content would say that the thought is over.
+            let content = Some(text.as_str()).filter(|text| !thinks || !text.is_empty());
+            deltas.push(MessageDelta { content, ..MessageDelta::default() });
         }
         deltas.extend(calls.iter().map(|call| self.call_delta(call)));
         for delta in deltas {
@@ -117,10 +140,20 @@ impl Chat {
     ) -> AssistantMessage<'a> {
         let is_old = self.reply.options.calls_old;
         let told = if is_old { &[][..] } else { calls };
+        let thoughts = self.reply.options.thoughts;
+        let may_be_empty = calls.is_empty() && thoughts == Telling::InText;
+        let thought = Some(output.thought.as_str()).filter(|thought| !thought.is_empty());
+        let thought = match thoughts {
+            Telling::InText => None,
+            Telling::Apart => Some(thought),
+            Telling::Nowhere => Some(None),
+        };
         AssistantMessage {
             role: "assistant",
-            content: Some(output.text.as_str()).filter(|text| calls.is_empty() || !text.is_empty()),
+            content: Some(output.text.as_str()).filter(|text| may_be_empty || !text.is_empty()),
             refusal: None,
+            reasoning: thought,
+            reasoning_content: thought,
             tool_calls: told.iter().map(|call| call.to_wire(None)).collect(),
             function_call: calls.first().filter(|_| is_old).map(CallNews::function),
         }
@@ -136,6 +169,14 @@ impl Chat {
                 let tool_calls = vec![call.to_wire(Some(call.index))];
                 MessageDelta { tool_calls, ..MessageDelta::default() }
             }
+        }
+    }
+
+    /// The tokens that an answer tells of: none of a thought that it does not tell of.
+    fn told<'a>(&self, drawn: &'a [Drawn]) -> Cow<'a, [Drawn]> {
+        match self.reply.options.thoughts {
+            Telling::Nowhere => drawn.iter().filter(|drawn| !drawn.is_thought).cloned().collect(),
+            _ => Cow::Borrowed(drawn),
         }
     }
 

@@ -27,7 +27,7 @@ const RESERVED: [&str; 14] = [
 ];
 /// What OpenAI's clients may say of how long to think.
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
-/// Variables by which templates turn thinking off.
+/// Variables by which templates turn thinking on and off.
 const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
 
 /// The chat of a request, with the tools that the template is to write.
@@ -57,10 +57,9 @@ pub(in crate::http) fn read(
             let message = format!("reasoning_effort must be one of {EFFORTS:?}, got '{effort}'");
             return Err(Invalid::value("reasoning_effort", message).into());
         }
-        if effort == "none" {
-            for name in THINKING {
-                variables.entry(name).or_insert_with(|| false.into());
-            }
+        let thinks = effort != "none";
+        for name in THINKING {
+            variables.entry(name).or_insert_with(|| thinks.into());
         }
         variables.entry("reasoning_effort").or_insert_with(|| effort.into());
     }

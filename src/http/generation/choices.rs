@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::called::{CallNews, CallTerms};
 use super::logprobs::Drawn;
+use super::thoughts::ThoughtTerms;
 use crate::engine::{Event, FinishReason, PromptScore, Ticket};
 use crate::http::error::{ApiError, ServerError};
 use crate::http::metrics::{Finish, Timing};
@@ -17,10 +18,10 @@ use crate::http::phase::{Phase, reached};
 use crate::http::request::ends::Ends;
 use crate::http::request::told::Samples;
 use crate::http::state::State;
-use crate::http::wire::{PromptDetails, StopReason, Usage};
+use crate::http::wire::{CompletionDetails, PromptDetails, StopReason, Usage};
 use crate::ids::TokenId;
 use crate::request::Request;
-use crate::text::{CallReader, Detokenizer, StopMatcher, StopOutcome};
+use crate::text::{CallReader, Detokenizer, StopMatcher, StopOutcome, ThoughtReader};
 
 /// The sequences of one request, ready for the engine.
 pub(in crate::http) struct SequenceGroup {
@@ -31,6 +32,8 @@ pub(in crate::http) struct SequenceGroup {
     pub samples: usize,
     /// What ends a text.
     pub ends: Arc<Ends>,
+    /// How thoughts are told apart from it, if there may be any.
+    pub thoughts: Option<ThoughtTerms>,
     /// How calls are found in it, if there may be any.
     pub calls: Option<CallTerms>,
     /// When the request arrived.
@@ -41,6 +44,8 @@ pub(in crate::http) struct SequenceGroup {
 #[derive(Default)]
 pub(in crate::http) struct CompletionOutput {
     pub index: usize,
+    /// What is thought, which is no part of the text.
+    pub thought: String,
     /// Empty while more tokens must say what it is.
     pub text: String,
     /// What is new of calls, which are no part of the text.
@@ -69,6 +74,7 @@ struct Choice {
     events: Option<mpsc::Receiver<Event>>,
     ends: Arc<Ends>,
     detokenizer: Detokenizer,
+    thoughts: Option<(ThoughtReader, ThoughtTerms)>,
     stops: StopMatcher,
     calls: Option<(CallReader, CallTerms)>,
     /// Stop strings end nothing before.
@@ -77,6 +83,8 @@ struct Choice {
     /// Whether tokens are drawn at all.
     draws: bool,
     tokens: u64,
+    /// Those up to the end of the thought, marks among them.
+    thought_tokens: u64,
     /// Characters that the detokenizer has given.
     characters: usize,
     cached_tokens: Option<u32>,
@@ -86,8 +94,10 @@ struct Choice {
 impl Choices {
     /// Hands all sequences to the engine.
     pub fn start(state: &State, group: SequenceGroup) -> Self {
-        let SequenceGroup { target, sequences, samples, ends, calls, arrived } = group;
-        let shown = calls.as_ref().map_or_else(Vec::new, |terms| terms.shown.clone());
+        let SequenceGroup { target, sequences, samples, ends, thoughts, calls, arrived } = group;
+        let of_calls = calls.as_ref().map_or(&[][..], |terms| &terms.shown);
+        let of_thoughts = thoughts.as_ref().map_or(&[][..], |terms| &terms.shown);
+        let shown = [of_calls, of_thoughts].concat();
         let Target { name: _, recipe, text, counts } = target;
         counts.request();
         let start = |(i, (ticket, request)): (usize, (Ticket, Request))| Choice {
@@ -95,12 +105,14 @@ impl Choices {
                 .showing_special(ends.shows_special)
                 .showing(shown.clone()),
             stops: StopMatcher::new(ends.strings.clone()).including(ends.included),
+            thoughts: thoughts.clone().map(|terms| (terms.reader(), terms)),
             calls: calls.clone().map(|terms| (terms.reader(), terms)),
             ends: ends.clone(),
             min_tokens: request.terms().sampling.rules.min_tokens.into(),
             prompt_tokens: request.prompt().len() as u64,
             draws: request.terms().tokens_max > 0,
             tokens: 0,
+            thought_tokens: 0,
             characters: 0,
             cached_tokens: None,
             timing: Timing::new(
@@ -148,6 +160,7 @@ impl Choices {
         while let Some(new) = self.next().await? {
             show(&new);
             let output = &mut outputs[new.index];
+            output.thought += &new.thought;
             output.text += &new.text;
             output.calls.extend(new.calls);
             output.drawn.extend(new.drawn);
@@ -164,11 +177,14 @@ impl Choices {
         let prompt_tokens = prompts().map(|c| c.prompt_tokens).sum();
         let completion_tokens = self.choices.iter().map(|c| c.tokens).sum();
         let cached: Option<u64> = prompts().map(|c| c.cached_tokens.map(u64::from)).sum();
+        let thinks = self.choices.iter().any(|c| c.thoughts.is_some());
+        let reasoning_tokens = self.choices.iter().map(|c| c.thought_tokens).sum();
         Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: cached.map(|cached_tokens| PromptDetails { cached_tokens }),
+            completion_tokens_details: thinks.then_some(CompletionDetails { reasoning_tokens }),
         }
     }
 }
@@ -245,8 +261,10 @@ impl Choice {
             Event::Token { token, logprob, top, finish } => {
                 self.tokens += 1;
                 self.timing.token();
-                let drawn = vec![Drawn { token, logprob, top, offset: self.characters }];
+                let offset = self.characters;
                 let output = self.token(token, finish);
+                let is_thought = self.thought_tokens == self.tokens;
+                let drawn = vec![Drawn { token, logprob, top, offset, is_thought }];
                 Ok(Some(CompletionOutput { index, drawn, ..output }))
             }
         }
@@ -266,7 +284,9 @@ impl Choice {
         }
         self.characters += text.chars().count();
         let may_stop = self.tokens > self.min_tokens;
+        let (thought, ended) = self.read_thought(&mut text, finish);
         let StopOutcome { emit: mut text, stopped } = self.stops.push_if(may_stop, &text);
+        let stopped = ended.filter(|_| may_stop).or(stopped);
         if finish.is_some() {
             text += &self.stops.finish();
         }
@@ -288,7 +308,33 @@ impl Choice {
             (None, true) => self.ends.reason(token),
             (None, false) => None,
         };
-        CompletionOutput { text, calls, finish, stop_reason, ..CompletionOutput::default() }
+        CompletionOutput { thought, text, calls, finish, stop_reason, ..Default::default() }
+    }
+
+    /// Takes what is thought out of new text; and which stop string the mark is that ends it, after
+    /// which there is no text.
+    fn read_thought(
+        &mut self,
+        text: &mut String,
+        finish: Option<FinishReason>,
+    ) -> (String, Option<usize>) {
+        let Some((reader, terms)) = &mut self.thoughts else { return (String::new(), None) };
+        let was_over = reader.is_over();
+        let mut split = reader.push(text);
+        let is_over = reader.is_over();
+        if !was_over && reader.has_thought() {
+            self.thought_tokens = self.tokens;
+        }
+        if let Some(finish) = finish {
+            let rest = reader.finish(finish == FinishReason::Length);
+            split.thought += &rest.thought;
+            split.text += &rest.text;
+        }
+        let is_mark = |stop: &String| terms.syntax.closes().contains(&stop.as_str());
+        let ends_now = is_over && !was_over && reader.has_thought();
+        let ended = self.ends.strings.iter().position(is_mark).filter(|_| ends_now);
+        *text = if ended.is_some() { String::new() } else { split.text };
+        (split.thought, ended)
     }
 
     /// Takes calls out of new text. The last one that there may be ends it.

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::choices::CompletionOutput;
 use super::logprobs::{self, Drawn, token_ids};
+use super::thoughts::{Telling, ThoughtFields};
 use super::tools::Tools;
 use crate::engine::PromptScore;
 use crate::http::clock::unix_now_s;
@@ -49,6 +50,11 @@ pub(in crate::http) trait Endpoint: Send + Sized + 'static {
     /// What its own fields ask for of the prompts.
     fn prompt_terms(_: &Self::Fields) -> PromptTerms {
         PromptTerms::default()
+    }
+
+    /// What its own fields say of thoughts.
+    fn thoughts(_: &Self::Fields) -> ThoughtFields {
+        ThoughtFields { telling: Telling::InText, tokens_max: None }
     }
 
     /// Reads its own fields.
@@ -217,6 +223,8 @@ pub(in crate::http) struct ReplyOptions {
     pub prompt_logprobs: Option<u32>,
     /// A call is told of in OpenAI's older form.
     pub calls_old: bool,
+    /// Where thoughts are told of, if there may be any.
+    pub thoughts: Telling,
 }
 
 impl ReplyOptions {
@@ -245,6 +253,7 @@ impl ReplyOptions {
             tokens_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
             prompt_logprobs: common.prompt_logprobs,
             calls_old: false,
+            thoughts: Telling::InText,
         })
     }
 }

@@ -8,6 +8,8 @@ use hyper::Response;
 use super::choices::{Choices, SequenceGroup, best};
 use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::stream;
+use super::thoughts::{self, Telling};
+use crate::engine::Ticket;
 use crate::http::caller::Caller;
 use crate::http::error::ApiError;
 use crate::http::models::resolve;
@@ -25,7 +27,7 @@ use crate::http::spelling::Spelling;
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::ids::{Digest, TokenId};
-use crate::request::{Invalid, Limits, RequestFields, RequestParams};
+use crate::request::{Invalid, Limits, Request, RequestFields, RequestParams};
 use crate::text::ServedText;
 
 /// Answers a request of a generation route.
@@ -78,7 +80,7 @@ fn plan<E: Endpoint>(
     let Generation { own, mut common } = fields;
     let mut options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
-    let terms = E::prompt_terms(&own);
+    let (terms, of_thoughts) = (E::prompt_terms(&own), E::thoughts(&own));
     let target = resolve(state, caller, common.model.as_deref())?;
     let limits = &state.model.limits;
     let asked = E::read(own, &common, limits)?;
@@ -111,23 +113,21 @@ fn plan<E: Endpoint>(
     // Before the costly part: a full server says so at once.
     samples.check(input.count(), state.engine.requests_max()).map_err(spelled)?;
     let tickets = state.engine.reserve(input.count() * samples.drawn)?;
-    let params = params.with_guide(forms::guide(state, &text, &common, form)?);
-    let given = told::given(&input, &terms, shape.keep.is_some());
+    let guide = forms::guide(state, &text, &common, form)?;
+    let (given, begun) =
+        (told::given(&input, &terms, shape.keep.is_some()), thoughts::begun(&input));
     let adds_special = common.add_special_tokens;
     let prompts = shape.encode(input, &text, limits.context_tokens_max, adds_special)?;
     if terms.echo || scores.is_some() {
         told::check(&prompts, samples.drawn, scores.unwrap_or(0)).map_err(spelled)?;
     }
-    let mut sequences = Vec::with_capacity(tickets.len());
-    for (i, ticket) in tickets.into_iter().enumerate() {
-        // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as any.
-        let seed = common.seed.filter(|&seed| seed != -1);
-        let sample = i % samples.drawn;
-        let seed = seed.map_or_else(random::seed, |seed| sample_seed(seed as u64, sample));
-        let params = params.clone().with_seed(seed);
-        let prompt = prompts[i / samples.drawn].clone();
-        sequences.push((ticket, params.with_prompt(prompt, limits).map_err(spelled)?));
-    }
+    // A chat is one prompt.
+    let first = (prompts.first().map_or(&[][..], Vec::as_slice), begun);
+    let (thoughts, guide) = of_thoughts.plan(state, &text, first, &ends, guide)?;
+    options.thoughts = thoughts.as_ref().map_or(Telling::InText, |terms| terms.telling);
+    let params = params.with_guide(guide);
+    let sequences = sequences(tickets, &params, &prompts, samples, common.seed, limits);
+    let sequences = sequences.map_err(spelled)?;
     let (as_ids, shows_special) = (options.tokens_as_ids, ends.shows_special);
     let spelling = Spelling { tokenizer: text.tokenizer.clone(), as_ids, shows_special };
     let prompts = told::told(prompts, given, &terms, &spelling, draws, options.return_token_ids);
@@ -135,9 +135,29 @@ fn plan<E: Endpoint>(
     let reply =
         Reply::new::<E>(name, fingerprint, options, spelling, logprobs, prompts, samples.told);
     let ends = Arc::new(ends);
-    let samples_drawn = samples.drawn;
-    let group = SequenceGroup { target, sequences, samples: samples_drawn, ends, calls, arrived };
+    let drawn = samples.drawn;
+    let group = SequenceGroup { target, sequences, samples: drawn, ends, thoughts, calls, arrived };
     Ok((reply, group, samples))
+}
+
+/// The samples of the first prompt, those of the second, …
+fn sequences(
+    tickets: Vec<Ticket>,
+    params: &RequestParams,
+    prompts: &[Vec<TokenId>],
+    samples: Samples,
+    seed: Option<i64>,
+    limits: &Limits,
+) -> Result<Vec<(Ticket, Request)>, Invalid> {
+    // In vLLM and llama.cpp -1 asks for a random one; other negative seeds are as good as any.
+    let seed = seed.filter(|&seed| seed != -1);
+    let sequence = |(i, ticket): (usize, Ticket)| {
+        let sample = i % samples.drawn;
+        let seed = seed.map_or_else(random::seed, |seed| sample_seed(seed as u64, sample));
+        let prompt = prompts[i / samples.drawn].clone();
+        Ok((ticket, params.clone().with_seed(seed).with_prompt(prompt, limits)?))
+    };
+    tickets.into_iter().enumerate().map(sequence).collect()
 }
 
 /// All parameters of a request, but for the seed.

@@ -20,6 +20,8 @@ pub(in crate::http) struct Drawn {
     pub top: Vec<(TokenId, f32)>,
     /// Characters of the drawn text before it.
     pub offset: usize,
+    /// It is a part of what is thought.
+    pub is_thought: bool,
 }
 
 /// The tokens alone.
@@ -58,7 +60,7 @@ impl Legacy<'_> {
 
     /// Adds drawn tokens, whose text begins after so many characters.
     pub fn drawn(&self, lists: &mut LegacyLogprobs, drawn: &[Drawn], begin: usize) {
-        for Drawn { token, logprob, top, offset } in drawn {
+        for Drawn { token, logprob, top, offset, .. } in drawn {
             self.push(lists, begin + offset, *token, Some((*logprob, top)));
         }
     }

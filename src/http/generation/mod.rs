@@ -8,4 +8,5 @@ pub(super) mod items;
 pub(super) mod logprobs;
 pub(super) mod passes;
 pub(super) mod stream;
+pub(super) mod thoughts;
 pub(super) mod tools;

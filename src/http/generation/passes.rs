@@ -151,7 +151,13 @@ async fn last(
 
 fn no_tokens() -> Usage {
     let prompt_tokens_details = Some(PromptDetails { cached_tokens: 0 });
-    Usage { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0, prompt_tokens_details }
+    Usage {
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        total_tokens: 0,
+        prompt_tokens_details,
+        completion_tokens_details: None,
+    }
 }
 
 fn add(usage: &mut Usage, prompt_tokens: u64, cached_tokens: u64) {

@@ -10,7 +10,7 @@ use super::choices::{Choices, CompletionOutput};
 use super::endpoint::Endpoint;
 use crate::http::error::ApiError;
 use crate::http::sse::{self, Body, DONE, Events, PING};
-use crate::http::wire::{Usage, to_json};
+use crate::http::wire::{CompletionDetails, Usage, to_json};
 
 /// Answers with a stream that begins at the first event, so that what fails at once still has
 /// a status of its own; or after `keep_alive_ms` without one, so that proxies keep the connection.
@@ -50,8 +50,13 @@ impl<E: Endpoint> Writer<E> {
     async fn write(&mut self, first: Option<CompletionOutput>) -> Sent {
         // Nothing is said yet, though the first token may be there.
         let usage = self.choices.usage();
-        let opening_usage =
-            Usage { completion_tokens: 0, total_tokens: usage.prompt_tokens, ..usage };
+        let nothing = |_| CompletionDetails { reasoning_tokens: 0 };
+        let opening_usage = Usage {
+            completion_tokens: 0,
+            total_tokens: usage.prompt_tokens,
+            completion_tokens_details: usage.completion_tokens_details.map(nothing),
+            ..usage
+        };
         if first.is_none() {
             self.events.send(PING.into()).await?;
         }

@@ -62,6 +62,11 @@ impl Ends {
         self.own += 1;
     }
 
+    /// The tokens that end every text.
+    pub fn own(&self) -> &[TokenId] {
+        &self.tokens[..self.own]
+    }
+
     /// The string of `stop` that a token is.
     pub fn spelled(&self, token: TokenId) -> Option<&String> {
         self.spelled.iter().find(|(id, _)| *id == token).map(|(_, string)| string)
@@ -69,7 +74,7 @@ impl Ends {
 
     /// Why a text ends with a token that is one of these.
     pub fn reason(&self, token: TokenId) -> Option<StopReason> {
-        if self.tokens[..self.own].contains(&token) {
+        if self.own().contains(&token) {
             return None;
         }
         let string = self.spelled(token).map(|string| StopReason::Text(string.clone()));

@@ -94,6 +94,8 @@ fields! {
         continue_final_message: bool,
         chat_template_kwargs: Object,
         reasoning_effort: String,
+        include_reasoning: bool,
+        thinking_token_budget: u32,
         documents: Objects,
         tools: Objects,
         tool_choice: Raw,

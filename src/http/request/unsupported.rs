@@ -105,6 +105,8 @@ pub(in crate::http) const COMPLETIONS: &[Unsupported] = &[
     Unsupported::spelled("top_logprobs", Neutral::Number(0.0), "logprobs"),
     Unsupported::new("add_generation_prompt", Neutral::Null),
     Unsupported::new("reasoning_effort", Neutral::Null),
+    Unsupported::new("include_reasoning", Neutral::Is(true)),
+    Unsupported::new("thinking_token_budget", Neutral::Null),
     Unsupported::new("continue_final_message", Neutral::Is(false)),
     Unsupported::new("chat_template_kwargs", Neutral::Empty),
     Unsupported::new("documents", Neutral::Empty),
