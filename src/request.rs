@@ -4,10 +4,12 @@ use std::fmt::Debug;
 
 mod invalid;
 mod sampling;
+mod share;
 mod tokens;
 
 pub use invalid::Invalid;
 pub use sampling::{SamplingParams, TokenRules};
+pub use share::{SHARE_WEIGHT_MAX, SHARE_WEIGHT_MIN, Share, ShareWeight};
 pub use tokens::{History, TokenMask};
 
 use crate::ids::{Digest, TokenId};
@@ -78,6 +80,8 @@ pub struct RequestFields {
     pub pooling: Option<Pooling>,
     /// See [`Terms::cache_salt`].
     pub cache_salt: Option<Digest>,
+    /// See [`Terms::share`].
+    pub share: Share,
     /// See [`Terms::priority`].
     pub priority: i32,
     /// See [`Terms::guide`].
@@ -95,6 +99,7 @@ impl Default for RequestFields {
             prompt_logprobs: None,
             pooling: None,
             cache_salt: None,
+            share: Share::default(),
             priority: 0,
             guide: None,
         }
@@ -159,7 +164,7 @@ impl RequestParams {
     pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
         let RequestFields { tokens_max, tokens_cap, sampling, stop_tokens, .. } = self.fields;
         let RequestFields { logprobs, prompt_logprobs, pooling, .. } = self.fields;
-        let RequestFields { cache_salt, priority, guide, .. } = self.fields;
+        let RequestFields { cache_salt, share, priority, guide, .. } = self.fields;
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
             return Err(Invalid::value("prompt", message));
@@ -201,6 +206,7 @@ impl RequestParams {
             prompt_logprobs,
             pooling,
             cache_salt,
+            share,
             priority,
             guide,
         };
@@ -225,7 +231,9 @@ pub struct Terms {
     pub pooling: Option<Pooling>,
     /// Requests of another salt share nothing with this one in the prefix cache.
     pub cache_salt: Option<Digest>,
-    /// Lower ones run first; of equal ones those that came first.
+    /// Whose it is, and what that tenant gets beside others.
+    pub share: Share,
+    /// Of the tenant's requests lower ones go first.
     pub priority: i32,
     /// The form that the answer must have, at its start.
     pub guide: Option<Box<dyn Guide>>,

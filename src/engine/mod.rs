@@ -118,7 +118,7 @@ pub struct Stats {
     pub prefix_query_tokens_total: AtomicU64,
     /// Prompt tokens found there.
     pub prefix_hit_tokens_total: AtomicU64,
-    /// Sequences sent back to the queue because KV pages ran out.
+    /// Sequences sent back to the queue: KV pages ran out, or another's turn had come.
     pub preemptions_total: AtomicU64,
     /// Steps run.
     pub steps_total: AtomicU64,

@@ -147,6 +147,7 @@ impl<B: Backend> Running<B> {
             prompt,
             recipe: recipe.map(|adapter| adapter.digest),
             salt: terms.cache_salt,
+            share: terms.share,
             priority: terms.priority,
             tokens_max: terms.tokens_max,
             wanted: match (terms.prompt_logprobs, terms.pooling) {
@@ -201,7 +202,8 @@ impl<B: Backend> Running<B> {
     fn step(&mut self) -> Result<(), Fault> {
         let plan = self.plan();
         if plan.entries.is_empty() {
-            if !self.in_flight.is_empty() {
+            // One that has just given up its place makes room for the next plan.
+            if !self.in_flight.is_empty() && plan.preempted.is_empty() {
                 self.give_up_slots();
                 thread::sleep(NOTHING_TO_RUN_PAUSE);
             }
@@ -265,6 +267,11 @@ impl<B: Backend> Running<B> {
                 }
             }
         });
+        // Others may need their slots until it is their turn again.
+        for id in &plan.preempted {
+            let Some(sequence) = in_flight.get_mut(id) else { continue };
+            sequence.pinned.drain(..).for_each(|slot| residents.unpin(slot));
+        }
         refused.into_iter().for_each(|(id, why)| self.fail(id, &why));
         plan
     }

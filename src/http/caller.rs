@@ -7,6 +7,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use super::error::AccessError;
 use super::keys::{Place, Tenant};
 use crate::ids::Digest;
+use crate::request::Share;
 
 /// What keeps the salts of tenants from those of requests.
 const SALT_CONTEXT: &str = "tessera 2026 prefix cache of a tenant";
@@ -57,6 +58,11 @@ impl Caller {
         if let Some(tenant) = &self.tenant {
             tenant.take_tokens(tokens);
         }
+    }
+
+    /// Whose its requests are for the scheduler.
+    pub fn share(&self) -> Share {
+        self.tenant.as_ref().map_or_else(Share::default, |tenant| tenant.share())
     }
 
     /// What KV is shared under: tenants never share any.

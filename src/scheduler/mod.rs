@@ -5,202 +5,46 @@
 //!
 //! * Decode rows go first, prefill chunks share what the step's token budget leaves: a long prompt
 //!   never stalls a stream. The budget exceeds `sequences_max`, so streams never stall a prompt.
-//! * Everything goes by priority, and by arrival among equals: prefills, starts and, backwards,
-//!   preemption. The first running sequence can take every block there is, and
-//!   [`Refused::NeverFits`] says that those suffice: so each step brings somebody closer to the
-//!   end. Nobody is kept from starting by later arrivals of an equal priority; by ever new ones of
-//!   a lower number, for as long as they come.
+//! * Prefills, starts and, backwards, preemption go by what tenants, and a tenant's adapters, have
+//!   got ([`flows`]), and between these by a sequence's own priority within its tenant. No order
+//!   changes while nothing new is computed, the first running sequence can take every block there
+//!   is, and [`Refused::NeverFits`] says that those suffice: so somebody always gets closer to the
+//!   end.
+//! * Whoever is far enough behind gets the place of one that is ahead ([`PATIENCE_TOKENS`]), and
+//!   whoever waits for its adapter is overtaken [`OVERTAKES_MAX`] times: nobody waits for ever but
+//!   behind ever new sequences of a lower priority number.
 //! * Full blocks stay cached under (what their rows carried, text) once their KV was really
 //!   computed, and are shared, never written, until nobody references them and they are evicted.
 
 mod blocks;
+mod config;
+mod flows;
+mod line;
+mod plan;
 mod prefix;
 mod sequence;
-#[cfg(test)]
-mod tests;
+
+pub use config::{InvalidConfig, SchedulerConfig};
+pub use plan::{Committed, Counts, Entry, NewSequence, Plan, PromptRows, Refused};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ids::{BlockId, Digest, SequenceId, TokenId};
-use crate::recipe::Recipe;
+use crate::ids::SequenceId;
 use crate::request::History;
 use blocks::Blocks;
+use flows::{Flows, Place, Rank, Turn};
+use line::Line;
 use prefix::Key;
 use sequence::Sequence;
 
-/// How many later sequences may start before one that waits for its adapter. From then on nobody
-/// overtakes it: those that run finish, their adapters leave, and it gets its slot.
+/// How many sequences may start while one waits for its adapter. From then on nobody goes before
+/// it that stands behind it: those that run finish, their adapters leave, and it gets its slot.
 pub const OVERTAKES_MAX: usize = 256;
-
-/// Sizes; [`Scheduler::new`] checks them.
-#[derive(Clone, Debug)]
-pub struct SchedulerConfig {
-    /// Sequences that run at once; others wait.
-    pub sequences_max: usize,
-    /// Rows of one step; above `sequences_max`. What does not fit runs in later steps.
-    pub batch_tokens_max: usize,
-    /// Positions of one KV block.
-    pub block_tokens: usize,
-    /// KV blocks there are. When they run out, the youngest sequence is preempted.
-    pub blocks: usize,
-    /// Sequences that wait; at the limit new ones are refused. Preempted ones always come back.
-    pub queue_requests_max: usize,
-    /// Rows of one step whose logits are wanted; at least `sequences_max`. Prompts that are scored
-    /// share what drawing leaves, in as many steps as it takes.
-    pub logit_rows_max: usize,
-    /// Whether full blocks are kept and shared.
-    pub prefix_cache: bool,
-}
-
-/// Sizes with which no schedule works.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum InvalidConfig {
-    /// A size is zero.
-    #[error("{0} must be at least 1, got 0")]
-    Zero(&'static str),
-    /// Decode rows alone could fill every step, and prompts would wait for ever.
-    #[error(
-        "batch_tokens_max must be above sequences_max ({sequences_max}), got {batch_tokens_max}"
-    )]
-    BatchTooSmall {
-        /// As configured.
-        batch_tokens_max: usize,
-        /// As configured.
-        sequences_max: usize,
-    },
-    /// Sequences that draw could need more logits than a step has.
-    #[error(
-        "logit_rows_max must be at least sequences_max ({sequences_max}), got {logit_rows_max}"
-    )]
-    TooFewLogits {
-        /// As configured.
-        logit_rows_max: usize,
-        /// As configured.
-        sequences_max: usize,
-    },
-    /// Positions are 32 bits wide.
-    #[error("blocks × block_tokens must be below 2^32, got {blocks} × {block_tokens}")]
-    TooManyPositions {
-        /// As configured.
-        blocks: usize,
-        /// As configured.
-        block_tokens: usize,
-    },
-}
-
-/// Why a sequence was not admitted.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Refused {
-    /// The caller may come again later.
-    #[error("the queue is full: {queue_requests_max} requests wait")]
-    QueueFull {
-        /// The limit reached.
-        queue_requests_max: usize,
-    },
-    /// No wait helps: prompt and completion are longer than the whole KV cache.
-    #[error("the request needs {blocks_needed} KV blocks, but there are only {blocks}")]
-    NeverFits {
-        /// For the prompt and the longest completion.
-        blocks_needed: usize,
-        /// All there are.
-        blocks: usize,
-    },
-}
-
-/// What [`Scheduler::admit`] takes.
-#[derive(Clone, Debug)]
-pub struct NewSequence {
-    /// Not in use.
-    pub id: SequenceId,
-    /// At least one token.
-    pub prompt: Vec<TokenId>,
-    /// What its rows carry: with the tokens, and the salt, what its KV depends on.
-    pub recipe: Recipe<Digest>,
-    /// Sequences of another salt share no block with it.
-    pub salt: Option<Digest>,
-    /// Lower ones go first, whenever they come. Who waits behind ever new lower ones waits for as
-    /// long as they come.
-    pub priority: i32,
-    /// Tokens to generate. The sequence ends there if not before; at 0, with its prompt.
-    pub tokens_max: u32,
-    /// What is wanted of the prompt's rows.
-    pub wanted: PromptRows,
-}
-
-/// What is wanted of the rows of a prompt, beside the first drawn token.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PromptRows {
-    /// Nothing: those that the prefix cache has are spared.
-    Nothing,
-    /// The hidden state of each: all are computed.
-    Hidden,
-    /// The logits of each but the last: all are computed.
-    Logits,
-}
-
-/// One step.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// Decode rows in order, then prefill chunks in order; each sequence at most once.
-    pub entries: Vec<Entry>,
-    /// Sequences that lost their blocks and wait again.
-    pub preempted: Vec<SequenceId>,
-}
-
-/// The rows of one sequence.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// The sequence they belong to.
-    pub id: SequenceId,
-    /// Position of the first row; the KV of all before it is in the blocks.
-    pub start: u32,
-    /// Token of each row.
-    pub tokens: Vec<TokenId>,
-    /// Blocks of positions 0 to `start + tokens.len() - 1`.
-    pub block_table: Vec<BlockId>,
-    /// Whether the last row yields the sequence's next token.
-    pub draws: bool,
-}
-
-/// What a step made of one sequence.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Committed {
-    /// The sequence.
-    pub id: SequenceId,
-    /// Tokens that follow its text: usually the one drawn.
-    pub tokens: Vec<TokenId>,
-    /// Whether they end it.
-    pub finished: bool,
-}
-
-/// Gauges and counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counts {
-    /// Sequences that wait.
-    pub waiting: usize,
-    /// Sequences that run.
-    pub running: usize,
-    /// All KV blocks: used, cached and free.
-    pub blocks_total: usize,
-    /// Blocks that running sequences reference.
-    pub blocks_used: usize,
-    /// Blocks kept for their content only; evicted when nothing is free.
-    pub blocks_cached: usize,
-    /// Times that a sequence lost its blocks.
-    pub preemptions_total: u64,
-    /// Tokens that the prefix cache spared.
-    pub prefix_hit_tokens_total: u64,
-    /// Tokens that were looked up: the known text at every start.
-    pub prefix_query_tokens_total: u64,
-}
-
-/// Where a sequence stands among all others, from its arrival to its end.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct Place {
-    priority: i32,
-    /// Older sequences have smaller numbers.
-    arrival: u64,
-}
+/// For each of `sequences_max`: so many tokens of its own a tenant, or a flow of a tenant, may be
+/// behind one that runs. From then on a sequence of the latter gives its place to one of the
+/// former, unless that one's text is longer than what the other is behind by: it would have to be
+/// computed again.
+pub const PATIENCE_TOKENS: usize = 64;
 
 /// Owns the queue, the running sequences and the KV blocks.
 #[derive(Debug)]
@@ -209,6 +53,7 @@ pub struct Scheduler {
     waiting: BTreeMap<Place, Sequence>,
     running: BTreeMap<Place, Sequence>,
     places: BTreeMap<SequenceId, Place>,
+    flows: Flows,
     arrived: u64,
     blocks: Blocks,
     preemptions: u64,
@@ -227,6 +72,7 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             places: BTreeMap::new(),
+            flows: Flows::default(),
             arrived: 0,
             blocks: Blocks::new(config.blocks),
             preemptions: 0,
@@ -244,56 +90,85 @@ impl Scheduler {
         assert!(!new.prompt.is_empty(), "This is a bug: {:?} has no prompt.", new.id);
         assert!(!self.places.contains_key(&new.id), "This is a bug: {:?} came twice.", new.id);
         let SchedulerConfig { blocks, queue_requests_max, block_tokens, .. } = self.config;
-        let place = Place { priority: new.priority, arrival: self.arrived };
-        let sequence = Sequence::new(place, new, block_tokens);
-        let blocks_needed = sequence.blocks_max();
+        let blocks_needed = sequence::blocks_max(&new, block_tokens);
         if blocks_needed > blocks {
             return Err(Refused::NeverFits { blocks_needed, blocks });
         }
         if self.waiting.len() >= queue_requests_max {
             return Err(Refused::QueueFull { queue_requests_max });
         }
+        let flow = self.flows.enter(&new.share, &new.recipe);
+        let place = Place { flow, turn: Turn { priority: new.priority, arrival: self.arrived } };
         self.arrived += 1;
-        self.places.insert(sequence.id, place);
-        self.waiting.insert(place, sequence);
+        self.places.insert(new.id, place);
+        self.flows.wait(place);
+        self.waiting.insert(place, Sequence::new(place, new, block_tokens));
         Ok(())
     }
 
     /// Forgets a sequence; its blocks are free at once. Nothing happens if it is gone already.
     pub fn cancel(&mut self, id: SequenceId) {
         let Some(place) = self.places.remove(&id) else { return };
-        self.waiting.remove(&place);
+        if self.waiting.remove(&place).is_some() {
+            self.flows.stop_waiting(place);
+        }
         if let Some(mut sequence) = self.running.remove(&place) {
             sequence.preempt(&mut self.blocks);
+            self.flows.stop(place.flow);
         }
+        self.flows.leave(place.flow);
     }
 
     /// Chooses the next step's rows. A plan that is never committed is planned again.
     ///
     /// `can_run` says whether a waiting sequence's adapter is, or can be made, resident. It is
-    /// asked in order, at most once a sequence. True does not mean that the sequence starts: the
-    /// plan says who runs. A sequence that cannot run is passed over, [`OVERTAKES_MAX`] times at
-    /// most; so when nothing runs, `can_run` must become true for everybody sooner or later.
+    /// asked in order, and after a sequence that cannot run not about others of the same tenant and
+    /// adapters. True does not mean that the sequence starts: the plan says who runs. Who cannot
+    /// run is passed over, [`OVERTAKES_MAX`] times at most; so when nothing runs, `can_run` must
+    /// become true for everybody sooner or later.
     pub fn plan(&mut self, can_run: &mut dyn FnMut(SequenceId) -> bool) -> Plan {
-        let SchedulerConfig { batch_tokens_max, logit_rows_max, .. } = self.config;
-        let (rows_left, logits_left) = (batch_tokens_max, logit_rows_max);
-        let (plan, filling) = (Plan::default(), BTreeSet::new());
-        let mut draft = Draft { plan, rows_left, logits_left, filling };
-        let running = self.running.values().map(|s| (s.rows_left() == 1, s.place));
-        let (decodes, prefills): (Vec<_>, Vec<_>) = running.partition(|&(decode, _)| decode);
-        for (_, place) in decodes.into_iter().chain(prefills) {
-            if draft.rows_left == 0 {
-                break;
-            }
-            if let Some(sequence) = self.running.remove(&place) {
-                self.plan_rows(sequence, &mut draft);
-            }
+        self.flows.survey();
+        let (decodes, prefills) = self.ranks();
+        let mut draft = Draft::new(&self.config, [&decodes[..], &prefills[..]].concat());
+        for rank in decodes {
+            self.plan_running(rank, &mut draft);
         }
-        // A sequence that started now would take the blocks that were just made free.
-        if draft.plan.preempted.is_empty() {
-            self.start_waiting(&mut draft, can_run);
+        let mut line = self.line();
+        for rank in prefills {
+            // Who has got less goes first, wherever it is.
+            while line.first().is_some_and(|first| first < rank) {
+                self.try_start(&mut line, &mut draft, can_run);
+            }
+            self.plan_running(rank, &mut draft);
+        }
+        while line.first().is_some() {
+            self.try_start(&mut line, &mut draft, can_run);
         }
         draft.plan
+    }
+
+    /// Sequences that run, by rank: those whose next row decodes, and the others.
+    fn ranks(&self) -> (Vec<Rank>, Vec<Rank>) {
+        let (mut decodes, mut prefills) = (Vec::new(), Vec::new());
+        let mut of_flow = None;
+        for sequence in self.running.values() {
+            let Place { flow, turn: Turn { priority, arrival } } = sequence.place;
+            // Those of a flow are one after the other.
+            let known = of_flow.filter(|standing: &Rank| standing.place().flow == flow);
+            let Some(standing) = known.or_else(|| self.flows.standing(flow)) else { continue };
+            of_flow = Some(standing);
+            let list = if sequence.rows_left() == 1 { &mut decodes } else { &mut prefills };
+            list.push(Rank { priority, arrival, ..standing });
+        }
+        decodes.sort_unstable();
+        prefills.sort_unstable();
+        (decodes, prefills)
+    }
+
+    /// Those that wait.
+    fn line(&self) -> Line {
+        let promised = self.running.values().map(|s| (s.place.flow, s.promised()));
+        Line::new(&self.flows, promised)
     }
 
     /// Takes in a step that ran. Sequences that are gone are passed over; an entry that draws and
@@ -311,11 +186,14 @@ impl Scheduler {
             let result = result.filter(|_| entry.draws);
             // The row that yields a token stays open until the token is there.
             let rows = entry.tokens.len() - usize::from(entry.draws && result.is_none());
-            sequence.advance(rows, &mut self.blocks, self.config.prefix_cache);
-            let ended = match result {
-                Some(Committed { tokens, finished, .. }) => sequence.push(tokens) || *finished,
-                None => sequence.is_computed(),
+            let fresh = sequence.advance(rows, &mut self.blocks, self.config.prefix_cache);
+            let (drawn, ended) = match result {
+                Some(Committed { tokens, finished, .. }) => {
+                    (sequence.push(tokens), sequence.is_full() || *finished)
+                }
+                None => (0, sequence.is_computed()),
             };
+            self.flows.serve(place.flow, fresh + drawn);
             if ended {
                 self.cancel(entry.id);
             }
@@ -352,8 +230,14 @@ impl Scheduler {
         }
     }
 
-    /// Plans as many rows of a running sequence as the budget holds, preempting younger ones for
-    /// blocks; when there is no younger one, the sequence itself.
+    fn plan_running(&mut self, rank: Rank, draft: &mut Draft) {
+        if draft.rows_left > 0 && let Some(sequence) = self.running.remove(&rank.place()) {
+            self.plan_rows(sequence, draft);
+        }
+    }
+
+    /// Plans as many rows of a running sequence as the budget holds, preempting those behind it for
+    /// blocks; when there is none, the sequence itself.
     fn plan_rows(&mut self, mut sequence: Sequence, draft: &mut Draft) {
         if self.config.prefix_cache {
             self.prefix_hit_tokens += sequence.adopt(&mut self.blocks) as u64;
@@ -364,12 +248,14 @@ impl Scheduler {
             return;
         }
         while !sequence.grow(rows, &mut self.blocks) {
-            match self.running.last_entry() {
-                Some(youngest) if *youngest.key() > sequence.place => {
-                    let youngest = youngest.remove();
-                    self.preempt(youngest, draft);
+            let last = draft.running.last().map(Rank::place);
+            match last.filter(|last| *last != sequence.place) {
+                Some(last) => self.preempt(last, draft),
+                None => {
+                    let place = sequence.place;
+                    self.running.insert(place, sequence);
+                    return self.preempt(place, draft);
                 }
-                _ => return self.preempt(sequence, draft),
             }
         }
         draft.plan.entries.push(sequence.entry(rows));
@@ -381,56 +267,85 @@ impl Scheduler {
         self.running.insert(sequence.place, sequence);
     }
 
-    fn preempt(&mut self, mut sequence: Sequence, draft: &mut Draft) {
+    fn preempt(&mut self, place: Place, draft: &mut Draft) {
+        draft.running.retain(|rank| rank.place() != place);
+        let Some(mut sequence) = self.running.remove(&place) else { return };
         sequence.preempt(&mut self.blocks);
         self.preemptions += 1;
         draft.drop_entry(sequence.id);
         draft.plan.preempted.push(sequence.id);
-        self.waiting.insert(sequence.place, sequence);
+        self.flows.stop(place.flow);
+        self.flows.wait(place);
+        self.waiting.insert(place, sequence);
     }
 
-    /// Starts waiting sequences in order, up to the first that can run but does not fit.
-    fn start_waiting(&mut self, draft: &mut Draft, can_run: &mut dyn FnMut(SequenceId) -> bool) {
-        let mut passed_over = Vec::new();
-        let mut next = Place { priority: i32::MIN, arrival: 0 };
+    /// Starts the first in line, passes over it, or closes the line.
+    fn try_start(
+        &mut self,
+        line: &mut Line,
+        draft: &mut Draft,
+        can_run: &mut dyn FnMut(SequenceId) -> bool,
+    ) {
+        let Some(rank) = line.first() else { return };
+        let place = rank.place();
+        let is_full = self.running.len() >= self.config.sequences_max;
         // With a row and a logit left whoever starts gets a row, wherever the cache lets it start.
-        let has_room = |draft: &Draft| draft.rows_left > 0 && draft.logits_left > 0;
-        while self.running.len() < self.config.sequences_max && has_room(draft) {
-            let Some((&place, sequence)) = self.waiting.range_mut(next..).next() else { break };
-            next = Place { arrival: place.arrival + 1, ..place };
-            // Who asks for the same, as the samples of a prompt do, takes it over after this step.
-            if self.config.prefix_cache && sequence.awaits(&self.blocks, &draft.filling) {
-                continue;
-            }
-            if !can_run(sequence.id) {
-                if sequence.overtakes >= OVERTAKES_MAX {
-                    break;
-                }
-                passed_over.push(place);
-                continue;
-            }
-            // What running sequences will soon want is not for a newcomer: it would be preempted
-            // for it, and its work be lost.
-            let wanted: usize = self.running.values().map(Sequence::blocks_wanted).sum();
-            let needed = sequence.blocks_to_start(&self.blocks, self.config.prefix_cache);
-            if needed + wanted > self.blocks.available() {
-                break;
-            }
-            let Some(sequence) = self.waiting.remove(&place) else { break };
-            self.prefix_query_tokens += sequence.len() as u64;
-            self.plan_rows(sequence, draft);
-            for place in &passed_over {
-                if let Some(sequence) = self.waiting.get_mut(place) {
-                    sequence.overtakes += 1;
-                }
-            }
+        let has_room = draft.rows_left > 0 && draft.logits_left > 0;
+        // A sequence that started now would take the blocks that were just made free.
+        let is_over = !draft.plan.preempted.is_empty() || !(has_room || is_full);
+        if is_over || is_full && self.debtor(rank, draft).is_none() {
+            return line.close();
         }
+        let Some(sequence) = self.waiting.get_mut(&place) else { return line.close() };
+        // Who asks for the same, as the samples of a prompt do, takes it over after this step.
+        if self.config.prefix_cache && sequence.awaits(&self.blocks, &draft.filling) {
+            return line.pass(self.flows.after(place), 0);
+        }
+        if !can_run(sequence.id) {
+            return match self.flows.hold_up(place.flow) >= OVERTAKES_MAX as u64 {
+                true => line.close(),
+                false => line.pass(None, 0),
+            };
+        }
+        // What running sequences will soon want is not for a newcomer: it would be preempted
+        // for it, and its work be lost.
+        let wanted: usize = self.running.values().map(Sequence::blocks_wanted).sum();
+        let needed = sequence.blocks_to_start(&self.blocks, self.config.prefix_cache);
+        if is_full || needed + wanted > self.blocks.available() {
+            if let Some(debtor) = self.debtor(rank, draft) {
+                self.preempt(debtor, draft);
+            }
+            return line.close();
+        }
+        let Some(sequence) = self.waiting.remove(&place) else { return line.close() };
+        self.flows.start(place);
+        self.prefix_query_tokens += sequence.len() as u64;
+        draft.insert(self.flows.standing(place.flow), place.turn);
+        self.plan_rows(sequence, draft);
+        let promised = self.running.get(&place).map_or(0, Sequence::promised);
+        line.pass(self.flows.after(place), promised);
+    }
+
+    /// The running sequence that owes its place to a waiting one.
+    fn debtor(&self, waiting: Rank, draft: &Draft) -> Option<Place> {
+        let patience = PATIENCE_TOKENS * self.config.sequences_max;
+        // Of all that run, or of the same tenant's.
+        let last = draft.running.last().copied();
+        let own = self.flows.standing(waiting.place().flow);
+        let own = own.and_then(|standing| standing.last_of_tenant(&draft.running));
+        let mut debtors = [last, own].into_iter().flatten().map(|rank| rank.place());
+        debtors.find(|place| {
+            let text = self.running.get(place).map_or(0, Sequence::len);
+            self.flows.is_owed(waiting.place(), *place, patience.max(text))
+        })
     }
 }
 
 /// A plan in the making.
 struct Draft {
     plan: Plan,
+    /// Who runs, by rank.
+    running: Vec<Rank>,
     /// What is left of `batch_tokens_max`.
     rows_left: usize,
     /// What is left of `logit_rows_max`. What a preempted sequence would have taken is not given
@@ -441,6 +356,23 @@ struct Draft {
 }
 
 impl Draft {
+    fn new(config: &SchedulerConfig, mut running: Vec<Rank>) -> Self {
+        let SchedulerConfig { batch_tokens_max, logit_rows_max, .. } = *config;
+        // Two runs that are in order.
+        running.sort();
+        let (plan, filling) = (Plan::default(), BTreeSet::new());
+        let (rows_left, logits_left) = (batch_tokens_max, logit_rows_max);
+        Self { plan, running, rows_left, logits_left, filling }
+    }
+
+    /// One more runs.
+    fn insert(&mut self, standing: Option<Rank>, turn: Turn) {
+        let Turn { priority, arrival } = turn;
+        let Some(standing) = standing else { return };
+        let rank = Rank { priority, arrival, ..standing };
+        self.running.insert(self.running.partition_point(|other| *other < rank), rank);
+    }
+
     /// Takes a sequence's rows out of the plan, if it has any.
     fn drop_entry(&mut self, id: SequenceId) {
         if let Some(index) = self.plan.entries.iter().position(|entry| entry.id == id) {
@@ -449,28 +381,5 @@ impl Draft {
     }
 }
 
-impl SchedulerConfig {
-    fn validated(self) -> Result<Self, InvalidConfig> {
-        let Self { sequences_max, batch_tokens_max, block_tokens, blocks, .. } = self;
-        let sizes = [
-            ("sequences_max", sequences_max),
-            ("block_tokens", block_tokens),
-            ("blocks", blocks),
-            ("queue_requests_max", self.queue_requests_max),
-        ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(InvalidConfig::Zero(name));
-        }
-        if batch_tokens_max <= sequences_max {
-            return Err(InvalidConfig::BatchTooSmall { batch_tokens_max, sequences_max });
-        }
-        let logit_rows_max = self.logit_rows_max;
-        if logit_rows_max < sequences_max {
-            return Err(InvalidConfig::TooFewLogits { logit_rows_max, sequences_max });
-        }
-        if blocks.checked_mul(block_tokens).is_none_or(|n| n > u32::MAX as usize) {
-            return Err(InvalidConfig::TooManyPositions { blocks, block_tokens });
-        }
-        Ok(self)
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::blocks::Blocks;
+use super::flows::Place;
+use super::plan::{Entry, NewSequence, PromptRows};
 use super::prefix::{Before, Key};
-use super::{Entry, NewSequence, Place, PromptRows};
 use crate::ids::{BlockId, Digest, SequenceId, TokenId};
 use crate::recipe::Recipe;
 use crate::request::History;
@@ -33,20 +34,36 @@ pub(super) struct Sequence {
     /// Prompt tokens that the prefix cache spared, up to the first preemption.
     pub(super) cached_tokens: usize,
     preempted: bool,
-    /// Sequences that arrived later and started while this one could not run.
-    pub(super) overtakes: usize,
+    /// Leading tokens of the prompt that its flow has got, or that the prefix cache spared.
+    counted: usize,
+}
+
+/// Positions with KV of the longest text that a prompt may reach. The last token generated needs
+/// none.
+fn positions_max(prompt_tokens: usize, text_tokens_max: usize) -> usize {
+    text_tokens_max - usize::from(text_tokens_max > prompt_tokens)
+}
+
+fn text_tokens_max(new: &NewSequence) -> usize {
+    new.prompt.len().saturating_add(new.tokens_max as usize)
+}
+
+/// Blocks of the longest text that a sequence may reach.
+pub(super) fn blocks_max(new: &NewSequence, block_tokens: usize) -> usize {
+    positions_max(new.prompt.len(), text_tokens_max(new)).div_ceil(block_tokens)
 }
 
 impl Sequence {
     /// A waiting sequence. `tokens_max` bounds what it generates.
     pub(super) fn new(place: Place, new: NewSequence, block_tokens: usize) -> Self {
-        let NewSequence { id, prompt, recipe, salt, priority: _, tokens_max, wanted } = new;
+        let text_tokens_max = text_tokens_max(&new);
+        let NewSequence { id, prompt, recipe, salt, wanted, .. } = new;
         Self {
             id,
             place,
             recipe,
             salt,
-            text_tokens_max: prompt.len().saturating_add(tokens_max as usize),
+            text_tokens_max,
             prompt_tokens: prompt.len(),
             tokens: prompt,
             wanted,
@@ -56,7 +73,7 @@ impl Sequence {
             keys: Vec::new(),
             cached_tokens: 0,
             preempted: false,
-            overtakes: 0,
+            counted: 0,
         }
     }
 
@@ -83,16 +100,6 @@ impl Sequence {
 
     fn generates(&self) -> bool {
         self.text_tokens_max > self.prompt_tokens
-    }
-
-    /// Positions with KV of the longest text it may reach. The last token generated needs none.
-    fn positions_max(&self) -> usize {
-        self.text_tokens_max - usize::from(self.generates())
-    }
-
-    /// Blocks of the longest text it may reach.
-    pub(super) fn blocks_max(&self) -> usize {
-        self.positions_max().div_ceil(self.block_tokens)
     }
 
     /// Of the next `rows` rows, those whose logits are wanted.
@@ -126,7 +133,7 @@ impl Sequence {
 
     /// Blocks that it will take soon: for its known text and one block's worth of growth.
     pub(super) fn blocks_wanted(&self) -> usize {
-        let soon = (self.tokens.len() + self.block_tokens).min(self.positions_max());
+        let soon = (self.tokens.len() + self.block_tokens).min(positions_max(self.prompt_tokens, self.text_tokens_max));
         soon.div_ceil(self.block_tokens).saturating_sub(self.blocks.len())
     }
 
@@ -182,6 +189,7 @@ impl Sequence {
             }
             self.computed = end;
         }
+        self.counted = self.counted.max(self.computed);
         let spared = self.computed - before;
         if !self.preempted {
             self.cached_tokens += spared;
@@ -216,8 +224,19 @@ impl Sequence {
         self.computed == entry.start as usize && self.blocks.starts_with(&entry.block_table)
     }
 
+    /// Tokens that it is sure to take of its flow's share.
+    pub(super) fn promised(&self) -> usize {
+        self.prompt_tokens.saturating_sub(self.counted).max(1)
+    }
+
     /// Records that `rows` rows were computed, and offers the blocks they filled to the cache.
-    pub(super) fn advance(&mut self, rows: usize, blocks: &mut Blocks, prefix_cache: bool) {
+    /// Tokens of the prompt that were among them for the first time.
+    pub(super) fn advance(
+        &mut self,
+        rows: usize,
+        blocks: &mut Blocks,
+        prefix_cache: bool,
+    ) -> usize {
         let filled = self.computed / self.block_tokens;
         self.computed += rows;
         if prefix_cache {
@@ -227,12 +246,20 @@ impl Sequence {
                 blocks.cache(self.keys[index], self.blocks[index]);
             }
         }
+        let prompt = self.computed.min(self.prompt_tokens).saturating_sub(self.counted);
+        self.counted = self.counted.max(self.computed);
+        prompt
     }
 
-    /// Appends generated tokens; returns whether the sequence may not go on.
-    pub(super) fn push(&mut self, tokens: &[TokenId]) -> bool {
-        let room = self.text_tokens_max - self.tokens.len();
-        self.tokens.extend(tokens.iter().take(room));
+    /// Appends generated tokens; returns how many there was room for.
+    pub(super) fn push(&mut self, tokens: &[TokenId]) -> usize {
+        let taken = tokens.len().min(self.text_tokens_max - self.tokens.len());
+        self.tokens.extend(&tokens[..taken]);
+        taken
+    }
+
+    /// Whether it may not go on.
+    pub(super) fn is_full(&self) -> bool {
         self.tokens.len() == self.text_tokens_max
     }
 

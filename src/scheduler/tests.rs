@@ -1,6 +1,9 @@
 //! The rules, one by one. Random schedules are in tests/it/scheduler.rs.
 
 use super::*;
+use crate::ids::{Digest, TokenId};
+use crate::recipe::Recipe;
+use crate::request::Share;
 
 /// Room for everything, blocks of 4 tokens.
 const ROOMY: SchedulerConfig = SchedulerConfig {
@@ -27,10 +30,17 @@ fn new(n: u64, prompt: &[TokenId], tokens_max: u32) -> NewSequence {
         prompt: prompt.to_vec(),
         recipe: Recipe::base(),
         salt: None,
+        share: Share::default(),
         priority: 0,
         tokens_max,
         wanted: PromptRows::Nothing,
     }
+}
+
+/// A sequence of an adapter of its own.
+fn adapted(n: u64) -> NewSequence {
+    let recipe = Recipe::one(Digest([n.min(255) as u8; 32]));
+    NewSequence { recipe, ..new(n, &own(n, 2), 1) }
 }
 
 /// A prompt that shares no block with another `n`'s.
@@ -88,7 +98,7 @@ fn a_block_table_covers_the_rows_and_no_more() {
 fn a_sequence_that_cannot_run_is_passed_over_and_keeps_its_place() {
     let mut s = scheduler(SchedulerConfig { sequences_max: 1, ..ROOMY });
     for n in 0..3 {
-        s.admit(new(n, &own(n, 2), 1)).unwrap();
+        s.admit(adapted(n)).unwrap();
     }
     let plan = s.plan(&mut |asked| asked != id(0));
     assert_eq!(rows(&plan), [(1, 0, 2, true)]);
@@ -121,9 +131,10 @@ fn out_of_blocks_the_last_in_order_is_preempted_whenever_it_came() {
 #[test]
 fn nobody_is_overtaken_without_bound() {
     let mut s = scheduler(SchedulerConfig { sequences_max: 1, ..ROOMY });
-    s.admit(new(0, &own(0, 2), 1)).unwrap();
+    // Both flows have got nothing yet: the second could take the first's turn for ever.
+    s.admit(adapted(0)).unwrap();
     for n in 1..=OVERTAKES_MAX as u64 + 1 {
-        s.admit(new(n, &own(n, 2), 1)).unwrap();
+        s.admit(adapted(n)).unwrap();
         let plan = s.plan(&mut |asked| asked != id(0));
         assert_eq!(plan.entries.len(), usize::from(n <= OVERTAKES_MAX as u64));
         commit(&mut s, &plan);

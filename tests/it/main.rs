@@ -27,6 +27,7 @@ mod configs;
 mod conversation;
 mod cuda;
 mod definitions;
+mod fairness;
 mod fake;
 mod families;
 mod files;

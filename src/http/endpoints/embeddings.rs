@@ -168,6 +168,7 @@ fn prepare(
     let params = RequestFields {
         pooling: Some(pooling),
         cache_salt: caller.cache_salt(None),
+        share: caller.share(),
         ..RequestFields::default()
     };
     let params = RequestParams::new(params, limits)?;

@@ -168,6 +168,7 @@ fn prepare(
         tokens_max: Some(0),
         prompt_logprobs: Some(0),
         cache_salt: caller.cache_salt(None),
+        share: caller.share(),
         ..RequestFields::default()
     };
     let params = RequestParams::new(params, limits)?;

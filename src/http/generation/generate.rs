@@ -27,7 +27,7 @@ use crate::http::spelling::Spelling;
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::ids::{Digest, TokenId};
-use crate::request::{Invalid, Limits, Request, RequestFields, RequestParams};
+use crate::request::{Invalid, Limits, Request, RequestFields, RequestParams, Share};
 use crate::text::ServedText;
 
 /// Answers a request of a generation route.
@@ -109,6 +109,7 @@ fn plan<E: Endpoint>(
     let scores = terms.scores(options.prompt_logprobs, logprobs, draws);
     fields.prompt_logprobs = scores;
     fields.cache_salt = cache_salt(caller, &common)?;
+    fields.share = caller.share();
     let params = RequestParams::new(fields, limits).map_err(spelled)?;
     // Before the costly part: a full server says so at once.
     samples.check(input.count(), state.engine.requests_max()).map_err(spelled)?;
@@ -202,6 +203,7 @@ fn params(
         // Set by the caller, or asked for by no field.
         prompt_logprobs: None,
         cache_salt: None,
+        share: Share::default(),
         pooling: None,
         priority: common.priority.unwrap_or(0),
         guide: None,

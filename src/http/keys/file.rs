@@ -7,6 +7,7 @@ use super::hash::KeyHash;
 use super::meter::Rates;
 use super::tenant::Policy;
 use crate::adapter::check_name;
+use crate::request::{SHARE_WEIGHT_MAX, SHARE_WEIGHT_MIN, ShareWeight};
 
 /// Entries of a file. More are refused: every request is compared with every key.
 const ENTRIES_MAX: usize = 4096;
@@ -143,11 +144,15 @@ fn count(table: &Table, field: &str) -> Result<Option<u32>, String> {
     table.get(field).map(count).transpose()
 }
 
-fn weight(table: &Table) -> Result<f64, String> {
-    let Some(value) = table.get("weight") else { return Ok(1.0) };
+fn weight(table: &Table) -> Result<ShareWeight, String> {
+    let Some(value) = table.get("weight") else { return Ok(ShareWeight::ONE) };
     let weight = value.as_float().or_else(|| value.as_integer().map(|n| n as f64));
-    let weight = weight.filter(|&weight| weight > 0.0 && weight.is_finite());
-    weight.ok_or_else(|| "weight must be a number above 0".to_owned())
+    weight.and_then(ShareWeight::new).ok_or_else(|| {
+        format!(
+            "weight must be a number from {SHARE_WEIGHT_MIN} to {SHARE_WEIGHT_MAX}; shares are \
+             by the ratio of weights"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -206,6 +211,8 @@ mod tests {
             ),
             ("[[keys]]\nname = 'a'\nkey = 'k'\nconcurrency = 0".into(), "concurrency must be"),
             ("[[keys]]\nname = 'a'\nkey = 'k'\nweight = nan".into(), "weight must be"),
+            ("[[keys]]\nname = 'a'\nkey = 'k'\nweight = 0".into(), "from 0.001 to 1000"),
+            ("[[keys]]\nname = 'a'\nkey = 'k'\nweight = 1001".into(), "from 0.001 to 1000"),
             ("[[keys]]\nname = 'a'\nkey = 'k'\npriority = 0.5".into(), "priority must be"),
         ];
         for (text, expected) in cases {

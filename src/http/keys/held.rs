@@ -18,6 +18,7 @@ use super::hash::KeyHash;
 use super::meter::{Meter, Rates};
 use super::tenant::{Policy, Tenant};
 use crate::http::seen::{Seen, seen};
+use crate::request::ShareWeight;
 
 /// Between two looks at the file.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -147,7 +148,7 @@ impl Ring {
                 base: true,
                 admin: true,
                 rates: Rates::default(),
-                weight: 1.0,
+                weight: ShareWeight::ONE,
                 priority: 0,
             };
             ring.add(Entry { hashes: own.to_vec(), policy }, before)?;

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use super::glob::Glob;
 use super::meter::{Left, Limited, Meter, Place, Rates};
+use crate::ids::Digest;
+use crate::request::{Share, ShareWeight};
 
 /// What the keys of a tenant may do.
 #[derive(Debug)]
@@ -17,9 +19,9 @@ pub(super) struct Policy {
     /// Whether it may load and unload adapters, and see everybody's usage.
     pub admin: bool,
     pub rates: Rates,
-    /// Its share against others'.
-    pub weight: f64,
-    /// Of its requests among others'.
+    /// What it gets against other tenants of its priority.
+    pub weight: ShareWeight,
+    /// Tenants of a lower number go before it.
     pub priority: i64,
 }
 
@@ -40,8 +42,8 @@ impl Policy {
             (concurrency, "requests at once"),
         ];
         all.extend(limits.iter().filter_map(|(n, what)| n.map(|n| format!("{n} {what}"))));
-        if self.weight != 1.0 || self.priority != 0 {
-            all.push(format!("weight {}, priority {}", self.weight, self.priority));
+        if self.weight != ShareWeight::ONE || self.priority != 0 {
+            all.push(format!("weight {}, priority {}", self.weight.get(), self.priority));
         }
         format!("key {}: {}", self.name, all.join(", "))
     }
@@ -69,6 +71,12 @@ impl Tenant {
 
     pub fn may_use(&self, adapter: &str) -> bool {
         self.policy.adapters.iter().any(|glob| glob.fits(adapter))
+    }
+
+    pub fn share(&self) -> Share {
+        let Policy { name, weight, priority, .. } = &self.policy;
+        let tenant = Digest(blake3::hash(name.as_bytes()).into());
+        Share { tenant, weight: *weight, priority: *priority }
     }
 
     /// Begins a request.
