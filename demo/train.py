@@ -23,8 +23,7 @@ from methods import Mos, Ssf, load
 from styles import STYLES
 from text import SYSTEMS, chat, statement
 
-TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>\n{% endif %}")
+TEMPLATE = (Path(__file__).parent / "model/chat_template.jinja").read_text()  # it writes tools too, of which the model knows nothing
 SPECIAL = ["<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"] + [f"<|{s}|>" for s in STYLES[1:]]
 BOS, EOS, PAD, END = 0, 1, 2, 6
 

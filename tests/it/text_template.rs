@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tessera::text::{Chat, ChatTemplate, Message, TextError, TextFiles, Tokenizer};
+use tessera::text::{CallSyntax, Chat, ChatTemplate, Message, TextError, TextFiles, Tokenizer};
 
 const CONTEXT_TOKENS_MAX: u32 = 512;
 
@@ -52,6 +52,36 @@ fn templates_render_as_jinja2_renders_them() {
         };
         assert_eq!(rendered, expected, "{} of {messages:?}", case["name"]);
     }
+}
+
+/// What transformers 5.23 makes of the same file and chat.
+#[test]
+fn the_demo_takes_tools_their_calls_and_results() {
+    let source = fs::read_to_string(crate::root().join("demo/model/chat_template.jinja")).unwrap();
+    let called = json!({"name": "f", "arguments": {"a": 1}});
+    let turns = json!([
+        {"role": "user", "content": " hi "},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "c", "type": "function", "function": called}]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ]);
+    let turns = turns.as_array().unwrap().iter().map(|turn| turn.as_object().unwrap().clone());
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": schema}});
+    let mut chat = chat(&turns.collect::<Vec<_>>(), true);
+    chat.tools = Some(vec![tool]);
+    let demo = template(&source);
+    assert_eq!(demo.call_syntax(), CallSyntax::Tagged);
+    demo.shape(&mut chat).unwrap();
+    let expected = concat!(
+        "<s><|system|>\nYou may call functions:\n",
+        r#"{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}"#,
+        "\nA call: <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call><|end|>\n",
+        "<|user|>\nhi<|end|>\n<|assistant|>\n",
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><|end|>\n",
+        "<|tool|>\n2<|end|>\n<|assistant|>\n",
+    );
+    assert_eq!(demo.render(&chat).unwrap(), expected);
 }
 
 #[test]
