@@ -8,7 +8,7 @@ mod share;
 mod tokens;
 
 pub use invalid::Invalid;
-pub use sampling::{SamplingParams, TokenRules};
+pub use sampling::{BIASES, RANGES, SamplingParams, TokenRules, check_range};
 pub use share::{SHARE_WEIGHT_MAX, SHARE_WEIGHT_MIN, Share, ShareWeight};
 pub use tokens::{History, TokenMask};
 

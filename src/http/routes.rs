@@ -1,6 +1,5 @@
 //! Method and path to handler.
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,107 +32,12 @@ use super::error::{ApiError, LoadError, ProtocolError, ServerError};
 use super::generation::generate;
 use super::metrics;
 use super::models;
+use super::openapi;
 use super::phase::Phase;
 use super::request::body;
 use super::sse::{Body, whole};
 use super::state::State;
-
-/// What a path leads to.
-#[derive(Clone, Copy)]
-enum Route {
-    Models,
-    Model,
-    Adapters,
-    Adapter,
-    Usage,
-    TokenizerInfo,
-    ServerLoad,
-    Live,
-    Ready,
-    Version,
-    Metrics,
-    Post(Post),
-}
-
-/// Those that read a body.
-#[derive(Clone, Copy)]
-enum Post {
-    Completions,
-    Chat,
-    Messages,
-    CountTokens,
-    Responses,
-    Embeddings,
-    Loglikelihood,
-    Tokenize,
-    Detokenize,
-    Load,
-    Unload,
-    Validate,
-}
-
-const POST: &str = "POST, OPTIONS";
-const GET: &str = "GET, HEAD, OPTIONS";
-const GET_DELETE: &str = "GET, HEAD, DELETE, OPTIONS";
-/// SageMaker asks with either.
-const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
-
-/// Every path as [`spelled`] gives it, its methods, and who may ask; `DELETE` takes an admin. One
-/// that ends with a slash leads to all that begin with it: the rest is a name, which may hold
-/// slashes. `docs/api.md` has the same table.
-const ROUTES: &[(&str, &str, Access, Route)] = &[
-    ("/v1/completions", POST, Access::Key, Route::Post(Post::Completions)),
-    ("/v1/chat/completions", POST, Access::Key, Route::Post(Post::Chat)),
-    ("/v1/messages", POST, Access::Key, Route::Post(Post::Messages)),
-    ("/v1/messages/count_tokens", POST, Access::Key, Route::Post(Post::CountTokens)),
-    ("/v1/responses", POST, Access::Key, Route::Post(Post::Responses)),
-    ("/v1/embeddings", POST, Access::Key, Route::Post(Post::Embeddings)),
-    ("/v1/loglikelihood", POST, Access::Key, Route::Post(Post::Loglikelihood)),
-    ("/v1/models", GET, Access::Key, Route::Models),
-    ("/v1/models/", GET_DELETE, Access::Key, Route::Model),
-    ("/v1/adapters", GET, Access::Key, Route::Adapters),
-    ("/v1/adapters/validate", POST, Access::Admin, Route::Post(Post::Validate)),
-    ("/v1/adapters/", GET_DELETE, Access::Key, Route::Adapter),
-    ("/v1/usage", GET, Access::Key, Route::Usage),
-    ("/tokenize", POST, Access::Key, Route::Post(Post::Tokenize)),
-    ("/detokenize", POST, Access::Key, Route::Post(Post::Detokenize)),
-    ("/tokenizer_info", GET, Access::Key, Route::TokenizerInfo),
-    ("/v1/load_lora_adapter", POST, Access::Admin, Route::Post(Post::Load)),
-    ("/v1/unload_lora_adapter", POST, Access::Admin, Route::Post(Post::Unload)),
-    ("/health", GET, Access::Open, Route::Ready),
-    ("/ready", GET, Access::Open, Route::Ready),
-    ("/ping", GET_POST, Access::Open, Route::Ready),
-    ("/live", GET, Access::Open, Route::Live),
-    ("/load", GET, Access::Key, Route::ServerLoad),
-    ("/version", GET, Access::Open, Route::Version),
-    ("/metrics", GET, Access::Metrics, Route::Metrics),
-];
-/// Routes that are found without `/v1` too: gateways are given the server's address alone.
-const WITHOUT_V1: &[&str] =
-    &["/models", "/completions", "/chat/completions", "/responses", "/embeddings"];
-
-/// Routes of other servers that are not here, and what is.
-const ELSEWHERE: &[(&str, &str)] = &[
-    ("/v1/score", SCORE),
-    ("/score", SCORE),
-    ("/v1/rerank", RERANK),
-    ("/v2/rerank", RERANK),
-    ("/rerank", RERANK),
-];
-const SCORE: &str = "Scoring pairs of texts takes another kind of model. POST /v1/loglikelihood \
-                     tells how likely a continuation is; POST /v1/embeddings gives vectors to \
-                     compare.";
-const RERANK: &str = "Reranking takes another kind of model. POST /v1/embeddings gives vectors to \
-                      compare.";
-
-/// A path as the table has it: with `/v1` where that was left out, and without a slash at its end.
-fn spelled(path: &str) -> Cow<'_, str> {
-    let path = path.trim_end_matches('/');
-    match WITHOUT_V1.contains(&path) || path.starts_with("/models/") {
-        true => format!("/v1{path}").into(),
-        false => path.into(),
-    }
-}
+use super::table::{ELSEWHERE, Post, Route, allows, find, spelled};
 
 /// Answers any request; a panic is answered 500.
 pub(super) async fn handle(
@@ -166,24 +70,6 @@ pub(super) async fn handle(
 fn is_anthropics(path: &str) -> bool {
     let rest = path.strip_prefix("/v1/messages");
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// The route of a path, the one that takes the method if there are several.
-fn find(
-    path: &str,
-    method: &Method,
-) -> Option<&'static (&'static str, &'static str, Access, Route)> {
-    let is_match = |route: &&(&str, &str, Access, Route)| match route.0.ends_with('/') {
-        true => path.len() > route.0.len() && path.starts_with(route.0),
-        false => route.0 == path,
-    };
-    let takes = |route: &&(&str, &str, Access, Route)| allows(route.1, method);
-    let mut all = ROUTES.iter().filter(is_match);
-    all.clone().find(takes).or_else(|| all.next())
-}
-
-fn allows(allow: &str, method: &Method) -> bool {
-    allow.split(", ").any(|allowed| allowed == method.as_str())
 }
 
 async fn answer(
@@ -272,6 +158,8 @@ fn got(
             let version = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}");
             Ok(whole("application/json", version))
         }
+        Route::OpenApi => Ok(openapi::document(state)),
+        Route::Docs => Ok(openapi::page(state)),
         Route::Metrics => Ok(whole(metrics::CONTENT_TYPE, state.metrics.page())),
         // Those are asked with a body.
         Route::Post(_) => Err(ServerError::Internal.into()),

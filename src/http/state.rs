@@ -1,9 +1,10 @@
 //! What all connections share.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::adapter_root::AdapterRoot;
@@ -29,6 +30,8 @@ pub(super) struct State {
     pub http: HttpSettings,
     pub metrics: Arc<Metrics>,
     pub ledger: Ledger,
+    /// What `/openapi.json` and `/docs` answer, once somebody has asked.
+    pub openapi: OnceLock<[Bytes; 2]>,
     /// What forms answers may have.
     pub forms: Forms,
     pub phase: watch::Sender<Phase>,
@@ -67,6 +70,7 @@ impl State {
             )),
             ledger: Ledger::new(),
             phase: watch::Sender::new(Phase::Serving),
+            openapi: OnceLock::new(),
             forms: Forms::new(model.limits.vocabulary_tokens),
             hosts,
             cors: Cors::new(http.origins_allowed.clone()),

@@ -1,5 +1,6 @@
 //! How tokens are drawn.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -7,12 +8,36 @@ use super::invalid::Invalid;
 use super::tokens::TokenMask;
 use crate::ids::TokenId;
 
-/// Penalties outside of it make of any text a list of words that have not been said.
-const REPETITION_PENALTIES: RangeInclusive<f32> = 0.01..=100.0;
-/// Of OpenAI's two penalties, as its reference has them.
-const PENALTIES: RangeInclusive<f32> = -2.0..=2.0;
+/// The range of each number that says how tokens are drawn. The penalties of OpenAI's are as its
+/// reference has them; repetition penalties outside of theirs make of any text a list of words that
+/// have not been said.
+pub const RANGES: [(&str, RangeInclusive<f64>); 6] = [
+    ("temperature", 0.0..=2.0),
+    ("top_p", 0.0..=1.0),
+    ("min_p", 0.0..=1.0),
+    ("repetition_penalty", 0.01..=100.0),
+    ("presence_penalty", -2.0..=2.0),
+    ("frequency_penalty", -2.0..=2.0),
+];
 /// What may be added to a logit, as OpenAI's reference has it.
-const BIASES: RangeInclusive<f32> = -100.0..=100.0;
+pub const BIASES: RangeInclusive<f64> = -100.0..=100.0;
+
+/// Checks a number of a request against its range, before it is rounded: what is just outside may
+/// not be afterwards.
+///
+/// # Errors
+/// [`Invalid`] naming it. A name without a range takes any number.
+pub fn check_range(param: &'static str, value: f64) -> Result<(), Invalid> {
+    match RANGES.iter().find(|(name, range)| *name == param && !range.contains(&value)) {
+        None => Ok(()),
+        Some((_, range)) => Err(outside(param, range, &value)),
+    }
+}
+
+fn outside(param: &'static str, range: &RangeInclusive<f64>, value: &dyn Display) -> Invalid {
+    let (least, most) = (range.start(), range.end());
+    Invalid::value(param, format!("{param} must be between {least} and {most}, got {value}"))
+}
 
 /// How the next token is drawn from the logits.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,19 +86,11 @@ impl SamplingParams {
     pub fn check(&self) -> Result<(), Invalid> {
         let Self { temperature, top_p, top_k: _, min_p, seed: _, rules: _, .. } = self;
         let Self { repetition_penalty, presence_penalty, frequency_penalty, .. } = self;
-        let ranges = [
-            ("temperature", temperature, 0.0..=2.0),
-            ("top_p", top_p, 0.0..=1.0),
-            ("min_p", min_p, 0.0..=1.0),
-            ("repetition_penalty", repetition_penalty, REPETITION_PENALTIES),
-            ("presence_penalty", presence_penalty, PENALTIES),
-            ("frequency_penalty", frequency_penalty, PENALTIES),
-        ];
-        for (param, value, range) in ranges {
-            if !range.contains(value) {
-                let (least, most) = (range.start(), range.end());
-                let message = format!("{param} must be between {least} and {most}, got {value}");
-                return Err(Invalid::value(param, message));
+        let values =
+            [temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty];
+        for ((param, range), value) in RANGES.iter().zip(values) {
+            if !(*range.start() as f32..=*range.end() as f32).contains(value) {
+                return Err(outside(param, range, value));
             }
         }
         Ok(())
@@ -107,7 +124,9 @@ impl TokenRules {
             let message = format!("token ids must be below {vocabulary}, got {token}");
             return Err(Invalid::value("logit_bias", message));
         }
-        if let Some((token, bias)) = bias.iter().find(|(_, bias)| !BIASES.contains(bias)) {
+        if let Some((token, bias)) =
+            bias.iter().find(|(_, bias)| !BIASES.contains(&f64::from(*bias)))
+        {
             let (least, most) = (BIASES.start(), BIASES.end());
             let message =
                 format!("a bias must be between {least} and {most}, got {bias} for token {token}");

@@ -231,7 +231,9 @@ impl Scheduler {
     }
 
     fn plan_running(&mut self, rank: Rank, draft: &mut Draft) {
-        if draft.rows_left > 0 && let Some(sequence) = self.running.remove(&rank.place()) {
+        if draft.rows_left > 0
+            && let Some(sequence) = self.running.remove(&rank.place())
+        {
             self.plan_rows(sequence, draft);
         }
     }

@@ -133,7 +133,8 @@ impl Sequence {
 
     /// Blocks that it will take soon: for its known text and one block's worth of growth.
     pub(super) fn blocks_wanted(&self) -> usize {
-        let soon = (self.tokens.len() + self.block_tokens).min(positions_max(self.prompt_tokens, self.text_tokens_max));
+        let soon = (self.tokens.len() + self.block_tokens)
+            .min(positions_max(self.prompt_tokens, self.text_tokens_max));
         soon.div_ceil(self.block_tokens).saturating_sub(self.blocks.len())
     }
 

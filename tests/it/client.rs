@@ -79,10 +79,12 @@ pub fn message(method: &str, path: &str, extra: &str, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// One request, one whole answer.
+/// One request, one whole answer, which is as `/openapi.json` has it.
 pub fn send(address: SocketAddr, method: &str, path: &str, extra: &str, body: &[u8]) -> Answer {
     let extra = format!("connection: close\r\n{extra}");
-    raw(address, &message(method, path, &extra, body))
+    let answer = raw(address, &message(method, path, &extra, body));
+    crate::openapi::check(method, path, &answer);
+    answer
 }
 
 /// Sends bytes as they are and reads one whole answer.

@@ -278,10 +278,7 @@ fn places_are_given_up_to_who_is_far_behind() {
     let long = Client { drawn_tokens: [20_000, 20_000], prompt_tokens: [5, 5], ..CLIENT };
     for weights in [[1.0, 1.0], [3.0, 1.0], [1.0, 7.0]] {
         let [weight, other] = weights;
-        let clients = [
-            Client { weight, ..long },
-            Client { tenant: 1, weight: other, ..long },
-        ];
+        let clients = [Client { weight, ..long }, Client { tenant: 1, weight: other, ..long }];
         let config = SchedulerConfig { blocks: 60_000, ..ROOMY };
         let mut simulation = Simulation::new(7, config, &clients);
         simulation.sends[1] = false;

@@ -70,7 +70,7 @@ fn page() -> Vec<(String, String, String)> {
 
 /// Every route of the code with each of its methods, as the page spells them.
 fn routes() -> BTreeSet<(String, String)> {
-    let code = fs::read_to_string(crate::root().join("src/http/routes.rs")).unwrap();
+    let code = fs::read_to_string(crate::root().join("src/http/table.rs")).unwrap();
     let constant = |name: &str| {
         let line = code.split(&format!("const {name}: &str = \"")).nth(1).unwrap();
         line.split('"').next().unwrap().to_owned()

@@ -221,6 +221,10 @@ fn what_is_wrong_or_not_built_is_refused_by_name() {
         (of(json!([{"type": "text", "text": "a", "more": 1}])), "more"),
         (of(json!([{"type": "text"}])), "text"),
         (end("b "), "whitespace"),
+        (
+            json!({"messages": [{"role": "assistant", "content": ""}]}),
+            "one message at least must have a text",
+        ),
         (json!({"system": [{"type": "image"}]}), "system"),
         (json!({"system": 5}), "system"),
         (json!({"tools": [{"name": "f"}]}), "tools"),

@@ -13,6 +13,15 @@ const CHAT: &str = "/v1/chat/completions";
 fn normal(frame: &str) -> String {
     let Some(json) = frame.strip_prefix("data: {") else { return frame.to_owned() };
     let mut json: Value = serde_json::from_str(&format!("{{{json}")).unwrap();
+    if json.get("error").is_some() {
+        return frame.to_owned();
+    }
+    for call in json.pointer_mut("/choices/0/delta/tool_calls/0").into_iter() {
+        if let Some(Value::String(id)) = call.get_mut("id") {
+            assert!(id.len() == 29 && id.starts_with("call_"), "{id}");
+            *id = "call_ID".to_owned();
+        }
+    }
     let id = json["id"].as_str().unwrap();
     let (prefix, hex) = id.split_once('-').unwrap();
     assert!(hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
@@ -26,7 +35,7 @@ fn normal(frame: &str) -> String {
     format!("data: {json}")
 }
 
-fn frames(fake: &Fake, path: &str, body: &Value) -> Vec<String> {
+pub fn frames(fake: &Fake, path: &str, body: &Value) -> Vec<String> {
     let mut reader = post_stream(fake.address, path, body);
     assert_eq!(reader.status, 200);
     let header = |name: &str| {
@@ -54,21 +63,21 @@ fn text(index: usize, text: &str, finish: &str) -> String {
 }
 
 /// The same of a chat.
-fn chat(rest: &str) -> String {
+pub fn chat(rest: &str) -> String {
     format!(
         "data: {{\"id\":\"chatcmpl-ID\",\"object\":\"chat.completion.chunk\",\"created\":1,\
          \"model\":\"org/base\",\"system_fingerprint\":\"FP\",{rest}}}"
     )
 }
 
-fn delta(index: usize, delta: &str, finish: &str) -> String {
+pub fn delta(index: usize, delta: &str, finish: &str) -> String {
     let rest = "\"logprobs\":null,\"finish_reason\"";
     format!("\"choices\":[{{\"index\":{index},\"delta\":{delta},{rest}:{finish}}}]")
 }
 
-const ROLE: &str = "{\"role\":\"assistant\",\"content\":\"\"}";
+pub const ROLE: &str = "{\"role\":\"assistant\",\"content\":\"\"}";
 const STOP: &str = "\"stop\",\"stop_reason\":null";
-const DONE: &str = "data: [DONE]";
+pub const DONE: &str = "data: [DONE]";
 
 fn message() -> Value {
     json!([{"role": "user", "content": "x"}])
@@ -223,6 +232,35 @@ fn an_echo_with_and_without_logprobs() {
          \"finish_reason\":\"length\",\"stop_reason\":null}}]"
     );
     assert_eq!(frames(&fake, COMPLETIONS, &body), [completion(&choice), DONE.to_owned()]);
+}
+
+#[test]
+fn a_stream_that_a_string_or_its_length_ends() {
+    let fake = Fake::say("Hi!");
+    let body = json!({"prompt": "x", "stream": true, "stop": ["!"]});
+    let end = "\"stop\",\"stop_reason\":\"!\"";
+    let expected = [text(0, "H", "null"), text(0, "i", "null"), text(0, "", end), DONE.to_owned()];
+    assert_eq!(frames(&fake, COMPLETIONS, &body), expected);
+    let body = json!({"messages": message(), "stream": true, "max_tokens": 1});
+    let expected = [
+        chat(&delta(0, ROLE, "null")),
+        chat(&delta(0, "{\"content\":\"H\"}", "null")),
+        chat(&delta(0, "{}", "\"length\",\"stop_reason\":null")),
+        DONE.to_owned(),
+    ];
+    assert_eq!(frames(&fake, CHAT, &body), expected);
+}
+
+#[test]
+fn a_stream_that_fails_ends_with_the_error() {
+    let fake = Fake::new(Script::Fail(1), |_| {});
+    let error = "data: {\"error\":{\"message\":\"the step failed for a test\",\
+        \"type\":\"server_error\",\"param\":null,\"code\":\"engine_failed\"}}";
+    let got = frames(&fake, COMPLETIONS, &json!({"prompt": "x", "stream": true}));
+    assert_eq!(got, [text(0, "x", "null"), error.to_owned()]);
+    let got = frames(&fake, CHAT, &json!({"messages": message(), "stream": true}));
+    let first = chat(&delta(0, "{\"content\":\"x\"}", "null"));
+    assert_eq!(got, [chat(&delta(0, ROLE, "null")), first, error.to_owned()]);
 }
 
 #[test]

@@ -58,6 +58,7 @@ mod listening;
 mod merged;
 mod messages;
 mod model_folders;
+mod openapi;
 mod process;
 mod programs;
 mod recipes;

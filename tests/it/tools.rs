@@ -6,6 +6,7 @@ mod anthropic;
 mod masks;
 mod requests;
 mod responses;
+mod streams;
 
 use std::sync::Arc;
 

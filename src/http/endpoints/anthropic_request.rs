@@ -17,12 +17,19 @@ use crate::http::request::unsupported::{Neutral, Unsupported};
 fields! {
     /// What only `/v1/messages` takes.
     MessagesFields {
+        /// The chat so far.
         messages: Messages,
+        /// What comes before it.
         system: TextOrList,
+        /// Strings that end the answer.
         stop_sequences: Stops,
+        /// Whether the template has the model think.
         thinking: Raw,
+        /// How much of that, and the form of the answer.
         output_config: Raw,
+        /// Functions that the model may call.
         tools: Objects,
+        /// Which of them it may call, or must.
         tool_choice: Raw,
         /// vLLM's, as in a chat.
         chat_template_kwargs: Object,

@@ -67,6 +67,9 @@ pub(in crate::http) fn read(
             None => turns.push(turn),
         }
     }
+    if turns.is_empty() {
+        return invalid("messages", "messages: one message at least must have a text");
+    }
     check_pairs(&turns)?;
     let end = turns.last().filter(|turn| turn.role == "assistant");
     let end = end.and_then(|turn| turn.texts.last());

@@ -9,7 +9,7 @@ use crate::request::Invalid;
 use crate::text::Chat;
 
 /// Names that a template has from the request itself, from its chat or from transformers.
-const RESERVED: [&str; 14] = [
+pub(in crate::http) const RESERVED: [&str; 14] = [
     "add_generation_prompt",
     "chat_template",
     "continue_final_message",
@@ -26,7 +26,8 @@ const RESERVED: [&str; 14] = [
     "truncation",
 ];
 /// What OpenAI's clients may say of how long to think.
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+pub(in crate::http) const EFFORTS: [&str; 7] =
+    ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 /// Variables by which templates turn thinking on and off.
 const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
 

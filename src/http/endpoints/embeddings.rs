@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::Response;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess};
-use serde_json::Number;
+use serde_json::{Number, Value, json};
 
 use crate::engine::Event;
 use crate::http::caller::Caller;
@@ -18,10 +18,12 @@ use crate::http::generation::passes::{self, PASSES_MAX, PassFields, Passes};
 use crate::http::models::resolve;
 use crate::http::random::new_id;
 use crate::http::request::body::Payload;
-use crate::http::request::fields::Prompts;
 use crate::http::request::parse::{Fields, fields, parse};
+use crate::http::request::prompts::Prompts;
+use crate::http::request::schemas::prompts;
 use crate::http::request::small::whole_number;
 use crate::http::request::unsupported::{Neutral, Unsupported};
+use crate::http::schema::{Bounds, Schema};
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::http::wire::{Embedding, Embeddings, Vector, to_json};
@@ -32,12 +34,19 @@ use crate::text::ServedText;
 fields! {
     /// What `/v1/embeddings` takes.
     EmbeddingFields {
+        /// An adapter, the base model, or `base:adapter`; the base unless given.
         model: String,
+        /// Texts or lists of token ids.
         input: Input,
+        /// Numbers, or their little-endian bytes in base64.
         encoding_format: Encoding,
+        /// Keeps the first so many numbers.
         dimensions: Number,
+        /// Whether vectors have the length 1; true unless given.
         normalize: bool,
+        /// The last token's state, or the mean of all.
         pooling: PoolingName,
+        /// Whether texts get the tokenizer's special tokens; true unless given.
         add_special_tokens: bool,
     }
     unsupported UNSUPPORTED;
@@ -95,6 +104,24 @@ pub(in crate::http) enum Encoding {
 pub(in crate::http) enum PoolingName {
     Last,
     Mean,
+}
+
+impl Schema for Input {
+    fn schema(bounds: &Bounds<'_>) -> Value {
+        prompts(PASSES_MAX, bounds)
+    }
+}
+
+impl Schema for Encoding {
+    fn schema(_: &Bounds<'_>) -> Value {
+        json!({"type": "string", "enum": ["float", "base64"]})
+    }
+}
+
+impl Schema for PoolingName {
+    fn schema(_: &Bounds<'_>) -> Value {
+        json!({"type": "string", "enum": ["last", "mean"]})
+    }
 }
 
 /// How vectors are to look.

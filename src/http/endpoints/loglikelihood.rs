@@ -8,6 +8,7 @@ use std::time::Instant;
 use hyper::Response;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Value, json};
 
 use crate::engine::{Event, PromptScore};
 use crate::http::caller::Caller;
@@ -18,9 +19,11 @@ use crate::http::generation::passes::{self, PASSES_MAX, PassFields, Passes};
 use crate::http::models::resolve;
 use crate::http::random::new_id;
 use crate::http::request::body::Payload;
-use crate::http::request::fields::Prompts;
 use crate::http::request::parse::{Fields, fields, parse};
+use crate::http::request::prompts::Prompts;
+use crate::http::request::schemas::prompts;
 use crate::http::request::unsupported::{Neutral, Unsupported};
+use crate::http::schema::{Bounds, Schema};
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::http::wire::{Loglikelihood, Loglikelihoods, to_json};
@@ -30,7 +33,14 @@ use crate::text::ServedText;
 
 fields! {
     /// What `/v1/loglikelihood` takes.
-    LoglikelihoodFields { model: String, requests: Pairs, add_special_tokens: bool, }
+    LoglikelihoodFields {
+        /// An adapter, the base model, or `base:adapter`; the base unless given.
+        model: String,
+        /// Prompts and what comes after each: both texts, or both lists of token ids.
+        requests: Pairs,
+        /// Whether texts get the tokenizer's special tokens; true unless given.
+        add_special_tokens: bool,
+    }
     unsupported UNSUPPORTED;
     ignored &[];
 }
@@ -75,6 +85,24 @@ impl<'de> Deserialize<'de> for Prompt {
 impl<'de> Deserialize<'de> for Pairs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(PairsVisitor).map(Self)
+    }
+}
+
+impl Schema for Pairs {
+    fn schema(bounds: &Bounds<'_>) -> Value {
+        let mut of = prompts(1, bounds);
+        if let Some(Value::Array(forms)) = of.get_mut("anyOf") {
+            // Of which one must hold something, which depends on the tokenizer.
+            forms.push(json!({"type": "string", "maxLength": 0}));
+            forms.push(json!({"type": "array", "maxItems": 0}));
+        }
+        let pair = json!({
+            "type": "object",
+            "properties": {"prompt": of, "continuation": of},
+            "required": ["prompt", "continuation"],
+            "additionalProperties": false,
+        });
+        json!({"type": "array", "minItems": 1, "maxItems": PASSES_MAX, "items": pair})
     }
 }
 

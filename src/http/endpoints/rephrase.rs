@@ -110,7 +110,8 @@ pub(in crate::http) fn texts(
 
 /// Keys of a block that say nothing of its text: a cache that is there anyway, and what an earlier
 /// answer said of it.
-const REMARKS: [&str; 4] = ["cache_control", "citations", "annotations", "logprobs"];
+pub(in crate::http) const REMARKS: [&str; 4] =
+    ["cache_control", "citations", "annotations", "logprobs"];
 
 /// The text of one block.
 pub(in crate::http) fn block_text(

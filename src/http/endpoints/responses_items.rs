@@ -8,7 +8,7 @@ use crate::http::request::messages::TextOrList;
 use crate::text::Message;
 
 /// Types of blocks that hold text.
-const TEXTS: [&str; 4] = ["input_text", "output_text", "text", "refusal"];
+pub(in crate::http) const TEXTS: [&str; 4] = ["input_text", "output_text", "text", "refusal"];
 /// What an earlier answer said of an item.
 const REMARKS: [&str; 2] = ["id", "status"];
 

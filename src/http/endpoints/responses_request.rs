@@ -19,20 +19,33 @@ use crate::http::request::unsupported::{Neutral, Unsupported};
 fields! {
     /// What only `/v1/responses` takes.
     ResponsesFields {
+        /// A text, or the messages so far.
         input: TextOrList,
+        /// What comes before it.
         instructions: String,
+        /// Tokens to generate at most.
         max_output_tokens: u32,
+        /// The form of the answer.
         text: Raw,
+        /// How much the template has the model think.
         reasoning: Raw,
+        /// What the answer tells beside its text.
         include: Vec<String>,
+        /// Alternatives of each token; only with logprobs in `include`.
         top_logprobs: u32,
+        /// Taken; an input that does not fit is a 400.
         truncation: String,
         /// Nothing is stored, whatever it says; the answer says so.
         store: bool,
+        /// Repeated in the answer.
         metadata: Object,
+        /// Repeated in the answer.
         user: String,
+        /// Functions that the model may call.
         tools: Objects,
+        /// Which of them it may call, or must.
         tool_choice: Raw,
+        /// Whether it may call more than one.
         parallel_tool_calls: bool,
         /// Of tools that the server itself would run: it runs none.
         max_tool_calls: u32,
@@ -70,7 +83,7 @@ const UNSUPPORTED: &[Unsupported] = &[
 /// Asks for the logprobs of a message.
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// What `include` may ask for: reasoning has no items of its own here.
-const INCLUDED: [&str; 2] = [LOGPROBS, "reasoning.encrypted_content"];
+pub(in crate::http) const INCLUDED: [&str; 2] = [LOGPROBS, "reasoning.encrypted_content"];
 
 /// Puts what has other names here where all routes have it; what the answer repeats.
 ///

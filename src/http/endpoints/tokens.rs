@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hyper::Response;
 use percent_encoding::percent_decode_str;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, json};
 
 use super::chat::Chat;
 use crate::http::caller::Caller;
@@ -19,6 +19,7 @@ use crate::http::request::fields::{ChatFields, Generation};
 use crate::http::request::parse::{Fields, fields, parse};
 use crate::http::request::small::whole_number;
 use crate::http::request::unsupported::Unsupported;
+use crate::http::schema::{Bounds, Property, Schema};
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::http::wire::{Detokenized, Tokenized, to_json};
@@ -34,21 +35,31 @@ const NAMED: [&str; 7] =
 
 fields! {
     /// What only `/tokenize` takes.
-    TokenizeFields { prompt: String, return_token_strs: bool, }
+    TokenizeFields {
+        /// A text; a chat has `messages` instead.
+        prompt: String,
+        /// Whether the tokens are spelled too, as the vocabulary has them.
+        return_token_strs: bool,
+    }
     unsupported &[];
     ignored &[];
 }
 
 fields! {
     /// What `/detokenize` takes.
-    DetokenizeFields { model: String, tokens: Ids, }
+    DetokenizeFields {
+        /// Whose tokens they are; the base model's unless given.
+        model: String,
+        /// Their ids.
+        tokens: Ids,
+    }
     unsupported &[];
     ignored &[];
 }
 
 /// A text, or all of a chat request: whatever of that changes the prompt changes it here too.
 #[derive(Default)]
-struct TokenizeRequest {
+pub(in crate::http) struct TokenizeRequest {
     own: TokenizeFields,
     chat: Generation<ChatFields>,
 }
@@ -58,8 +69,13 @@ impl Fields for TokenizeRequest {
         Generation::<ChatFields>::unsupported(key)
     }
 
-    fn is_ignored(key: &str) -> bool {
-        Generation::<ChatFields>::is_ignored(key)
+    fn ignored() -> Vec<&'static str> {
+        Generation::<ChatFields>::ignored()
+    }
+
+    fn properties(bounds: &Bounds<'_>) -> Vec<Property> {
+        let chat = Generation::<ChatFields>::properties(bounds);
+        TokenizeFields::properties(bounds).into_iter().chain(chat).collect()
     }
 
     fn set<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
@@ -186,6 +202,13 @@ pub(in crate::http) struct Ids(Vec<TokenId>);
 impl<'de> Deserialize<'de> for Ids {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(IdsVisitor).map(Self)
+    }
+}
+
+impl Schema for Ids {
+    fn schema(_: &Bounds<'_>) -> Value {
+        // The model may have fewer, an adapter's tokenizer more.
+        json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": TokenId::MAX}})
     }
 }
 

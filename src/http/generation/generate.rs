@@ -27,7 +27,9 @@ use crate::http::spelling::Spelling;
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::ids::{Digest, TokenId};
-use crate::request::{Invalid, Limits, Request, RequestFields, RequestParams, Share};
+use crate::request::{
+    Invalid, Limits, RANGES, Request, RequestFields, RequestParams, Share, check_range,
+};
 use crate::text::ServedText;
 
 /// Answers a request of a generation route.
@@ -180,12 +182,20 @@ fn params(
         }),
     };
     let Common { temperature, top_p, min_p, repetition_penalty, .. } = *common;
+    let Common { presence_penalty, frequency_penalty, .. } = *common;
+    let given =
+        [temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty];
+    for ((param, _), value) in RANGES.iter().zip(given) {
+        value.map_or(Ok(()), |value| check_range(param, value))?;
+    }
     let top_k = common.top_k.map(top_k).transpose()?;
     let defaults = &text.defaults;
+    let [temperature, top_p, min_p, repetition_penalty] =
+        [temperature, top_p, min_p, repetition_penalty].map(|value| value.map(|x| x as f32));
     let sampling = defaults.fill(temperature, top_p, top_k, min_p, repetition_penalty);
     let token_fields = TokenFields {
-        presence_penalty: common.presence_penalty,
-        frequency_penalty: common.frequency_penalty,
+        presence_penalty,
+        frequency_penalty,
         logit_bias: common.logit_bias.as_ref(),
         bad_words: common.bad_words.as_ref(),
         allowed_token_ids: common.allowed_token_ids.as_ref().map(|TokenIds(ids)| &ids[..]),
@@ -211,7 +221,7 @@ fn params(
 }
 
 /// Longest `cache_salt`. A longer one is answered 400.
-const CACHE_SALT_CHARS_MAX: usize = 1024;
+pub(in crate::http) const CACHE_SALT_CHARS_MAX: usize = 1024;
 
 /// What a request's KV is shared under.
 fn cache_salt(caller: &Caller, common: &Common) -> Result<Option<Digest>, Invalid> {

@@ -15,6 +15,7 @@ use crate::http::phase::{Phase, reached};
 use crate::http::request::dialects;
 use crate::http::request::parse::Fields;
 use crate::http::request::unsupported::{GENERATION, IGNORED, Unsupported};
+use crate::http::schema::{Bounds, Property};
 use crate::http::state::State;
 use crate::http::wire::{PromptDetails, Usage};
 use crate::request::Request;
@@ -39,8 +40,12 @@ impl<T: Fields> Fields for PassFields<T> {
         T::unsupported(key).or_else(others)
     }
 
-    fn is_ignored(key: &str) -> bool {
-        T::is_ignored(key) || IGNORED.contains(&key)
+    fn ignored() -> Vec<&'static str> {
+        [&T::ignored(), IGNORED].concat()
+    }
+
+    fn properties(bounds: &Bounds<'_>) -> Vec<Property> {
+        T::properties(bounds)
     }
 
     fn set<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {

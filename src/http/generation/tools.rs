@@ -17,7 +17,7 @@ use crate::structured::{CallsForm, Form, Function};
 use crate::text::{CallSyntax, ServedText};
 
 /// Functions of one request, as OpenAI has it. More are answered 400.
-const TOOLS_MAX: usize = 128;
+pub(in crate::http) const TOOLS_MAX: usize = 128;
 /// Characters of a function's name, likewise.
 const NAME_CHARS_MAX: usize = 64;
 

@@ -9,67 +9,104 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 use super::dialects;
 use super::messages::{Messages, Object, Objects};
 use super::parse::{Fields, fields};
+use super::prompts::Prompts;
 use super::raw::Raw;
 use super::small::{KEPT_ITEMS_MAX, Small};
 use super::token_rules::{ALLOWED_TOKENS_MAX, BadWords, LogitBias};
 use super::unsupported::{self, Unsupported};
-use super::whole::whole_number;
 use crate::http::error::shown;
+use crate::http::schema::{Bounds, Property};
 use crate::ids::TokenId;
 
-/// Prompts of one request; each is a sequence. More are answered 400.
-const PROMPTS_MAX: usize = 128;
 /// Stop strings of one request. More are answered 400.
-const STOPS_MAX: usize = 16;
+pub(super) const STOPS_MAX: usize = 16;
 // They are read as any value is, of which the first items are kept.
 const _: () = assert!(STOPS_MAX <= KEPT_ITEMS_MAX);
 /// `stop_token_ids` of one request. More are answered 400.
 const STOP_TOKENS_MAX: usize = 256;
 /// Keys of `stream_options`. More are answered 400.
-const STREAM_OPTIONS_MAX: usize = 16;
+pub(in crate::http) const STREAM_OPTIONS_MAX: usize = 16;
 /// One stop string. A longer one is answered 400.
-const STOP_BYTES_MAX: usize = 1024;
+pub(super) const STOP_BYTES_MAX: usize = 1024;
 
 fields! {
     /// What both generation routes take.
     Common {
+        /// An adapter, the base model, or `base:adapter`; the base unless given.
         model: String,
+        /// Tokens to generate at most; more than the context leaves is cut to that.
         max_tokens: u32,
-        temperature: f32,
-        top_p: f32,
+        /// Divides the logits; 0 always takes the likeliest token.
+        temperature: f64,
+        /// Keeps the likeliest tokens whose probabilities reach this together.
+        top_p: f64,
+        /// Keeps so many of the likeliest tokens; 0 and -1 keep all.
         top_k: i64,
-        min_p: f32,
+        /// Drops tokens less likely than this share of the likeliest one's.
+        min_p: f64,
+        /// The same seed, prompt and adapter give the same tokens; -1 is as good as none.
         seed: i64,
-        repetition_penalty: f32,
-        presence_penalty: f32,
-        frequency_penalty: f32,
+        /// Makes tokens of the prompt and the answer less likely, by division.
+        repetition_penalty: f64,
+        /// Taken off the logits of tokens that the answer holds.
+        presence_penalty: f64,
+        /// The same, once for each time that it holds them.
+        frequency_penalty: f64,
+        /// Added to the logits of tokens, by their ids.
         logit_bias: LogitBias,
+        /// Texts that the answer does not hold.
         bad_words: BadWords,
+        /// No other token is drawn.
         allowed_token_ids: TokenIds<ALLOWED_TOKENS_MAX>,
+        /// Before so many no token is drawn that would end the answer.
         min_tokens: u32,
+        /// Strings that end the answer.
         stop: Stops,
+        /// Tokens that end the answer.
         stop_token_ids: TokenIds<STOP_TOKENS_MAX>,
+        /// Whether the answer comes as server-sent events.
         stream: bool,
+        /// Only with `stream`.
         stream_options: StreamOptions,
+        /// Whether the model's own end is passed over.
         ignore_eos: bool,
+        /// Whether what ends the answer is a part of it.
         include_stop_str_in_output: bool,
+        /// Whether special tokens are left out of the text; true unless given.
         skip_special_tokens: bool,
+        /// Keeps so many of the last tokens of a prompt; -1: what fits.
         truncate_prompt_tokens: i64,
+        /// Requests of another salt share nothing with this one in the prefix cache.
         cache_salt: String,
+        /// Of waiting requests those with the lowest start first.
         priority: i32,
+        /// Answers for each prompt.
         n: u32,
+        /// Samples that the likeliest `n` are taken from; not streamed.
         best_of: u32,
+        /// Logprobs of the prompt with so many alternatives; not streamed.
         prompt_logprobs: u32,
+        /// Whether the ids of tokens are told.
         return_token_ids: bool,
+        /// Whether logprobs name tokens by their ids.
         return_tokens_as_token_ids: bool,
+        /// Whether prompts get the tokenizer's special tokens.
         add_special_tokens: bool,
+        /// The form of the answer, as OpenAI's clients ask for it.
         response_format: Raw,
+        /// The form of the answer, as vLLM's clients ask for it.
         structured_outputs: Raw,
+        /// A JSON schema of the answer.
         guided_json: Raw,
+        /// A regular expression of the answer.
         guided_regex: Raw,
+        /// Texts of which the answer is one.
         guided_choice: Raw,
+        /// A grammar of the answer, in GBNF or Lark.
         guided_grammar: Raw,
+        /// The same; an empty one asks for nothing.
         grammar: Raw,
+        /// A JSON schema of the answer.
         json_schema: Raw,
     }
     unsupported unsupported::GENERATION;
@@ -78,7 +115,16 @@ fields! {
 
 fields! {
     /// What only `/v1/completions` takes.
-    CompletionFields { prompt: Prompts, logprobs: u32, echo: bool, suffix: String, }
+    CompletionFields {
+        /// Texts or lists of token ids to go on with.
+        prompt: Prompts,
+        /// Logprobs of the drawn tokens with so many alternatives.
+        logprobs: u32,
+        /// Whether each text begins with its prompt.
+        echo: bool,
+        /// What stands after the text that is asked for.
+        suffix: String,
+    }
     unsupported unsupported::COMPLETIONS;
     ignored &[];
 }
@@ -86,21 +132,37 @@ fields! {
 fields! {
     /// What only `/v1/chat/completions` takes.
     ChatFields {
+        /// The chat so far.
         messages: Messages,
+        /// The newer name of `max_tokens`, which it wins over.
         max_completion_tokens: u32,
+        /// Whether the logprobs of the drawn tokens are told.
         logprobs: bool,
+        /// So many alternatives of each; only with `logprobs`.
         top_logprobs: u32,
+        /// Whether the template begins the assistant's turn; true unless given.
         add_generation_prompt: bool,
+        /// Whether the model goes on with the last message.
         continue_final_message: bool,
+        /// Variables of the model's template.
         chat_template_kwargs: Object,
+        /// The template's variable of that name.
         reasoning_effort: String,
+        /// Whether the answer tells what was thought; true unless given.
         include_reasoning: bool,
+        /// Tokens of a thought at most.
         thinking_token_budget: u32,
+        /// For templates that write them.
         documents: Objects,
+        /// Functions that the model may call.
         tools: Objects,
+        /// Which of them it may call, or must.
         tool_choice: Raw,
+        /// Whether it may call more than one.
         parallel_tool_calls: bool,
+        /// OpenAI's older name of `tools`.
         functions: Objects,
+        /// OpenAI's older name of `tool_choice`.
         function_call: Raw,
     }
     unsupported unsupported::CHAT;
@@ -109,21 +171,36 @@ fields! {
 
 fields! {
     /// What `/v1/load_lora_adapter` takes.
-    LoadFields { lora_name: String, lora_path: String, load_inplace: bool, }
+    LoadFields {
+        /// The name to serve it under.
+        lora_name: String,
+        /// A directory beneath the server's --adapter-root.
+        lora_path: String,
+        /// Whether it may take the place of one with that name.
+        load_inplace: bool,
+    }
     unsupported unsupported::LOAD;
     ignored &["lora_int_id"];
 }
 
 fields! {
     /// What `/v1/adapters/validate` takes.
-    ValidateFields { lora_name: String, lora_path: String, }
+    ValidateFields {
+        /// The name to serve it under, to check that too.
+        lora_name: String,
+        /// A directory beneath the server's --adapter-root.
+        lora_path: String,
+    }
     unsupported unsupported::LOAD;
     ignored &["lora_int_id", "load_inplace"];
 }
 
 fields! {
     /// What `/v1/unload_lora_adapter` takes.
-    UnloadFields { lora_name: String, }
+    UnloadFields {
+        /// The name to forget.
+        lora_name: String,
+    }
     unsupported &[];
     ignored &["lora_int_id"];
 }
@@ -141,8 +218,12 @@ impl<T: Fields> Fields for Generation<T> {
         known.or_else(|| dialects::FIELDS.iter().find(|known| known.field == key))
     }
 
-    fn is_ignored(key: &str) -> bool {
-        T::is_ignored(key) || Common::is_ignored(key)
+    fn ignored() -> Vec<&'static str> {
+        [T::ignored(), Common::ignored()].concat()
+    }
+
+    fn properties(bounds: &Bounds<'_>) -> Vec<Property> {
+        T::properties(bounds).into_iter().chain(Common::properties(bounds)).collect()
     }
 
     fn set<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
@@ -153,6 +234,7 @@ impl<T: Fields> Fields for Generation<T> {
 fields! {
     /// `stream_options`.
     StreamFields {
+        /// Whether a last chunk tells how many tokens there were.
         include_usage: bool,
         /// vLLM's: usage so far on every chunk.
         continuous_usage_stats: bool,
@@ -211,130 +293,6 @@ impl Common {
     /// Names within its fields that nobody knows.
     pub fn unknown(&self) -> Vec<String> {
         self.stream_options.as_ref().map_or_else(Vec::new, |options| options.unknown.clone())
-    }
-}
-
-/// `prompt`: a string, a list of strings, token ids, or a list of lists of token ids.
-#[derive(Debug)]
-pub(in crate::http) enum Prompts {
-    Texts(Vec<String>),
-    Ids(Vec<Vec<TokenId>>),
-}
-
-/// An item of a list in `prompt`.
-enum Item {
-    Text(String),
-    Id(TokenId),
-    Ids(Vec<TokenId>),
-}
-
-impl<'de> Deserialize<'de> for Prompts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::read(deserializer, PROMPTS_MAX)
-    }
-}
-
-impl Prompts {
-    /// At most so many.
-    pub fn read<'de, D: Deserializer<'de>>(
-        deserializer: D,
-        prompts_max: usize,
-    ) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(PromptsVisitor { prompts_max })
-    }
-}
-
-struct PromptsVisitor {
-    prompts_max: usize,
-}
-
-impl<'de> Visitor<'de> for PromptsVisitor {
-    type Value = Prompts;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, a list of strings, token ids or a list of lists of token ids")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
-        Ok(Prompts::Texts(vec![text.to_owned()]))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
-        let mixed = || A::Error::custom("strings, token ids and lists cannot be mixed");
-        let max = self.prompts_max;
-        let check = |count: usize| match count > max {
-            true => Err(A::Error::custom(format!("at most {max} prompts in a request"))),
-            false => Ok(()),
-        };
-        match seq.next_element::<Item>()? {
-            None => Ok(Prompts::Texts(Vec::new())),
-            Some(Item::Text(first)) => {
-                let mut texts = vec![first];
-                while let Some(item) = seq.next_element()? {
-                    let Item::Text(text) = item else { return Err(mixed()) };
-                    texts.push(text);
-                    check(texts.len())?;
-                }
-                Ok(Prompts::Texts(texts))
-            }
-            Some(Item::Id(first)) => {
-                let mut ids = vec![first];
-                while let Some(item) = seq.next_element()? {
-                    let Item::Id(id) = item else { return Err(mixed()) };
-                    ids.push(id);
-                }
-                Ok(Prompts::Ids(vec![ids]))
-            }
-            Some(Item::Ids(first)) => {
-                let mut lists = vec![first];
-                while let Some(item) = seq.next_element()? {
-                    let Item::Ids(ids) = item else { return Err(mixed()) };
-                    lists.push(ids);
-                    check(lists.len())?;
-                }
-                Ok(Prompts::Ids(lists))
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Item {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ItemVisitor)
-    }
-}
-
-struct ItemVisitor;
-
-impl<'de> Visitor<'de> for ItemVisitor {
-    type Value = Item;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, a token id or a list of token ids")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Item, E> {
-        Ok(Item::Text(text.to_owned()))
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Item, E> {
-        let id = TokenId::try_from(id);
-        id.map(Item::Id).map_err(|_| E::custom("a token id must be below 2^32"))
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, id: f64) -> Result<Item, E> {
-        match whole_number(id) {
-            Some(id) => self.visit_u64(id),
-            None => Err(E::custom(format!("a token id must be an integer of 0 or more, got {id}"))),
-        }
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Item, A::Error> {
-        let mut ids = Vec::new();
-        while let Some(id) = seq.next_element()? {
-            ids.push(id);
-        }
-        Ok(Item::Ids(ids))
     }
 }
 

@@ -11,6 +11,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use super::small::Small;
 use super::unsupported::Unsupported;
 use crate::http::error::{RequestError, shown};
+use crate::http::schema::{Bounds, Property};
 
 /// More fields than this are answered 400: no request needs as many.
 const FIELDS_MAX: usize = 256;
@@ -20,8 +21,16 @@ pub(in crate::http) trait Fields: Default {
     /// What is known of a field that is not served with every value.
     fn unsupported(key: &str) -> Option<&'static Unsupported>;
 
-    /// Whether a field is known to change nothing in the answer.
-    fn is_ignored(key: &str) -> bool;
+    /// Fields that are known to change nothing in the answer.
+    fn ignored() -> Vec<&'static str>;
+
+    /// Whether a field is one of those.
+    fn is_ignored(key: &str) -> bool {
+        Self::ignored().contains(&key)
+    }
+
+    /// What these fields are, for those who ask. One name may be there twice: the first counts.
+    fn properties(bounds: &Bounds<'_>) -> Vec<Property>;
 
     /// Reads the value of `key`; false if it is none of these fields. An explicit null is as good
     /// as no field.
@@ -30,11 +39,13 @@ pub(in crate::http) trait Fields: Default {
 
 /// Declares a struct of optional fields and how to read them.
 macro_rules! fields {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* }
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])* $field:ident: $type:ty,)* }
      unsupported $unsupported:expr; ignored $ignored:expr;) => {
         $(#[$meta])*
         #[derive(Debug, Default)]
-        pub(in crate::http) struct $name { $($(#[$doc])* pub $field: Option<$type>,)* }
+        pub(in crate::http) struct $name {
+            $($(#[doc = $doc])* pub $field: Option<$type>,)*
+        }
 
         impl Fields for $name {
             fn unsupported(key: &str) -> Option<&'static Unsupported> {
@@ -42,9 +53,16 @@ macro_rules! fields {
                 table.iter().find(|known| known.field == key)
             }
 
-            fn is_ignored(key: &str) -> bool {
+            fn ignored() -> Vec<&'static str> {
                 let table: &[&str] = $ignored;
-                table.contains(&key)
+                table.to_vec()
+            }
+
+            fn properties(
+                bounds: &$crate::http::schema::Bounds<'_>,
+            ) -> Vec<$crate::http::schema::Property> {
+                use $crate::http::schema::Property;
+                vec![$(Property::optional::<$type>(stringify!($field), &[$($doc),*], bounds)),*]
             }
 
             fn set<'de, A: MapAccess<'de>>(

@@ -9,23 +9,23 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::ids::TokenId;
-use crate::request::{Invalid, SamplingParams, TokenMask, TokenRules};
+use crate::request::{BIASES, Invalid, SamplingParams, TokenMask, TokenRules};
 use crate::text::Tokenizer;
 
 /// Tokens of one `logit_bias`. More are answered 400.
-const LOGIT_BIASES_MAX: usize = 1024;
+pub(super) const LOGIT_BIASES_MAX: usize = 1024;
 /// Words of one `bad_words`. More are answered 400.
-const BAD_WORDS_MAX: usize = 1024;
+pub(super) const BAD_WORDS_MAX: usize = 1024;
 /// One of them. A longer one is answered 400.
-const BAD_WORD_BYTES_MAX: usize = 1024;
+pub(super) const BAD_WORD_BYTES_MAX: usize = 1024;
 /// Ids of one `allowed_token_ids`, which is as many as any vocabulary has. More are answered 400.
 pub(in crate::http) const ALLOWED_TOKENS_MAX: usize = 1 << 20;
 
 /// What a request says of single tokens.
 #[derive(Debug, Default)]
 pub(in crate::http) struct TokenFields<'a> {
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
     pub logit_bias: Option<&'a LogitBias>,
     pub bad_words: Option<&'a BadWords>,
     pub allowed_token_ids: Option<&'a [TokenId]>,
@@ -57,8 +57,8 @@ impl TokenFields<'_> {
             held_back: if min_tokens > 0 { ends.collect() } else { Vec::new() },
         };
         Ok(SamplingParams {
-            presence_penalty: self.presence_penalty.unwrap_or(0.0),
-            frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+            presence_penalty: self.presence_penalty.unwrap_or(0.0) as f32,
+            frequency_penalty: self.frequency_penalty.unwrap_or(0.0) as f32,
             rules: Arc::new(rules),
             ..params
         })
@@ -135,7 +135,15 @@ impl<'de> Visitor<'de> for LogitBiasVisitor {
                 let message = format!("at most {LOGIT_BIASES_MAX} tokens can have a bias");
                 return Err(A::Error::custom(message));
             }
-            if biases.insert(token, map.next_value()?).is_some() {
+            let bias: f64 = map.next_value()?;
+            // Before it is rounded: what is just outside may not be afterwards.
+            if !BIASES.contains(&bias) {
+                let (least, most) = (BIASES.start(), BIASES.end());
+                return Err(A::Error::custom(format!(
+                    "a bias must be between {least} and {most}, got {bias} for token {token}"
+                )));
+            }
+            if biases.insert(token, bias as f32).is_some() {
                 return Err(A::Error::custom(format!("token {token} is given twice")));
             }
         }

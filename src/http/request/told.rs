@@ -63,9 +63,9 @@ impl ToldPrompt {
 }
 
 /// Choices of a prompt in an answer. More are answered 400.
-const SAMPLES_MAX: u32 = 128;
+pub(in crate::http) const SAMPLES_MAX: u32 = 128;
 /// Samples that the best are taken from. More are answered 400.
-const BEST_OF_MAX: u32 = 20;
+pub(in crate::http) const BEST_OF_MAX: u32 = 20;
 
 /// How often a prompt is continued.
 #[derive(Clone, Copy)]
