@@ -11,10 +11,12 @@ use crate::http::{ReasoningParser, ToolCallParser};
 
 mod access;
 mod file;
+mod log;
 mod network;
 
 pub use access::{AccessConfig, Secret};
 pub use file::with_file;
+pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
@@ -180,6 +182,10 @@ pub struct ServeConfig {
     /// Who may use it.
     #[command(flatten)]
     pub access: AccessConfig,
+
+    /// What it logs.
+    #[command(flatten)]
+    pub log: LogConfig,
 
     /// Name of the base model in requests and replies; default: the directory's name or Hub id.
     #[arg(long, env = "TESSERA_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Server")]

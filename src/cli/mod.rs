@@ -10,13 +10,14 @@ pub mod hub;
 pub mod inspect;
 mod listen;
 mod load;
+mod log;
 mod memory;
 mod serve;
 mod shutdown;
 pub mod synth;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -101,7 +102,6 @@ impl From<AdapterError> for CliError {
 
 /// Parses the process's arguments and runs the command they name.
 pub fn run() -> ExitCode {
-    init_logs();
     let outcome = match parse(std::env::args_os().collect()) {
         Ok(Ok(cli)) => dispatch(cli.command),
         Ok(Err(text)) => Err(CliError::Config(text)),
@@ -139,24 +139,20 @@ fn parse(args: Vec<OsString>) -> Result<Result<Cli, String>, clap::Error> {
 }
 
 fn dispatch(command: Command) -> Result<(), CliError> {
+    let config = match &command {
+        Command::Serve(config) => Some(&config.log),
+        _ => None,
+    };
+    let log = log::Log::start(config);
+    let log = log.map_err(|e| CliError::General(format!("the log cannot be started: {e}")))?;
     match command {
-        Command::Serve(config) => serve::run(&config),
+        Command::Serve(config) => serve::run(&config, &log),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
     }
-}
-
-/// Logs go to stderr, stdout is for results. The HTTP client's own lines would repeat our errors.
-fn init_logs() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| "warn,tessera=info,ureq=off,rustls=off".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let logs = logs.with_ansi(std::io::stderr().is_terminal());
-    // Fails where a test has set one up already, which is then the one wanted.
-    let _ = logs.try_init();
 }
 
 /// clap's error as one line: what was wrong and its tip, without the usage block.

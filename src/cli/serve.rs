@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::access::{self, Access};
 use super::base::{BaseModel, find_adapter};
 use super::listen::listen;
+use super::log::Log;
 use super::memory::human;
 use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
@@ -25,7 +26,7 @@ const LOGPROBS_MAX: u32 = 20;
 ///
 /// # Errors
 /// One line that says what is wrong and how to mend it.
-pub fn run(config: &ServeConfig) -> Result<(), CliError> {
+pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -35,7 +36,8 @@ pub fn run(config: &ServeConfig) -> Result<(), CliError> {
     runtime.block_on(async {
         let (listener, address) = listen(config).await?;
         let warning = access.warning.clone();
-        let (app, report) = tokio::task::block_in_place(|| start(config, access))?;
+        let (mut app, report) = tokio::task::block_in_place(|| start(config, access))?;
+        app.http.log_lines_lost = Some(log.lost().clone());
         warning.iter().for_each(|warning| tracing::warn!("{warning}"));
         report.iter().for_each(|line| say(line));
         say(&format!("ready: {address}"));

@@ -1,6 +1,7 @@
 //! A plan as flat arrays, and what is wanted of each row.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::in_flight::InFlight;
 use crate::backend::{Draw, Rows, Score, Want};
@@ -16,6 +17,8 @@ pub struct Batch {
     pub logits: Vec<Owner>,
     /// Of each of [`Rows::hidden_rows`].
     pub hidden: Vec<Owner>,
+    /// Rows of prompts.
+    pub prompt_rows: usize,
 }
 
 /// Whose row it is.
@@ -32,9 +35,13 @@ pub struct Owner {
 impl Batch {
     /// Of `plan`, with what its sequences want.
     pub fn new(plan: &Plan, in_flight: &BTreeMap<SequenceId, InFlight>) -> Self {
-        let mut batch = Self { rows: Rows::default(), logits: Vec::new(), hidden: Vec::new() };
+        let mut batch =
+            Self { rows: Rows::default(), logits: Vec::new(), hidden: Vec::new(), prompt_rows: 0 };
+        let now = Instant::now();
         for entry in &plan.entries {
-            batch.add(entry, &in_flight[&entry.id]);
+            let sequence = &in_flight[&entry.id];
+            sequence.ticket.progress().planned(now);
+            batch.add(entry, sequence);
         }
         batch
     }
@@ -42,6 +49,8 @@ impl Batch {
     fn add(&mut self, entry: &Entry, sequence: &InFlight) {
         let Entry { id, start, ref tokens, ref block_table, draws } = *entry;
         let rows = self.rows.push(tokens, start, &sequence.slots(), block_table.clone());
+        let prompt_left = sequence.prompt_tokens.saturating_sub(start) as usize;
+        self.prompt_rows += tokens.len().min(prompt_left);
         let terms = &sequence.terms;
         let last = sequence.prompt_tokens - 1;
         for (row, position) in rows.zip(start..) {

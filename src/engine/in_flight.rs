@@ -3,12 +3,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{Event, FinishReason, PromptScore, Ticket};
+use super::{Event, FinishReason, PromptScore, Stats, Ticket};
 use crate::adapter::Adapter;
 use crate::ids::{Slot, TokenId};
 use crate::recipe::Recipe;
@@ -29,6 +30,10 @@ pub struct InFlight {
     pub recipe: Recipe<Arc<Adapter>>,
     /// Their slots, pinned from the first step to the end, but while nothing runs.
     pub pinned: Vec<Slot>,
+    /// Since when an adapter of it is on its way to the device, if one was not there.
+    pub brings_since: Option<Instant>,
+    /// Whether its adapters have been on the device, and how they came there is counted.
+    pub is_placed: bool,
     /// Tokens of its prompt.
     pub prompt_tokens: u32,
     /// Of the prompt's second token, its third, … as far as they are known, if they are wanted.
@@ -46,7 +51,9 @@ pub struct InFlight {
     /// The client went away or fell behind.
     pub cancelled: bool,
     events: mpsc::Sender<Event>,
-    _ticket: Ticket,
+    last_token: Option<Instant>,
+    /// Its place in the queue, and where its times are told.
+    pub ticket: Ticket,
 }
 
 impl InFlight {
@@ -62,6 +69,8 @@ impl InFlight {
             terms,
             recipe,
             pinned: Vec::new(),
+            brings_since: None,
+            is_placed: false,
             prompt_tokens,
             scores: Vec::new(),
             scored: 0,
@@ -71,7 +80,8 @@ impl InFlight {
             away: None,
             cancelled: false,
             events,
-            _ticket: ticket,
+            last_token: None,
+            ticket,
         }
     }
 
@@ -128,6 +138,29 @@ impl InFlight {
         };
         let last = if is_last { Some(FinishReason::Length) } else { None };
         Ok(if is_whole { Some(FinishReason::Whole) } else { last })
+    }
+
+    /// Counts a token that is about to be told.
+    pub fn drew(&mut self, now: Instant, stats: &Stats) {
+        stats.generation_tokens_total.fetch_add(1, Ordering::Relaxed);
+        if let Some(last) = self.last_token.replace(now) {
+            stats.spread.inter_token_s.observe((now - last).as_secs_f64());
+        }
+        self.ticket.progress.token(now);
+    }
+
+    /// Counts how its adapters came to the device, when all of them are there.
+    pub fn placed(&mut self) {
+        if std::mem::replace(&mut self.is_placed, true) {
+            return;
+        }
+        match (&self.ticket.used, self.brings_since) {
+            (Some(used), Some(since)) => used.load_s.observe(since.elapsed().as_secs_f64()),
+            (Some(used), None) => {
+                used.hits.fetch_add(1, Ordering::Relaxed);
+            }
+            (None, _) => {}
+        }
     }
 
     /// Takes in a hidden state of the prompt.

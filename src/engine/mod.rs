@@ -5,16 +5,21 @@ mod base;
 mod batch;
 mod gpu;
 mod guides;
+mod histogram;
 mod in_flight;
 mod residents;
+mod stats;
 mod step;
 
 pub use base::CheckpointBase;
 pub use gpu::{Gpu, GpuSettings, LoadedGpu, wait_until_ready};
+pub use histogram::Histogram;
+pub use stats::{AdapterUse, Progress, Sizes, Stats};
 pub use step::Engine;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -99,41 +104,6 @@ pub enum Command {
     Forget(Digest),
 }
 
-/// Numbers the engine publishes after each step; read without stopping it.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Sequences waiting to run.
-    pub waiting: AtomicUsize,
-    /// Sequences running.
-    pub running: AtomicUsize,
-    /// KV pages in use by live sequences.
-    pub blocks_used: AtomicUsize,
-    /// KV pages in all.
-    pub blocks_total: AtomicUsize,
-    /// Tokens of prompts that were computed or found cached.
-    pub prompt_tokens_total: AtomicU64,
-    /// Tokens drawn.
-    pub generation_tokens_total: AtomicU64,
-    /// Prompt tokens looked up in the prefix cache.
-    pub prefix_query_tokens_total: AtomicU64,
-    /// Prompt tokens found there.
-    pub prefix_hit_tokens_total: AtomicU64,
-    /// Sequences sent back to the queue: KV pages ran out, or another's turn had come.
-    pub preemptions_total: AtomicU64,
-    /// Steps run.
-    pub steps_total: AtomicU64,
-    /// Steps that failed.
-    pub failed_steps_total: AtomicU64,
-    /// Adapters in device slots.
-    pub adapters_resident: AtomicUsize,
-    /// Adapters put into a slot.
-    pub adapter_loads_total: AtomicU64,
-    /// Adapters that made room for others.
-    pub adapter_evictions_total: AtomicU64,
-    /// Set when the engine thread has ended.
-    pub stopped: AtomicBool,
-}
-
 /// Why an engine could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -157,6 +127,21 @@ pub struct Busy {
 #[derive(Debug)]
 pub struct Ticket {
     in_flight: Arc<AtomicUsize>,
+    progress: Arc<Progress>,
+    used: Option<Arc<AdapterUse>>,
+}
+
+impl Ticket {
+    /// How far the request has come, from now on and after its end.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Counts what becomes of its adapters on the device there.
+    pub fn counting(mut self, used: Arc<AdapterUse>) -> Self {
+        self.used = Some(used);
+        self
+    }
 }
 
 impl Drop for Ticket {
@@ -195,7 +180,12 @@ impl EngineHandle {
         let take = |n: usize| (n + count <= max).then_some(n + count);
         let taken = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
         taken.map_err(|_| Busy { requests_max: max })?;
-        Ok((0..count).map(|_| Ticket { in_flight: self.in_flight.clone() }).collect())
+        let ticket = |_| Ticket {
+            in_flight: self.in_flight.clone(),
+            progress: Arc::new(Progress::new()),
+            used: None,
+        };
+        Ok((0..count).map(ticket).collect())
     }
 
     /// Places in all: a [`reserve`](Self::reserve) of more never succeeds.
@@ -212,6 +202,7 @@ impl EngineHandle {
         recipe: Recipe<Arc<Adapter>>,
     ) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
+        ticket.progress.queued(Instant::now());
         let generate = Box::new(Generate { request, recipe, events, ticket });
         // A send to an engine that is gone drops the sender: the receiver then reads closed.
         let _ = self.commands.send(Command::Generate(generate));

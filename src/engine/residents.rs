@@ -1,14 +1,16 @@
 //! Adapters on the device: put there when their first sequence is to run, moved out when others
 //! need the room.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::Stats;
+use super::in_flight::InFlight;
+use super::stats::Brought;
 use crate::adapter::{Adapter, Pinned, Residency};
 use crate::backend::{Backend, SlotError};
 use crate::ids::{Digest, Slot};
-use crate::recipe::Recipe;
 
 /// Of adapters that one row is to carry.
 const DO_NOT_FIT: &str = "the adapters of this request do not fit the device together; raise \
@@ -17,6 +19,8 @@ const DO_NOT_FIT: &str = "the adapters of this request do not fit the device tog
 /// The device's slots and what is in them.
 pub struct Residents<B: Backend> {
     residency: Residency,
+    /// Who is told of what is in a slot, of those that count it.
+    brought: BTreeMap<Slot, Brought>,
     /// What steps apply.
     pub slots: B::Slots,
 }
@@ -24,27 +28,31 @@ pub struct Residents<B: Backend> {
 impl<B: Backend> Residents<B> {
     /// `slots` empty slots.
     pub fn new(backend: &B, slots: usize) -> Self {
-        Self { residency: Residency::new(slots), slots: backend.slots(slots) }
+        let residency = Residency::new(slots);
+        Self { residency, brought: BTreeMap::new(), slots: backend.slots(slots) }
     }
 
-    /// Whether rows of `recipe` may run now. `pinned` are the sequence's slots: all are pinned when
-    /// all its adapters have one, though their contents may still be under way.
+    /// Whether rows of `sequence` may run now. All its slots are pinned when all its adapters have
+    /// one, though their contents may still be under way.
     ///
     /// # Errors
     /// When they never will be there; nothing is pinned then.
     pub fn place(
         &mut self,
         backend: &B,
-        recipe: &Recipe<Arc<Adapter>>,
-        pinned: &mut Vec<Slot>,
+        sequence: &mut InFlight,
         stats: &Stats,
     ) -> Result<bool, String> {
-        if pinned.is_empty() {
-            match self.pin_all(backend, recipe, stats)? {
-                Some(slots) => *pinned = slots,
-                None => return Ok(false),
+        if sequence.pinned.is_empty() {
+            let begun = Instant::now();
+            let loads = stats.adapter_loads_total.load(Ordering::Relaxed);
+            let Some(slots) = self.pin_all(backend, sequence, stats)? else { return Ok(false) };
+            sequence.pinned = slots;
+            if stats.adapter_loads_total.load(Ordering::Relaxed) > loads {
+                sequence.brings_since.get_or_insert(begun);
             }
         }
+        let pinned = &mut sequence.pinned;
         let mut all_ready = true;
         for (i, &slot) in pinned.iter().enumerate() {
             match backend.slot_ready(&self.slots, slot) {
@@ -53,10 +61,14 @@ impl<B: Backend> Residents<B> {
                     let others = pinned.iter().enumerate().filter(|(other, _)| *other != i);
                     others.for_each(|(_, slot)| self.residency.unpin(*slot));
                     self.residency.abandon(slot);
+                    self.brought.remove(&slot);
                     pinned.clear();
                     return Err(error.to_string());
                 }
             }
+        }
+        if all_ready && !pinned.is_empty() {
+            sequence.placed();
         }
         Ok(all_ready)
     }
@@ -65,12 +77,12 @@ impl<B: Backend> Residents<B> {
     fn pin_all(
         &mut self,
         backend: &B,
-        recipe: &Recipe<Arc<Adapter>>,
+        sequence: &InFlight,
         stats: &Stats,
     ) -> Result<Option<Vec<Slot>>, String> {
         let mut taken = Vec::new();
-        for part in recipe.parts() {
-            match self.pin(backend, &part.adapter, stats) {
+        for part in sequence.recipe.parts() {
+            match self.pin(backend, sequence, &part.adapter, stats) {
                 Ok(Some(slot)) => taken.push(slot),
                 Ok(None) => {
                     taken.into_iter().for_each(|slot| self.residency.unpin(slot));
@@ -91,6 +103,7 @@ impl<B: Backend> Residents<B> {
     fn pin(
         &mut self,
         backend: &B,
+        sequence: &InFlight,
         adapter: &Adapter,
         stats: &Stats,
     ) -> Result<Option<Slot>, String> {
@@ -99,9 +112,17 @@ impl<B: Backend> Residents<B> {
             Some(Pinned::Resident(slot)) => return Ok(Some(slot)),
             Some(Pinned::Write { slot, evicts }) => (slot, evicts),
         };
-        stats.adapter_evictions_total.fetch_add(evicts.into(), Ordering::Relaxed);
+        if evicts {
+            self.evicted(slot, stats);
+        }
         match self.write(backend, adapter, slot, stats) {
-            Ok(()) => Ok(Some(slot)),
+            Ok(()) => {
+                if let Some(used) = &sequence.ticket.used {
+                    let bytes = adapter.delta.bytes() as u64;
+                    self.brought.insert(slot, Brought::new(used.clone(), bytes));
+                }
+                Ok(Some(slot))
+            }
             Err(error) => {
                 self.residency.abandon(slot);
                 match error {
@@ -130,11 +151,18 @@ impl<B: Backend> Residents<B> {
                     let Some(evicted) = self.residency.evict() else {
                         return Err(SlotError::Full { needed });
                     };
-                    stats.adapter_evictions_total.fetch_add(1, Ordering::Relaxed);
+                    self.evicted(evicted, stats);
                     backend.clear_slot(&mut self.slots, evicted);
                 }
                 Err(refused) => return Err(refused),
             }
+        }
+    }
+
+    fn evicted(&mut self, slot: Slot, stats: &Stats) {
+        stats.adapter_evictions_total.fetch_add(1, Ordering::Relaxed);
+        if let Some(brought) = self.brought.remove(&slot) {
+            brought.evicted();
         }
     }
 
@@ -146,6 +174,7 @@ impl<B: Backend> Residents<B> {
     /// Frees the slot of an adapter that nobody can ask for any more, unless it is in use.
     pub fn forget(&mut self, backend: &B, digest: Digest) {
         if let Some(slot) = self.residency.forget(digest) {
+            self.brought.remove(&slot);
             backend.clear_slot(&mut self.slots, slot);
         }
     }

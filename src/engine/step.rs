@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -13,7 +13,7 @@ use super::batch::Batch;
 use super::guides::Guides;
 use super::in_flight::InFlight;
 use super::residents::Residents;
-use super::{Command, EngineHandle, Event, Generate, PromptScore, StartError, Stats};
+use super::{Command, EngineHandle, Event, Generate, PromptScore, Sizes, StartError, Stats};
 use crate::backend::{Backend, Fault, KvShape, Outputs, Sampled};
 use crate::ids::{Digest, SequenceId};
 use crate::model::Model;
@@ -80,6 +80,15 @@ impl<B: Backend> Running<B> {
         inbox: mpsc::UnboundedReceiver<Command>,
         stats: Arc<Stats>,
     ) -> Self {
+        let sizes = Sizes {
+            block_tokens: made_of.kv_shape.block_tokens,
+            blocks: made_of.kv_shape.blocks,
+            kv_dtype: made_of.kv_shape.dtype.name(),
+            prefix_cache: made_of.scheduler.prefix_cache,
+            adapter_slots: made_of.adapter_slots_max,
+        };
+        // An engine has its own.
+        let _ = stats.sizes.set(sizes);
         let kv = made_of.backend.kv(made_of.kv_shape);
         let residents = Residents::new(&made_of.backend, made_of.adapter_slots_max);
         let (in_flight, guides) = (BTreeMap::new(), Guides::default());
@@ -256,10 +265,8 @@ impl<B: Backend> Running<B> {
         let Self { scheduler, in_flight, residents, made_of, stats, .. } = self;
         let mut refused = Vec::new();
         let plan = scheduler.plan(&mut |id| {
-            let Some(InFlight { recipe, pinned, .. }) = in_flight.get_mut(&id) else {
-                return false;
-            };
-            match residents.place(&made_of.backend, recipe, pinned, stats) {
+            let Some(sequence) = in_flight.get_mut(&id) else { return false };
+            match residents.place(&made_of.backend, sequence, stats) {
                 Ok(can_run) => can_run,
                 Err(why) => {
                     refused.push((id, why));
@@ -279,6 +286,7 @@ impl<B: Backend> Running<B> {
     /// Records what the step made and tells the clients. A client that cannot take an event at once
     /// is cancelled: it never stalls a step.
     fn commit(&mut self, plan: &Plan, batch: &Batch, sampled: Vec<Sampled>, hidden: &[f32]) {
+        let now = Instant::now();
         let mut failed = Vec::new();
         let width = hidden.len() / batch.hidden.len().max(1);
         for (owner, hidden) in batch.hidden.iter().zip(hidden.chunks(width.max(1))) {
@@ -314,14 +322,14 @@ impl<B: Backend> Running<B> {
         let done = plan.entries.iter().filter(|entry| !entry.draws && self.ends_prompt(entry));
         let done = done.map(|entry| entry.id).filter(|id| failed.iter().all(|(f, _)| f != id));
         let mut done: Vec<SequenceId> = done.collect();
-        done.iter().for_each(|id| self.tell_prompt(*id));
+        done.iter().for_each(|id| self.tell_prompt(*id, now));
         let mut results = Vec::with_capacity(drawn.len());
         for (id, token, logprob, top) in drawn {
             let Some(generated) = self.scheduler.history(id).map(|h| h.generated.len()) else {
                 continue;
             };
             if generated == 0 {
-                self.tell_prompt(id);
+                self.tell_prompt(id, now);
             }
             let Some(sequence) = self.in_flight.get_mut(&id) else { continue };
             let finish = match sequence.take(token, generated) {
@@ -333,11 +341,13 @@ impl<B: Backend> Running<B> {
                 }
             };
             // Before it is told: who has its answer finds it counted.
-            self.stats.generation_tokens_total.fetch_add(1, Ordering::Relaxed);
+            sequence.drew(now, &self.stats);
             sequence.send(Event::Token { token, logprob, top, finish });
             results.push(Committed { id, tokens: vec![token], finished: finish.is_some() });
             done.extend(finish.map(|_| id));
         }
+        let tokens = batch.prompt_rows + results.len();
+        self.stats.spread.step_tokens.observe(tokens as f64);
         self.scheduler.commit(plan, &results);
         failed.into_iter().for_each(|(id, event)| self.end_with(id, event));
         done.into_iter().for_each(|id| self.end(id));
@@ -350,11 +360,13 @@ impl<B: Backend> Running<B> {
     }
 
     /// The prompt has been computed: what of it was wanted is there.
-    fn tell_prompt(&mut self, id: SequenceId) {
+    fn tell_prompt(&mut self, id: SequenceId, now: Instant) {
         let cached_tokens = self.scheduler.cached_tokens(id).unwrap_or(0);
         let Some(sequence) = self.in_flight.get_mut(&id) else { return };
         let prompt_tokens = u64::from(sequence.prompt_tokens);
         self.stats.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
+        self.stats.cached_tokens_total.fetch_add(cached_tokens.into(), Ordering::Relaxed);
+        sequence.ticket.progress().computed(now);
         sequence.send(Event::Started { cached_tokens });
         if sequence.terms.prompt_logprobs.is_some() {
             let scores = std::mem::take(&mut sequence.scores);

@@ -8,11 +8,13 @@
 mod access;
 mod account;
 mod adapter_root;
+mod arrival;
 mod caller;
 mod clock;
 mod connection;
 mod endpoints;
 mod error;
+mod exchange;
 mod generation;
 mod keys;
 mod ledger;
@@ -31,6 +33,7 @@ mod spelling;
 mod sse;
 mod state;
 mod table;
+mod trace_context;
 mod wire;
 
 pub use clock::unix_now_s;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hyper::Response;
 
 use super::account::Account;
+use super::arrival::Arrival;
 use super::caller::Caller;
 use super::clock::unix_now_s;
 use super::error::RequestError;
@@ -27,6 +28,16 @@ pub(super) struct Target {
     /// How its text becomes tokens and ends.
     pub text: Arc<ServedText>,
     pub counts: AdapterCounts,
+}
+
+impl Target {
+    /// For the request's line in the log.
+    pub fn told_to(&self, arrived: &Arrival) {
+        arrived.learn(|known| {
+            known.model = Some(self.name.clone());
+            known.adapter = self.recipe.parts().first().map(|part| part.adapter.digest);
+        });
+    }
 }
 
 /// Finds what `model` names: the base, an adapter, or an adapter as `base:adapter`. No name, or an
@@ -60,7 +71,7 @@ pub(super) fn resolve(
                 name: asked.unwrap_or(merged).to_owned(),
                 recipe: Recipe::base(),
                 text: own.unwrap_or_else(|| state.model.text.clone()),
-                counts: counts(state, caller, merged),
+                counts: counts(state, caller, merged, false),
             }),
         };
     }
@@ -71,7 +82,7 @@ pub(super) fn resolve(
                 name: name.to_owned(),
                 recipe: Recipe::base(),
                 text: state.model.text.clone(),
-                counts: counts(state, caller, base_name),
+                counts: counts(state, caller, base_name, false),
             }),
             false => missing(name),
         };
@@ -82,15 +93,16 @@ pub(super) fn resolve(
     };
     let recipe = Recipe::one(named.adapter);
     let text = named.alias.text.clone().unwrap_or_else(|| state.model.text.clone());
-    let counts = counts(state, caller, &named.alias.name);
+    let counts = counts(state, caller, &named.alias.name, true);
     Ok(Target { name: name.to_owned(), recipe, text, counts })
 }
 
-/// What a request for an adapter, or for the base, is counted in.
-fn counts(state: &State, caller: &Caller, name: &str) -> AdapterCounts {
+/// What a request for an adapter, or for the base, is counted in; with a slot it is for an adapter
+/// that is in no weights.
+fn counts(state: &State, caller: &Caller, name: &str, has_slot: bool) -> AdapterCounts {
     let day = state.ledger.row(unix_now_s(), caller.name(), name);
     let series = caller.name().map(|tenant| state.metrics.tenant(tenant, name));
-    state.metrics.adapter(name, Account::new(caller, day, series))
+    state.metrics.adapters.counts(name, Account::new(caller, day, series), has_slot)
 }
 
 /// `GET /v1/models`.

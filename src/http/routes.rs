@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue, ORIGIN};
@@ -15,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::access::{self, Access};
+use super::arrival::Arrival;
 use super::caller::Caller;
 use super::connection::guard;
 use super::endpoints::adapter_cards;
@@ -29,8 +29,8 @@ use super::endpoints::tokens;
 use super::endpoints::usage;
 use super::error::as_anthropics;
 use super::error::{ApiError, LoadError, ProtocolError, ServerError};
+use super::exchange::Exchange;
 use super::generation::generate;
-use super::metrics;
 use super::models;
 use super::openapi;
 use super::phase::Phase;
@@ -44,18 +44,16 @@ pub(super) async fn handle(
     state: Arc<State>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let arrived = Instant::now();
+    let arrived = Arrival::now();
     let id = guard::request_id(&request);
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let exchange = Exchange::begin(&state.metrics, &arrived, &request, &id);
+    let path = request.uri().path().to_owned();
     let origin = request.headers().get(ORIGIN).cloned();
-    let answer = Caught(Box::pin(answer(state.clone(), request, arrived))).await;
+    let answer = Caught(Box::pin(answer(state.clone(), request, arrived.clone()))).await;
     let mut response = match answer.unwrap_or(Err(ServerError::Internal.into())) {
         Ok(response) => response,
-        Err(error) => error.respond(),
+        Err(error) => failed(&arrived, &error),
     };
-    let (status, ms) = (response.status().as_u16(), arrived.elapsed().as_millis() as u64);
-    // Debug formatting escapes what could forge a line of the log.
-    tracing::debug!(%method, ?path, status, ms, request_id = ?id, "answered");
     if is_anthropics(&path) {
         as_anthropics(&mut response, id.to_str().unwrap_or_default());
         response.headers_mut().insert(HeaderName::from_static("request-id"), id.clone());
@@ -63,7 +61,12 @@ pub(super) async fn handle(
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-request-id"), id);
     state.cors.mark(origin.as_ref(), headers);
-    Ok(response)
+    Ok(exchange.answer(response))
+}
+
+fn failed(arrived: &Arrival, error: &ApiError) -> Response<Body> {
+    arrived.learn(|known| known.error = Some(error.code()));
+    error.respond()
 }
 
 /// Whether the clients of a path read Anthropic's forms.
@@ -75,7 +78,7 @@ fn is_anthropics(path: &str) -> bool {
 async fn answer(
     state: Arc<State>,
     request: Request<Incoming>,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     guard::check(&request, state.hosts.as_deref(), &state.cors)?;
     let (head, incoming) = request.into_parts();
@@ -86,6 +89,10 @@ async fn answer(
         ProtocolError::NoRoute { path: head.uri.path().to_owned(), instead }
     };
     let &(prefix, allow, access, route) = find(path, &head.method).ok_or_else(no_route)?;
+    arrived.learn(|known| {
+        known.route = Some(prefix);
+        known.is_probe = matches!(access, Access::Open | Access::Metrics);
+    });
     let is_change = matches!(route, Route::Post(Post::Load | Post::Unload | Post::Validate));
     let is_allowed = allows(allow, &head.method);
     let deletes = head.method == Method::DELETE && is_allowed;
@@ -94,6 +101,7 @@ async fn answer(
     // A browser asks for the methods without a key; what it learns stands in the docs.
     let access = if asks { access } else { Access::Open };
     let caller = access::check(&state, access, &head.headers)?;
+    arrived.learn(|known| known.tenant = caller.name().map(str::to_owned));
     if (is_change || deletes) && !state.http.runtime_adapters {
         return Err(LoadError::Off.into());
     }
@@ -112,14 +120,14 @@ async fn answer(
             let begun =
                 if access == Access::Key { caller.clone().begin() } else { Ok(caller.clone()) };
             match begun {
-                Ok(caller) => posted(&state, caller, route, &head, incoming, arrived).await,
+                Ok(caller) => posted(&state, caller, route, &head, incoming, &arrived).await,
                 Err(error) => Err(error.into()),
             }
         }
         route if deletes => deleted(&state, route, &name),
-        route => got(&state, &caller, route, &name, head.uri.query()),
+        route => got(&state, &caller, route, &name, &head),
     };
-    let mut response = answered.unwrap_or_else(|error| error.respond());
+    let mut response = answered.unwrap_or_else(|error| failed(&arrived, &error));
     caller.mark(response.headers_mut());
     Ok(response)
 }
@@ -136,7 +144,7 @@ fn got(
     caller: &Caller,
     route: Route,
     name: &str,
-    query: Option<&str>,
+    head: &Parts,
 ) -> Result<Response<Body>, ApiError> {
     match route {
         Route::Models => Ok(models::list(state, caller)),
@@ -144,7 +152,7 @@ fn got(
         Route::Adapters => Ok(adapter_cards::list(state, caller)),
         Route::Adapter => Ok(adapter_cards::one(state, caller, name)?),
         Route::Usage => Ok(usage::list(state, caller)),
-        Route::TokenizerInfo => Ok(tokens::info(state, caller, query)?),
+        Route::TokenizerInfo => Ok(tokens::info(state, caller, head.uri.query())?),
         Route::ServerLoad => {
             let load = format!("{{\"server_load\":{}}}", state.engine.in_flight());
             Ok(whole("application/json", load))
@@ -160,7 +168,10 @@ fn got(
         }
         Route::OpenApi => Ok(openapi::document(state)),
         Route::Docs => Ok(openapi::page(state)),
-        Route::Metrics => Ok(whole(metrics::CONTENT_TYPE, state.metrics.page())),
+        Route::Metrics => {
+            let (content_type, page) = state.metrics.page(&head.headers);
+            Ok(whole(content_type, page))
+        }
         // Those are asked with a body.
         Route::Post(_) => Err(ServerError::Internal.into()),
     }
@@ -173,11 +184,12 @@ async fn posted(
     route: Post,
     head: &Parts,
     incoming: Incoming,
-    arrived: Instant,
+    arrived: &Arrival,
 ) -> Result<Response<Body>, ApiError> {
     // A web page could change what is served without asking.
     let requires_type = matches!(route, Post::Load | Post::Unload | Post::Validate);
-    let payload = body::read_json(state, &head.headers, incoming, requires_type).await?;
+    let payload = body::read_json(state, arrived, &head.headers, incoming, requires_type).await?;
+    let arrived = arrived.clone();
     match route {
         Post::Completions => generate::handle::<Completions>(state, caller, payload, arrived).await,
         Post::Chat => generate::handle::<Chat>(state, caller, payload, arrived).await,

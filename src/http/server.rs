@@ -81,10 +81,11 @@ async fn accept_until(
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok(accepted) if tasks.len() >= state.http.connections_max => {
+                    state.metrics.traffic.connections_refused.inc();
                     accepted.refuse(TOO_MANY);
                 }
                 Ok(accepted) => {
-                    tasks.spawn(connection(state.clone(), accepted));
+                    tasks.spawn(connection(Open::of(state.clone()), accepted));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -95,7 +96,24 @@ async fn accept_until(
     }
 }
 
-async fn connection(state: Arc<State>, accepted: Accepted) {
+/// Counted until it is dropped, however that comes.
+struct Open(Arc<State>);
+
+impl Open {
+    fn of(state: Arc<State>) -> Self {
+        state.metrics.traffic.connections.inc();
+        Self(state)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.metrics.traffic.connections.dec();
+    }
+}
+
+async fn connection(open: Open, accepted: Accepted) {
+    let state = &open.0;
     let limits = &state.http;
     let mut phase = state.phase.subscribe();
     let opened = tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::keys::{KeyHash, Keys};
 use crate::adapter::{Catalog, LoadAdapter};
@@ -137,6 +138,8 @@ pub struct HttpSettings {
     pub metrics_key: Option<KeyHash>,
     /// Whether the metrics number adapters and tenants instead of naming them.
     pub metrics_hide_names: bool,
+    /// Lines that the log has lost, if they are counted.
+    pub log_lines_lost: Option<Arc<AtomicU64>>,
     /// Whether clients may load and unload adapters.
     pub runtime_adapters: bool,
     /// The directory that adapters may be loaded from at run time; without one, none can.
@@ -180,6 +183,7 @@ impl HttpSettings {
             keys: None,
             metrics_key: None,
             metrics_hide_names: false,
+            log_lines_lost: None,
             runtime_adapters: false,
             adapter_root: None,
             connections_max: 4096,

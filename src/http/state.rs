@@ -62,12 +62,7 @@ impl State {
             }
         };
         Ok(Self {
-            metrics: Arc::new(Metrics::new(
-                &model.base_name,
-                &engine,
-                &catalog,
-                http.metrics_hide_names,
-            )),
+            metrics: Arc::new(Metrics::new(&model, &engine, &catalog, &http)),
             ledger: Ledger::new(),
             phase: watch::Sender::new(Phase::Serving),
             openapi: OnceLock::new(),

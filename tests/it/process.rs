@@ -20,6 +20,8 @@ pub fn tessera(args: &[&str]) -> Command {
         }
     }
     command.args(args).env("HF_HUB_OFFLINE", "1");
+    // Thousands of requests are nothing to read.
+    command.env("RUST_LOG", "warn,tessera=info,tessera::access=off,ureq=off,rustls=off");
     command
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::Response;
 use serde_json::{Value, json};
@@ -44,6 +45,7 @@ pub(in crate::http) async fn load(
 }
 
 fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), LoadError> {
+    let begun = Instant::now();
     check_new_name(state, name)?;
     if !replace && state.catalog.get(name).is_some() {
         return Err(LoadError::Name(NameError::Taken(name.to_owned())));
@@ -59,6 +61,7 @@ fn load_now(state: &State, name: &str, path: &str, replace: bool) -> Result<(), 
         adapter::LoadError::Adapter(error) => refused(name, path, error),
     })?;
     forget(state, loaded.freed);
+    state.metrics.adapters.loaded(name, begun.elapsed());
     Ok(())
 }
 

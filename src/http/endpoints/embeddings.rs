@@ -1,7 +1,6 @@
 //! `POST /v1/embeddings`: the model's last hidden state, after its final norm, as a text's vector.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +10,7 @@ use serde::de::{Deserializer, MapAccess};
 use serde_json::{Number, Value, json};
 
 use crate::engine::Event;
+use crate::http::arrival::Arrival;
 use crate::http::caller::Caller;
 use crate::http::clock::unix_now_s;
 use crate::http::error::{ApiError, RequestError, ServerError};
@@ -140,7 +140,7 @@ pub(in crate::http) async fn handle(
     state: &Arc<State>,
     caller: Caller,
     payload: Payload,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
     let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
@@ -174,12 +174,13 @@ fn prepare(
     state: &State,
     caller: &Caller,
     payload: &Payload,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<(Passes, Shape), ApiError> {
     let parsed = parse::<PassFields<EmbeddingFields>>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
     let fields = parsed.fields.0;
     let target = resolve(state, caller, fields.model.as_deref())?;
+    target.told_to(&arrived);
     let Input(input) = fields.input.ok_or(RequestError::Missing("input"))?;
     let shape = Shape {
         model: target.name.clone(),

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use hyper::Response;
 use serde::Deserialize;
@@ -11,6 +10,7 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
 use crate::engine::{Event, PromptScore};
+use crate::http::arrival::Arrival;
 use crate::http::caller::Caller;
 use crate::http::clock::unix_now_s;
 use crate::http::error::{ApiError, RequestError};
@@ -135,7 +135,7 @@ pub(in crate::http) async fn handle(
     state: &Arc<State>,
     caller: Caller,
     payload: Payload,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
     let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
@@ -180,12 +180,13 @@ fn prepare(
     state: &State,
     caller: &Caller,
     payload: &Payload,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<(Passes, Vec<usize>), ApiError> {
     let parsed = parse::<PassFields<LoglikelihoodFields>>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
     let fields = parsed.fields.0;
     let target = resolve(state, caller, fields.model.as_deref())?;
+    target.told_to(&arrived);
     let Pairs(pairs) = fields.requests.ok_or(RequestError::Missing("requests"))?;
     if pairs.is_empty() {
         let message = "requests must hold at least one prompt with its continuation";

@@ -65,6 +65,11 @@ impl ApiError {
         anthropic::to_json(&self.row(), None)
     }
 
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        self.row().code
+    }
+
     /// What it tells a reader.
     pub fn message(&self) -> String {
         self.row().message

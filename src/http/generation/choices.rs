@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
@@ -11,6 +10,7 @@ use super::called::{CallNews, CallTerms};
 use super::logprobs::Drawn;
 use super::thoughts::ThoughtTerms;
 use crate::engine::{Event, FinishReason, PromptScore, Ticket};
+use crate::http::arrival::Arrival;
 use crate::http::error::{ApiError, ServerError};
 use crate::http::metrics::{Finish, Timing};
 use crate::http::models::Target;
@@ -36,8 +36,7 @@ pub(in crate::http) struct SequenceGroup {
     pub thoughts: Option<ThoughtTerms>,
     /// How calls are found in it, if there may be any.
     pub calls: Option<CallTerms>,
-    /// When the request arrived.
-    pub arrived: Instant,
+    pub arrived: Arrival,
 }
 
 /// What is new of a choice, or all of it.
@@ -67,6 +66,7 @@ pub(in crate::http) struct Choices {
     /// Where to look first, so that no choice waits for another.
     turn: usize,
     phase: watch::Receiver<Phase>,
+    arrived: Arrival,
 }
 
 struct Choice {
@@ -116,16 +116,17 @@ impl Choices {
             characters: 0,
             cached_tokens: None,
             timing: Timing::new(
-                &state.metrics,
+                &state.metrics.sequences,
                 &counts,
-                arrived,
-                request.prompt().len(),
+                &arrived,
+                &ticket,
+                &request,
                 i % samples == 0,
             ),
-            events: Some(state.engine.generate(ticket, request, recipe.clone())),
+            events: Some(state.engine.generate(counts.follow(ticket), request, recipe.clone())),
         };
         let choices = sequences.into_iter().enumerate().map(start).collect();
-        Self { choices, samples, turn: 0, phase: state.phase.subscribe() }
+        Self { choices, samples, turn: 0, phase: state.phase.subscribe(), arrived }
     }
 
     /// Sequences that there are.
@@ -144,7 +145,11 @@ impl Choices {
             output = poll_fn(|cx| poll(choices, turn, cx)) => output,
             () = reached(phase, Phase::Cancelling) => Err(ServerError::Draining),
         };
-        next.map_err(ApiError::Server)
+        let next = next.map_err(ApiError::Server);
+        if let Err(error) = &next {
+            self.arrived.learn(|known| known.error = Some(error.code()));
+        }
+        next
     }
 
     /// Waits for all choices, and shows what is new of them as it comes.
@@ -186,6 +191,13 @@ impl Choices {
             prompt_tokens_details: cached.map(|cached_tokens| PromptDetails { cached_tokens }),
             completion_tokens_details: thinks.then_some(CompletionDetails { reasoning_tokens }),
         }
+    }
+}
+
+impl Drop for Choices {
+    fn drop(&mut self) {
+        let prompts = self.choices.chunks(self.samples.max(1));
+        prompts.for_each(|samples| Timing::prompt_ended(samples.iter().map(|c| &c.timing)));
     }
 }
 

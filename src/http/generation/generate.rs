@@ -1,7 +1,6 @@
 //! From a request's bytes to its answer: what the generation routes share.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use hyper::Response;
 
@@ -10,6 +9,7 @@ use super::endpoint::{Asked, Endpoint, Reply, ReplyOptions};
 use super::stream;
 use super::thoughts::{self, Telling};
 use crate::engine::Ticket;
+use crate::http::arrival::Arrival;
 use crate::http::caller::Caller;
 use crate::http::error::ApiError;
 use crate::http::models::resolve;
@@ -40,7 +40,7 @@ pub(in crate::http) async fn handle<E: Endpoint>(
     state: &Arc<State>,
     caller: Caller,
     payload: Payload,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
     let prepare = move |state: &State| prepare::<E>(state, &caller, payload, arrived);
@@ -59,7 +59,7 @@ fn prepare<E: Endpoint>(
     state: &State,
     caller: &Caller,
     payload: Payload,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<(E, SequenceGroup, Samples), ApiError> {
     let parsed = parse::<Generation<E::Fields>>(&payload.bytes)?;
     drop(payload);
@@ -77,13 +77,14 @@ fn plan<E: Endpoint>(
     state: &State,
     caller: &Caller,
     fields: Generation<E::Fields>,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<(Reply, SequenceGroup, Samples), ApiError> {
     let Generation { own, mut common } = fields;
     let mut options = ReplyOptions::new(&common)?;
     let samples = Samples::new(&common, options.stream)?;
     let (terms, of_thoughts) = (E::prompt_terms(&own), E::thoughts(&own));
     let target = resolve(state, caller, common.model.as_deref())?;
+    target.told_to(&arrived);
     let limits = &state.model.limits;
     let asked = E::read(own, &common, limits)?;
     let Asked { input, tokens_max, tokens_max_param, logprobs, tools } = asked;

@@ -1,13 +1,14 @@
 //! Prompts for which nothing is generated: only what the model makes of them is wanted, a vector or
 //! the logprobs of their tokens.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::de::MapAccess;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::engine::{Busy, Event, Ticket};
+use crate::http::arrival::Arrival;
 use crate::http::error::{ApiError, ServerError};
 use crate::http::metrics::{Finish, Timing};
 use crate::http::models;
@@ -59,8 +60,7 @@ pub(in crate::http) struct Passes {
     /// Places for the first of them.
     pub tickets: Vec<Ticket>,
     pub requests: Vec<Request>,
-    /// When the request arrived.
-    pub arrived: Instant,
+    pub arrived: Arrival,
 }
 
 /// Takes places for the first of `count` prompts.
@@ -102,9 +102,10 @@ pub(in crate::http) async fn run(
             };
         }
         let start = |(request, ticket): (Request, Ticket)| {
-            let prompt_tokens = request.prompt().len();
-            add(&mut usage, prompt_tokens as u64, 0);
-            let timing = Timing::new(&state.metrics, &target.counts, arrived, prompt_tokens, true);
+            add(&mut usage, request.prompt().len() as u64, 0);
+            let (sequences, counts) = (&state.metrics.sequences, &target.counts);
+            let timing = Timing::new(sequences, counts, &arrived, &ticket, &request, true);
+            let ticket = counts.follow(ticket);
             (state.engine.generate(ticket, request, target.recipe.clone()), timing)
         };
         let running: Vec<_> = wave.into_iter().zip(tickets.drain(..)).map(start).collect();

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::coding::Coding;
+use crate::http::arrival::Arrival;
 use crate::http::error::{ApiError, ProtocolError, ServerError};
 use crate::http::state::State;
 
@@ -31,13 +32,14 @@ pub(in crate::http) struct Payload {
 /// [`ProtocolError`] and [`ServerError::BodiesFull`].
 pub(in crate::http) async fn read_json(
     state: &Arc<State>,
+    arrived: &Arrival,
     headers: &HeaderMap,
     body: Incoming,
     requires_type: bool,
 ) -> Result<Payload, ApiError> {
     check_json(headers, requires_type)?;
     let coding = Coding::of(headers)?;
-    let payload = read(state, headers, body).await?;
+    let payload = read(state, arrived, headers, body).await?;
     match coding {
         None => Ok(payload),
         Some(coding) => {
@@ -76,7 +78,12 @@ fn check_json(headers: &HeaderMap, requires_type: bool) -> Result<(), ProtocolEr
 }
 
 /// A body that is too large is not held.
-async fn read(state: &State, headers: &HeaderMap, mut body: Incoming) -> Result<Payload, ApiError> {
+async fn read(
+    state: &State,
+    arrived: &Arrival,
+    headers: &HeaderMap,
+    mut body: Incoming,
+) -> Result<Payload, ApiError> {
     let limits = &state.http;
     let body_bytes_max = limits.body_bytes_max;
     let too_large = Err(ProtocolError::BodyTooLarge { body_bytes_max }.into());
@@ -101,6 +108,7 @@ async fn read(state: &State, headers: &HeaderMap, mut body: Incoming) -> Result<
         let Some(frame) = frame else { return Ok(payload) };
         let frame = frame.map_err(|_| ProtocolError::BodyBroken)?;
         let Ok(data) = frame.into_data() else { continue };
+        arrived.received(data.len());
         if payload.bytes.len() + data.len() > body_bytes_max {
             drop(payload);
             discard(body).await;
