@@ -6,6 +6,13 @@ use super::schema;
 use crate::ids::TokenId;
 use crate::text::CallSyntax;
 
+/// Marks of calls in sections.
+const SECTIONS: &str = "<｜tool▁calls▁begin｜>";
+const SECTIONS_END: &str = "<｜tool▁calls▁end｜>";
+const SECTION: &str = "<｜tool▁call▁begin｜>";
+const SECTION_END: &str = "<｜tool▁call▁end｜>";
+const SEPARATOR: &str = "<｜tool▁sep｜>";
+
 /// Which calls an answer may or must hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallsForm {
@@ -47,7 +54,9 @@ impl CallsForm {
         let (open, body, close) = self.call();
         let call = [open.as_str(), body, &close].join(" ");
         let more = match (self.is_single, self.syntax) {
-            (false, CallSyntax::Tagged) => format!("(\"\\n\" {call})*"),
+            (false, CallSyntax::Tagged | CallSyntax::Functions | CallSyntax::Pairs) => {
+                format!("(\"\\n\" {call})*")
+            }
             (false, CallSyntax::Named) => format!("({call})*"),
             _ => String::new(),
         };
@@ -75,14 +84,34 @@ impl CallsForm {
             }
         );
         _ = writeln!(lark, "named: {}", any('n'));
+        let section = [&self.mark(SECTION), "named", &self.mark(SECTION_END)].join(" ");
+        _ = writeln!(
+            lark,
+            "sections: {section} {}",
+            match (self.is_single, self.syntax) {
+                (true, _) => String::new(),
+                (false, CallSyntax::Fenced) => format!("(\"\\n\" {section})*"),
+                (false, _) => format!("({section})*"),
+            }
+        );
         let key = if self.syntax == CallSyntax::Parameters { "parameters" } else { "arguments" };
         let args = self.mark("[ARGS]");
+        let separator = self.mark(SEPARATOR);
         for (i, Function { name, schema }) in self.functions.iter().enumerate() {
             let schema = schema::prepared(schema, false);
             let schema = schema.map_err(|why| format!("the parameters of {name}: {why}"))?;
             let head = quoted(&format!("{{\"name\": \"{name}\", \"{key}\": "));
             _ = writeln!(lark, "o{i}: {head} a{i} \"}}\"");
-            _ = writeln!(lark, "n{i}: {} {args} a{i}", quoted(name));
+            _ = match self.syntax {
+                CallSyntax::Sections => {
+                    writeln!(lark, "n{i}: {} {separator} a{i}", quoted(name))
+                }
+                CallSyntax::Fenced => {
+                    let name = quoted(&format!("{name}\n```json\n"));
+                    writeln!(lark, "n{i}: \"function\" {separator} {name} a{i} \"\\n```\"")
+                }
+                _ => writeln!(lark, "n{i}: {} {args} a{i}", quoted(name)),
+            };
             _ = writeln!(lark, "a{i}: %json {schema}");
         }
         Ok(lark)
@@ -91,12 +120,15 @@ impl CallsForm {
     /// A call: its mark, what follows, and its end.
     fn call(&self) -> (String, &'static str, String) {
         match self.syntax {
-            CallSyntax::Tagged => {
+            CallSyntax::Tagged | CallSyntax::Functions | CallSyntax::Pairs => {
                 let close = self.mark("</tool_call>");
                 (self.mark("<tool_call>"), "\"\\n\" object \"\\n\"", close)
             }
             CallSyntax::Listed => (self.mark("[TOOL_CALLS]"), "list", String::new()),
             CallSyntax::Named => (self.mark("[TOOL_CALLS]"), "named", String::new()),
+            CallSyntax::Sections | CallSyntax::Fenced => {
+                (self.mark(SECTIONS), "sections", self.mark(SECTIONS_END))
+            }
             CallSyntax::Json | CallSyntax::Parameters | CallSyntax::Pythonic => {
                 (String::new(), "object", String::new())
             }
@@ -108,7 +140,8 @@ impl CallsForm {
     fn after_text(&self, body: &str, close: &str) -> String {
         let many = if self.is_single { "?" } else { "*" };
         let mark = match self.syntax {
-            CallSyntax::Tagged => "<tool_call>",
+            CallSyntax::Tagged | CallSyntax::Functions | CallSyntax::Pairs => "<tool_call>",
+            CallSyntax::Sections | CallSyntax::Fenced => SECTIONS,
             CallSyntax::Listed | CallSyntax::Named => "[TOOL_CALLS]",
             // Text of another kind begins otherwise.
             CallSyntax::Json | CallSyntax::Parameters | CallSyntax::Pythonic => {

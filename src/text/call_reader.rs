@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::call_object::{CallObject, CallPart, add_arguments};
-use super::call_syntax::{ARGS, CallSyntax, TAG_END};
+use super::call_syntax::{
+    ARGS, CallSyntax, FENCE, FUNCTION, SECTION, SECTION_END, SECTIONS_END, SEPARATOR, TAG_END,
+};
 use super::json_scan::{JsonScan, Step};
 use super::pythonic::{Pythonic, PythonicStep, is_name};
+use super::tag_call::{Functions, TagCall};
 
 /// Blanks that are held back for the call that may follow. More of them are content.
 const BLANKS_BYTES_MAX: usize = 64;
@@ -26,8 +31,7 @@ pub struct Read {
 /// Takes a text apart. Where it is cut into pieces makes no difference.
 pub struct CallReader {
     syntax: CallSyntax,
-    /// The functions that there are.
-    names: Arc<[String]>,
+    functions: Functions,
     /// Whether it ends with the first call.
     is_single: bool,
     at: At,
@@ -52,6 +56,7 @@ enum At {
     Name(String),
     Arguments(JsonScan),
     Python(Pythonic),
+    Tags(TagCall),
     /// A call is over.
     After,
     Done,
@@ -63,7 +68,7 @@ impl CallReader {
         let at = if syntax.may_be_bare() { At::Start } else { At::Content };
         Self {
             syntax,
-            names,
+            functions: Functions { names, schemas: Arc::new([]) },
             is_single,
             at,
             held: String::new(),
@@ -72,6 +77,14 @@ impl CallReader {
             is_unclosed: false,
             calls: 0,
         }
+    }
+
+    /// With the schemas of all functions' arguments: those that are written as plain text get the
+    /// types that these say.
+    #[must_use]
+    pub fn typed_by(mut self, schemas: Arc<[Value]>) -> Self {
+        self.functions.schemas = schemas;
+        self
     }
 
     /// Calls that have begun.
@@ -96,12 +109,18 @@ impl CallReader {
     /// What is left once no more will come. `is_cut`: the text did not end by itself, so that what
     /// it ends with may be the begin of a call.
     pub fn finish(&mut self, is_cut: bool) -> Read {
+        let mut calls = Vec::new();
+        if let At::Tags(tags) = &mut self.at
+            && !is_cut
+        {
+            tags.finish(&mut calls);
+        }
         let mut content = std::mem::take(&mut self.held);
         let is_blank = content.trim().is_empty();
         let is_mark = match self.at {
             At::Content => is_cut && content.trim_start().len() >= CUT_MARK_BYTES_MIN,
             // Marked calls only: JSON without a mark may be an answer.
-            At::Open | At::Name(_) | At::Object(_) | At::Python(_) => {
+            At::Open | At::Name(_) | At::Object(_) | At::Python(_) | At::Tags(_) => {
                 is_cut && (self.is_marked || self.calls > 0)
             }
             At::After => true,
@@ -111,7 +130,7 @@ impl CallReader {
             content.clear();
         }
         self.at = At::Content;
-        Read { content, calls: Vec::new() }
+        Read { content, calls }
     }
 
     fn take(&mut self, c: char, read: &mut Read) {
@@ -132,7 +151,8 @@ impl CallReader {
             At::Content => self.content(c, read),
             At::Open => self.open(c, is_blank, read),
             At::Object(object) => {
-                let is_known = |name: &str| !bare || self.names.iter().any(|known| known == name);
+                let is_known =
+                    |name: &str| !bare || self.functions.names.iter().any(|known| known == name);
                 let step = object.push(c, is_known, &mut read.calls);
                 let is_begun = object.is_begun;
                 self.step(step, is_begun, c, before, read);
@@ -152,6 +172,10 @@ impl CallReader {
                 let step = python.push(c, &mut read.calls);
                 self.python(step, c, before, read);
             }
+            At::Tags(tags) => {
+                let step = tags.push(c, &mut read.calls);
+                self.tags(step, c, before, read);
+            }
             At::After => self.after(c, is_blank, read),
         }
     }
@@ -164,7 +188,7 @@ impl CallReader {
         if marks.iter().any(|mark| self.held.ends_with(mark)) {
             self.is_marked = true;
             (self.is_list, self.is_unclosed) = (false, false);
-            self.at = At::Open;
+            self.at = if self.syntax.is_typed() { self.begin_tags(read) } else { At::Open };
             return;
         }
         if self.is_unclosed && self.held.ends_with(TAG_END) {
@@ -188,12 +212,24 @@ impl CallReader {
         read.content += &std::mem::replace(&mut self.held, held);
     }
 
+    /// A call in tags, of which a mark may be the first.
+    fn begin_tags(&mut self, read: &mut Read) -> At {
+        let is_pairs = self.syntax == CallSyntax::Pairs;
+        let mut tags = TagCall::new(self.functions.clone(), is_pairs);
+        if self.held.ends_with(FUNCTION) {
+            for c in FUNCTION.chars() {
+                tags.push(c, &mut read.calls);
+            }
+        }
+        At::Tags(tags)
+    }
+
     fn open(&mut self, c: char, is_blank: bool, read: &mut Read) {
         let is_python = self.syntax == CallSyntax::Pythonic;
         let is_named = matches!(self.syntax, CallSyntax::Named | CallSyntax::Listed);
         match c {
             _ if is_blank => {}
-            '[' if is_python => self.at = At::Python(Pythonic::new(self.names.clone())),
+            '[' if is_python => self.at = At::Python(Pythonic::new(self.functions.names.clone())),
             '[' if !self.is_list && self.syntax != CallSyntax::Tagged => self.is_list = true,
             '{' if !is_python => {
                 let mut object = CallObject::new(!self.is_marked);
@@ -202,6 +238,9 @@ impl CallReader {
                 self.at = At::Object(object);
             }
             _ if is_named && !self.is_list && is_name(c) => self.at = At::Name(c.into()),
+            _ if self.syntax.is_sectioned() && (c == '<' || is_name(c)) => {
+                self.at = At::Name(c.into());
+            }
             _ => return self.fail(c, read),
         }
         self.held.push(c);
@@ -213,7 +252,7 @@ impl CallReader {
         self.calls += read.calls.get(before..).map_or(0, |new| new.iter().filter(begun).count());
         if is_begun {
             self.held.clear();
-            self.is_unclosed = self.syntax == CallSyntax::Tagged;
+            self.is_unclosed = self.syntax.is_tagged();
         }
         match step {
             Step::More if is_begun => {}
@@ -225,6 +264,23 @@ impl CallReader {
                 self.take(c, read);
             }
             Step::Wrong => self.fail(c, read),
+        }
+    }
+
+    fn tags(&mut self, step: Step, c: char, before: usize, read: &mut Read) {
+        let At::Tags(tags) = &mut self.at else { return };
+        let (is_begun, is_closed) = (tags.is_begun, tags.is_closed);
+        if step == Step::Wrong && is_begun {
+            // What led to nothing may be content.
+            let rest = tags.rest();
+            self.at = At::After;
+            self.held = rest;
+            return self.take(c, read);
+        }
+        self.step(step, is_begun, c, before, read);
+        if step == Step::Whole && is_closed {
+            self.is_unclosed = false;
+            self.at = if self.is_single { At::Done } else { At::Content };
         }
     }
 
@@ -247,13 +303,20 @@ impl CallReader {
     fn name(&mut self, c: char, read: &mut Read) {
         let At::Name(name) = &self.at else { return };
         if c != '{' {
-            let may_be_one = name.len() <= NAME_BYTES_MAX && (is_name(c) || "[] \n\t".contains(c));
+            let fits = is_name(c) || "[] \n\t".contains(c);
+            let fits = fits || (self.syntax.is_sectioned() && "<｜▁>`".contains(c));
+            let may_be_one = name.len() <= NAME_BYTES_MAX && fits;
             return if may_be_one { self.held.push(c) } else { self.fail(c, read) };
         }
         let name = name.trim_end_matches('{').trim();
-        let name = name.strip_suffix(ARGS).unwrap_or(name);
-        // An id of the model's own may stand between.
-        let name = name.split('[').next().unwrap_or_default().trim();
+        let name = match self.syntax.is_sectioned() {
+            true => section_name(name),
+            false => {
+                let name = name.strip_suffix(ARGS).unwrap_or(name);
+                // An id of the model's own may stand between.
+                name.split('[').next().unwrap_or_default().trim()
+            }
+        };
         if name.is_empty() || !name.chars().all(is_name) {
             return self.fail(c, read);
         }
@@ -268,23 +331,27 @@ impl CallReader {
 
     /// What may stand between two calls, and after the last.
     fn after(&mut self, c: char, is_blank: bool, read: &mut Read) {
-        let is_close = self.syntax == CallSyntax::Tagged && TAG_END.starts_with(self.held.trim());
+        let is_close = self.syntax.is_tagged() && TAG_END.starts_with(self.held.trim());
         self.held.push(c);
         if self.held.len() > BLANKS_BYTES_MAX + TAG_END.len() {
             return self.resume(read);
+        }
+        if self.syntax.is_sectioned() {
+            return self.after_section(read);
         }
         if is_blank && (self.held.trim().is_empty() || !is_close) {
             return;
         }
         let rest = self.held.trim();
         match (self.syntax, c) {
-            (CallSyntax::Tagged, _) if rest == TAG_END => {
+            (syntax, _) if syntax.is_tagged() && rest == TAG_END => {
                 self.is_unclosed = false;
                 self.held.clear();
                 self.at = At::Content;
             }
-            (CallSyntax::Tagged, _) if TAG_END.starts_with(rest) => {}
-            (CallSyntax::Tagged | CallSyntax::Named, _) => self.resume(read),
+            (syntax, _) if syntax.is_tagged() && TAG_END.starts_with(rest) => {}
+            (CallSyntax::Named, _) => self.resume(read),
+            (syntax, _) if syntax.is_tagged() => self.resume(read),
             (_, ',') if self.is_list && rest == "," => self.at = At::Open,
             (_, ']') if self.is_list && rest == "]" => {
                 self.held.clear();
@@ -298,6 +365,27 @@ impl CallReader {
                 self.at = At::Open;
                 self.take(c, read);
             }
+            _ => self.resume(read),
+        }
+    }
+
+    /// The end of a section, then another one or the end of all.
+    fn after_section(&mut self, read: &mut Read) {
+        let held = self.held.trim();
+        let rest = held.strip_prefix("```").unwrap_or(held).trim_start();
+        let is_begun = |mark: &&str| mark.starts_with(rest);
+        match rest {
+            SECTION_END => self.held.clear(),
+            SECTIONS_END => {
+                self.held.clear();
+                self.at = At::Content;
+            }
+            SECTION => {
+                self.is_marked = true;
+                self.at = At::Open;
+            }
+            _ if [SECTION_END, SECTIONS_END, SECTION].iter().any(is_begun) => {}
+            _ if "```".starts_with(held) => {}
             _ => self.resume(read),
         }
     }
@@ -317,5 +405,19 @@ impl CallReader {
         self.at = At::Content;
         self.is_marked = false;
         self.take(c, read);
+    }
+}
+
+/// The name in what stands between the mark of a section and its arguments.
+fn section_name(head: &str) -> &str {
+    let head = head.strip_prefix(SECTION).unwrap_or(head).trim();
+    match head.split_once(SEPARATOR) {
+        // The type of what is called stands before its name.
+        Some((_, name)) if !name.trim().is_empty() => {
+            let name = name.trim();
+            name.strip_suffix(FENCE).unwrap_or(name).trim()
+        }
+        Some((name, _)) => name.trim(),
+        None => "",
     }
 }

@@ -16,12 +16,30 @@ pub enum CallSyntax {
     Named,
     /// `[f(a=1)]`: the whole text.
     Pythonic,
+    /// `<tool_call><function=f><parameter=a>1</parameter></function></tool_call>`.
+    Functions,
+    /// `<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>`.
+    Pairs,
+    /// `<｜tool▁calls▁begin｜>`, for each call `<｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}` and
+    /// `<｜tool▁call▁end｜>`, then `<｜tool▁calls▁end｜>`.
+    Sections,
+    /// The same with `function<｜tool▁sep｜>f` and the arguments in a fence of JSON.
+    Fenced,
 }
 
 pub(super) const TAG: &str = "<tool_call>";
 pub(super) const TAG_END: &str = "</tool_call>";
 pub(super) const CALLS: &str = "[TOOL_CALLS]";
 pub(super) const ARGS: &str = "[ARGS]";
+pub(super) const FUNCTION: &str = "<function=";
+pub(super) const KEY: &str = "<arg_key>";
+const PARAMETER: &str = "<parameter=";
+const SECTIONS: &str = "<｜tool▁calls▁begin｜>";
+pub(super) const SECTIONS_END: &str = "<｜tool▁calls▁end｜>";
+pub(super) const SECTION: &str = "<｜tool▁call▁begin｜>";
+pub(super) const SECTION_END: &str = "<｜tool▁call▁end｜>";
+pub(super) const SEPARATOR: &str = "<｜tool▁sep｜>";
+pub(super) const FENCE: &str = "```json";
 const CALL_ID: &str = "[CALL_ID]";
 const PYTHON: &str = "<|python_tag|>";
 
@@ -30,13 +48,18 @@ const NEAR_BYTES_MAX: usize = 64;
 
 impl CallSyntax {
     /// All of them, by the names that vLLM has for its parsers.
-    pub const NAMES: [(&str, Self); 6] = [
+    pub const NAMES: [(&str, Self); 11] = [
         ("json", Self::Json),
         ("llama3_json", Self::Parameters),
         ("hermes", Self::Tagged),
         ("mistral", Self::Listed),
         ("mistral_args", Self::Named),
         ("pythonic", Self::Pythonic),
+        ("qwen3_coder", Self::Functions),
+        ("qwen3_xml", Self::Functions),
+        ("glm45", Self::Pairs),
+        ("deepseek_v3", Self::Fenced),
+        ("deepseek_v31", Self::Sections),
     ];
 
     /// What a template has written of a call: `name`, then arguments with `value` in them, or the
@@ -59,6 +82,10 @@ impl CallSyntax {
             None => return Self::default(),
         };
         match (before.contains(CALLS), before.rfind(TAG)) {
+            _ if before.contains(SECTION) && between.contains("```") => Self::Fenced,
+            _ if before.contains(SECTION) => Self::Sections,
+            (false, Some(_)) if between.contains(PARAMETER) => Self::Functions,
+            (false, Some(_)) if between.contains(KEY) => Self::Pairs,
             (true, _) if before.contains('{') => Self::Listed,
             (true, _) => Self::Named,
             (false, Some(tag)) if before[tag + TAG.len()..].trim_start().starts_with('{') => {
@@ -76,7 +103,11 @@ impl CallSyntax {
         match () {
             () if names(CALLS) && names(ARGS) => Self::Named,
             () if names(CALLS) => Self::Listed,
-            () if names(TAG) && !names("<function=") => Self::Tagged,
+            () if names(SECTION) && names(FENCE) => Self::Fenced,
+            () if names(SECTION) => Self::Sections,
+            () if names(TAG) && names(FUNCTION) && names(PARAMETER) => Self::Functions,
+            () if names(TAG) && names(KEY) => Self::Pairs,
+            () if names(TAG) && !names(FUNCTION) => Self::Tagged,
             () if names(PYTHON) => Self::Parameters,
             () => Self::Json,
         }
@@ -85,7 +116,10 @@ impl CallSyntax {
     /// Marks that calls begin with, wherever they stand in a text.
     pub(super) fn marks(self) -> &'static [&'static str] {
         match self {
-            Self::Tagged => &[TAG],
+            Self::Tagged | Self::Pairs => &[TAG],
+            // Some models leave out the outer tag.
+            Self::Functions => &[TAG, FUNCTION],
+            Self::Sections | Self::Fenced => &[SECTIONS, SECTION],
             Self::Listed | Self::Named => &[CALLS],
             Self::Parameters => &[PYTHON],
             Self::Json | Self::Pythonic => &[],
@@ -95,7 +129,10 @@ impl CallSyntax {
     /// What marks a call, or a part of one: parts of the text even where they are special tokens.
     pub fn shown(self) -> &'static [&'static str] {
         match self {
-            Self::Tagged => &[TAG, TAG_END],
+            Self::Tagged | Self::Functions | Self::Pairs => &[TAG, TAG_END],
+            Self::Sections | Self::Fenced => {
+                &[SECTIONS, SECTION, SEPARATOR, SECTION_END, SECTIONS_END]
+            }
             Self::Listed | Self::Named => &[CALLS, ARGS, CALL_ID],
             Self::Parameters => &[PYTHON],
             Self::Json | Self::Pythonic => &[],
@@ -105,6 +142,30 @@ impl CallSyntax {
     /// Whether a text may begin with a call that nothing marks.
     pub(super) fn may_be_bare(self) -> bool {
         matches!(self, Self::Json | Self::Parameters | Self::Pythonic)
+    }
+
+    /// Whether each call stands in tags.
+    pub(super) fn is_tagged(self) -> bool {
+        matches!(self, Self::Tagged | Self::Functions | Self::Pairs)
+    }
+
+    /// Whether each call stands between marks of its own.
+    pub(super) fn is_sectioned(self) -> bool {
+        matches!(self, Self::Sections | Self::Fenced)
+    }
+
+    /// Whether arguments are plain texts, whose types the functions' schemas say.
+    pub fn is_typed(self) -> bool {
+        matches!(self, Self::Functions | Self::Pairs)
+    }
+
+    /// The nearest one that a mask can hold calls to.
+    pub fn masked(self) -> Self {
+        match self {
+            Self::Pythonic => Self::Json,
+            Self::Functions | Self::Pairs => Self::Tagged,
+            other => other,
+        }
     }
 
     /// Whether ids of calls have nine letters or digits, as the templates want them.

@@ -31,10 +31,12 @@ mod served;
 mod special;
 mod stop;
 mod stop_tokens;
+mod tag_call;
 mod template;
 mod thought_reader;
 mod thought_syntax;
 mod tokenizer;
+mod typed;
 mod vocabulary;
 
 pub use call_object::CallPart;

@@ -128,6 +128,12 @@ fn call(text: &str) -> Option<(String, String)> {
     reader.rest.is_empty().then(|| (name.to_owned(), Value::Object(arguments).to_string()))
 }
 
+/// The value that a literal of Python is.
+pub(super) fn literal(text: &str) -> Option<Value> {
+    let mut reader = Reader { rest: text };
+    reader.value(0).filter(|_| reader.rest.is_empty())
+}
+
 /// Literals of Python.
 struct Reader<'a> {
     rest: &'a str,

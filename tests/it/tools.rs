@@ -7,6 +7,7 @@ mod masks;
 mod requests;
 mod responses;
 mod streams;
+mod tags;
 
 use std::sync::Arc;
 
@@ -242,6 +243,10 @@ const CASES: &[Case] = &[
     (CallSyntax::Pythonic, "[g(a=1)]", "[g(a=1)]", &[]),
 ];
 
+fn cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().chain(tags::CASES)
+}
+
 fn owned(content: &str, calls: &[(&str, &str)]) -> Taken {
     let call = |&(name, arguments): &(&str, &str)| (name.to_owned(), arguments.to_owned());
     (content.to_owned(), calls.iter().map(call).collect())
@@ -249,7 +254,7 @@ fn owned(content: &str, calls: &[(&str, &str)]) -> Taken {
 
 #[test]
 fn calls_of_every_syntax_are_found_and_what_is_none_stays_content() {
-    for (syntax, text, content, calls) in CASES {
+    for (syntax, text, content, calls) in cases() {
         let taken = take(*syntax, std::iter::once(*text), false);
         assert_eq!(taken, owned(content, calls), "{syntax:?}: {text}");
     }
@@ -259,7 +264,7 @@ fn calls_of_every_syntax_are_found_and_what_is_none_stays_content() {
 fn wherever_a_text_is_cut_the_same_calls_are_found() {
     let mut rng = Rng(7);
     let syntaxes = CallSyntax::NAMES.map(|(_, syntax)| syntax);
-    let texts: Vec<&str> = CASES.iter().map(|case| case.1).collect();
+    let texts: Vec<&str> = cases().map(|case| case.1).collect();
     for round in 0..4_000 {
         // Parts of two texts, so that all kinds of broken ones are met.
         let mut text: Vec<char> = Vec::new();
@@ -290,7 +295,7 @@ fn wherever_a_text_is_cut_the_same_calls_are_found() {
 
 #[test]
 fn of_a_call_that_is_cut_nothing_is_content() {
-    for (syntax, text, content, calls) in CASES.iter().filter(|case| !case.3.is_empty()) {
+    for (syntax, text, content, calls) in cases().filter(|case| !case.3.is_empty()) {
         if syntax == &CallSyntax::Pythonic || content.starts_with('}') {
             continue;
         }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::http::random::new_id;
 use crate::http::wire::{FunctionCall, ToolCall};
 use crate::ids::TokenId;
@@ -16,6 +18,8 @@ pub(in crate::http) struct CallTerms {
     pub syntax: CallSyntax,
     /// The functions that may be called.
     pub names: Arc<[String]>,
+    /// Schemas of their arguments, if what a model writes needs them to be read.
+    pub schemas: Arc<[Value]>,
     /// The answer ends with its first call.
     pub is_single: bool,
     /// `finish_reason` of an answer that ends by itself and holds calls.
@@ -27,7 +31,8 @@ pub(in crate::http) struct CallTerms {
 impl CallTerms {
     /// For the first character of an answer.
     pub fn reader(&self) -> CallReader {
-        CallReader::new(self.syntax, self.names.clone(), self.is_single)
+        let reader = CallReader::new(self.syntax, self.names.clone(), self.is_single);
+        reader.typed_by(self.schemas.clone())
     }
 }
 

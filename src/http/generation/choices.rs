@@ -358,7 +358,9 @@ impl Choice {
             finish.get_or_insert(Finish::Stop);
         }
         if let Some(finish) = finish {
-            read.content += &reader.finish(matches!(finish, Finish::Length)).content;
+            let last = reader.finish(matches!(finish, Finish::Length));
+            read.content += &last.content;
+            read.calls.extend(last.calls);
         }
         *text = read.content;
         CallNews::all(read.calls, calls, terms.syntax)

@@ -14,7 +14,7 @@ use crate::http::request::raw::Raw;
 use crate::http::settings::ToolCallParser;
 use crate::request::Invalid;
 use crate::structured::{CallsForm, Form, Function};
-use crate::text::{CallSyntax, ServedText};
+use crate::text::ServedText;
 
 /// Functions of one request, as OpenAI has it. More are answered 400.
 pub(in crate::http) const TOOLS_MAX: usize = 128;
@@ -262,15 +262,15 @@ impl Tools {
             return Ok((asked, None));
         }
         let is_masked = choice != Choice::Auto || is_strict || asked.is_some();
-        let syntax = match own.unwrap_or_default() {
-            CallSyntax::Pythonic if is_masked => CallSyntax::Json,
-            syntax => syntax,
-        };
+        let own = own.unwrap_or_default();
+        let syntax = if is_masked { own.masked() } else { own };
         let names = functions.iter().map(|function| function.name.clone()).collect();
+        let schemas = functions.iter().map(|function| function.parameters.clone());
         let special = special_marks(syntax, &text.tokenizer);
         let terms = CallTerms {
             syntax,
             names,
+            schemas: if syntax.is_typed() { schemas.collect() } else { Arc::new([]) },
             is_single,
             finish: match (choice, is_old) {
                 (Choice::Named, _) => "stop",

@@ -28,12 +28,14 @@ fn form(syntax: CallSyntax, change: impl FnOnce(&mut CallsForm)) -> Form {
     Form::Calls(Arc::new(form))
 }
 
-const SYNTAXES: [CallSyntax; 5] = [
+const SYNTAXES: [CallSyntax; 7] = [
     CallSyntax::Json,
     CallSyntax::Parameters,
     CallSyntax::Tagged,
     CallSyntax::Listed,
     CallSyntax::Named,
+    CallSyntax::Sections,
+    CallSyntax::Fenced,
 ];
 
 #[test]
@@ -45,8 +47,9 @@ fn whatever_is_drawn_under_a_mask_is_a_call_that_is_found() {
         let mut calls_most = 0;
         for _ in 0..12 {
             let (text, ended) = world.write(&mut *guide.fork(), &mut rng, 150);
-            let (content, calls) =
-                take(syntax, std::iter::once(text.as_str()), ended == Ended::Cut);
+            // Half a character; where marks have such, real tokenizers have them as one token.
+            let text = text.trim_end_matches('\u{fffd}');
+            let (content, calls) = take(syntax, std::iter::once(text), ended == Ended::Cut);
             let is_bare = matches!(syntax, CallSyntax::Json | CallSyntax::Parameters);
             if ended == Ended::Cut && (is_bare || calls.is_empty()) {
                 continue;
@@ -102,6 +105,31 @@ fn a_form_of_calls_takes_calls_and_nothing_else() {
     let call = "{\"name\": \"f\", \"arguments\": {\"a\": 1}}";
     assert!(["", "x {", call].iter().all(|text| world.takes(&bare, text)));
     assert!(!world.takes(&bare, "{\"x\": 1}"));
+}
+
+#[test]
+fn sections_are_written_as_the_templates_write_them() {
+    let world = World::new();
+    let section = |call: &str| format!("<｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜>");
+    let all = |calls: &str| format!("<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>");
+    let plain = section("f<｜tool▁sep｜>{\"a\": 1}");
+    let fenced = section("function<｜tool▁sep｜>f\n```json\n{\"a\": 1}\n```");
+    let cases = [(CallSyntax::Sections, plain, ""), (CallSyntax::Fenced, fenced, "\n")];
+    for (syntax, call, between) in cases {
+        let required = form(syntax, |_| {});
+        assert!(world.takes(&required, &all(&call)), "{call}");
+        assert!(world.takes(&required, &all(&format!("{call}{between}{call}"))), "{call}");
+        for not in ["x", &call, &all(""), &all(&call.replace("f<", "g<").replace("f\n", "g\n"))] {
+            assert!(!world.takes(&required, not), "{not}");
+        }
+        let single = form(syntax, |form| form.is_single = true);
+        assert!(!world.takes(&single, &all(&format!("{call}{between}{call}"))), "{call}");
+        let auto = form(syntax, |form| form.is_required = false);
+        assert!(world.takes(&auto, &format!("Well.{}", all(&call))), "{call}");
+        assert!(world.takes(&auto, "Well, <b>"));
+        let wrong = all(&call).replace("\"a\"", "\"b\"");
+        assert!(!world.takes(&auto, &wrong), "{wrong}");
+    }
 }
 
 #[test]
