@@ -98,7 +98,9 @@ pub(super) struct Flow {
     live: usize,
     running: usize,
     /// Those that wait.
-    pub(super) turns: BTreeSet<Turn>,
+    turns: BTreeSet<Turn>,
+    /// The first of these, at hand for a look at all flows.
+    pub(super) first: Option<Turn>,
     /// What [`Flows::starts`] was when it could not run though it was asked.
     held_up: Option<u64>,
 }
@@ -183,6 +185,7 @@ impl Flows {
     pub(super) fn wait(&mut self, place: Place) {
         if let Some(flow) = self.flows.get_mut(&place.flow) {
             flow.turns.insert(place.turn);
+            flow.first = flow.turns.first().copied();
         }
     }
 
@@ -190,6 +193,7 @@ impl Flows {
     pub(super) fn stop_waiting(&mut self, place: Place) {
         if let Some(flow) = self.flows.get_mut(&place.flow) {
             flow.turns.remove(&place.turn);
+            flow.first = flow.turns.first().copied();
         }
     }
 
@@ -284,13 +288,34 @@ impl Flows {
     /// Looks at who is there, once a step: where newcomers begin, and whom to forget.
     pub(super) fn survey(&mut self) {
         self.floors.clear();
-        for (&id, tenant) in self.tenants.iter_mut().filter(|(_, tenant)| tenant.live > 0) {
-            let least = self.floors.entry(tenant.class).or_insert(tenant.served);
-            *least = tenant.served.min(*least);
-            let [first, last] = [0, u64::MAX].map(|flow| FlowId { tenant: id, flow });
-            let live = self.flows.range(first..=last).filter(|(_, flow)| flow.live > 0);
-            tenant.floor = live.map(|(_, flow)| flow.served).min().unwrap_or(0);
+        let (mut idle, mut gone) = (Vec::new(), Vec::new());
+        // Both go by tenant.
+        let mut flows = self.flows.iter().peekable();
+        for (&id, tenant) in &mut self.tenants {
+            let mut least = None;
+            while let Some((&flow_id, flow)) = flows.next_if(|(flow, _)| flow.tenant == id) {
+                match flow.live {
+                    0 => idle.push((flow_id, flow.served)),
+                    _ => least = Some(least.unwrap_or(flow.served).min(flow.served)),
+                }
+            }
+            tenant.floor = least.unwrap_or(0);
+            if tenant.live > 0 {
+                let least = self.floors.entry(tenant.class).or_insert(tenant.served);
+                *least = tenant.served.min(*least);
+            }
         }
+        idle.retain(|(id, served)| {
+            let floor = self.tenants.get(&id.tenant).map_or(u64::MAX, |tenant| tenant.floor);
+            let is_kept = *served > floor;
+            if !is_kept {
+                gone.push(*id);
+            }
+            is_kept
+        });
+        idle.sort_unstable_by_key(|(id, _)| id.flow);
+        gone.extend(idle.iter().take(idle.len().saturating_sub(IDLE_FLOWS_MAX)).map(|i| i.0));
+        gone.into_iter().for_each(|id| self.forget(id));
         let floors = &self.floors;
         let is_kept = |tenant: &Tenant| {
             tenant.live > 0 || floors.get(&tenant.class).is_some_and(|&least| tenant.served > least)
@@ -303,21 +328,13 @@ impl Flows {
             }
             kept
         });
-        let idle = self.flows.iter().filter(|(_, flow)| flow.live == 0);
-        let (mut kept, mut gone) = (Vec::new(), Vec::new());
-        for (&id, flow) in idle {
-            let floor = self.tenants.get(&id.tenant).map_or(u64::MAX, |tenant| tenant.floor);
-            if flow.served > floor { kept.push(id) } else { gone.push(id) }
-        }
-        kept.sort_unstable_by_key(|id| id.flow);
-        gone.extend(kept.iter().take(kept.len().saturating_sub(IDLE_FLOWS_MAX)));
-        gone.into_iter().for_each(|id| self.forget(id));
     }
 }
 
 impl Flow {
     fn new(adapters: Option<Digest>) -> Self {
-        Self { adapters, served: 0, live: 0, running: 0, turns: BTreeSet::new(), held_up: None }
+        let (turns, first, held_up) = (BTreeSet::new(), None, None);
+        Self { adapters, served: 0, live: 0, running: 0, turns, first, held_up }
     }
 }
 

@@ -31,32 +31,37 @@ struct Head {
 }
 
 impl Line {
-    /// All that wait. `running` are the flows of those that run with what each is promised, grouped
-    /// by flow.
+    /// All that wait. `running` are the flows of those that run, in order, with what each is
+    /// promised.
     pub(super) fn new(flows: &Flows, running: impl Iterator<Item = (FlowId, usize)>) -> Self {
-        let mut promised: BTreeMap<FlowId, u64> = BTreeMap::new();
-        for (flow, tokens) in running {
-            *promised.entry(flow).or_default() += tokens as u64;
+        // All three go by tenant and flow.
+        let (mut of_flows, mut running) = (flows.flows.iter().peekable(), running.peekable());
+        let mut tenants = Vec::new();
+        for (&id, tenant) in &flows.tenants {
+            let (mut heads, mut promised_all) = (Vec::new(), 0);
+            while let Some((flow_id, flow)) = of_flows.next_if(|(flow, _)| flow.tenant == id) {
+                let mut promised = 0;
+                while let Some((_, tokens)) = running.next_if(|(flow, _)| flow == flow_id) {
+                    promised += tokens as u64;
+                }
+                promised_all += promised;
+                if let Some(Turn { priority, arrival }) = flow.first {
+                    let served = flow.served + promised;
+                    heads.push(Reverse(Head { priority, served, flow: flow_id.flow, arrival }));
+                }
+            }
+            if !heads.is_empty() {
+                let served = tenant.served + u128::from(promised_all) * u128::from(tenant.cost);
+                let queue = Queue { cost: tenant.cost, heads: heads.into() };
+                tenants.push(((tenant.class, served, id), queue));
+            }
         }
-        let mut by_tenant: BTreeMap<u64, u64> = BTreeMap::new();
-        for (flow, tokens) in &promised {
-            *by_tenant.entry(flow.tenant).or_default() += tokens;
-        }
-        let mut heads: BTreeMap<u64, Vec<Reverse<Head>>> = BTreeMap::new();
-        for (id, flow) in &flows.flows {
-            let Some(&Turn { priority, arrival }) = flow.turns.first() else { continue };
-            let served = flow.served + promised.get(id).copied().unwrap_or(0);
-            let head = Head { priority, served, flow: id.flow, arrival };
-            heads.entry(id.tenant).or_default().push(Reverse(head));
-        }
-        let queues = heads.into_iter().filter_map(|(id, heads)| {
-            let tenant = flows.tenants.get(&id)?;
-            let promised = by_tenant.get(&id).copied().unwrap_or(0);
-            let served = tenant.served + u128::from(promised) * u128::from(tenant.cost);
-            let queue = Queue { cost: tenant.cost, heads: heads.into() };
-            Some(((tenant.class, served, id), queue))
-        });
-        Self { tenants: queues.collect() }
+        Self { tenants: tenants.into_iter().collect() }
+    }
+
+    /// Nobody.
+    pub(super) fn empty() -> Self {
+        Self { tenants: BTreeMap::new() }
     }
 
     /// Whose turn it is.

@@ -128,13 +128,14 @@ impl Scheduler {
     /// become true for everybody sooner or later.
     pub fn plan(&mut self, can_run: &mut dyn FnMut(SequenceId) -> bool) -> Plan {
         self.flows.survey();
-        let (decodes, prefills) = self.ranks();
-        let mut draft = Draft::new(&self.config, [&decodes[..], &prefills[..]].concat());
-        for rank in decodes {
-            self.plan_running(rank, &mut draft);
+        let ranks = self.ranks();
+        let running = ranks.iter().map(|(rank, _)| *rank).collect();
+        let mut draft = Draft::new(&self.config, running);
+        for (rank, _) in ranks.iter().filter(|(_, decodes)| *decodes) {
+            self.plan_running(*rank, &mut draft);
         }
         let mut line = self.line();
-        for rank in prefills {
+        for &(rank, _) in ranks.iter().filter(|(_, decodes)| !decodes) {
             // Who has got less goes first, wherever it is.
             while line.first().is_some_and(|first| first < rank) {
                 self.try_start(&mut line, &mut draft, can_run);
@@ -147,9 +148,9 @@ impl Scheduler {
         draft.plan
     }
 
-    /// Sequences that run, by rank: those whose next row decodes, and the others.
-    fn ranks(&self) -> (Vec<Rank>, Vec<Rank>) {
-        let (mut decodes, mut prefills) = (Vec::new(), Vec::new());
+    /// Sequences that run, by rank, and whether their next row decodes.
+    fn ranks(&self) -> Vec<(Rank, bool)> {
+        let mut ranks = Vec::with_capacity(self.running.len());
         let mut of_flow = None;
         for sequence in self.running.values() {
             let Place { flow, turn: Turn { priority, arrival } } = sequence.place;
@@ -157,16 +158,17 @@ impl Scheduler {
             let known = of_flow.filter(|standing: &Rank| standing.place().flow == flow);
             let Some(standing) = known.or_else(|| self.flows.standing(flow)) else { continue };
             of_flow = Some(standing);
-            let list = if sequence.rows_left() == 1 { &mut decodes } else { &mut prefills };
-            list.push(Rank { priority, arrival, ..standing });
+            ranks.push((Rank { priority, arrival, ..standing }, sequence.rows_left() == 1));
         }
-        decodes.sort_unstable();
-        prefills.sort_unstable();
-        (decodes, prefills)
+        ranks.sort_unstable();
+        ranks
     }
 
     /// Those that wait.
     fn line(&self) -> Line {
+        if self.waiting.is_empty() {
+            return Line::empty();
+        }
         let promised = self.running.values().map(|s| (s.place.flow, s.promised()));
         Line::new(&self.flows, promised)
     }
@@ -358,10 +360,8 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(config: &SchedulerConfig, mut running: Vec<Rank>) -> Self {
+    fn new(config: &SchedulerConfig, running: Vec<Rank>) -> Self {
         let SchedulerConfig { batch_tokens_max, logit_rows_max, .. } = *config;
-        // Two runs that are in order.
-        running.sort();
         let (plan, filling) = (Plan::default(), BTreeSet::new());
         let (rows_left, logits_left) = (batch_tokens_max, logit_rows_max);
         Self { plan, running, rows_left, logits_left, filling }

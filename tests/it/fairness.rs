@@ -309,3 +309,105 @@ fn without_blocks_for_all_shares_stay_and_everybody_gets_on() {
         check_shares("few blocks", &got, &[6.0, 1.0, 1.0], 0.1);
     }
 }
+
+#[test]
+fn a_rare_adapter_waits_for_its_slot_and_then_shares_alike() {
+    let clients = [
+        Client { adapter: 1, load: 100, ..CLIENT },
+        Client { adapter: 2, load: 100, ..CLIENT },
+        Client { tenant: 1, adapter: 3, load: 30, ..CLIENT },
+    ];
+    let mut simulation = Simulation::new(9, ROOMY, &clients);
+    (simulation.slots, simulation.sends[2]) = (2, false);
+    simulation.run_for(200);
+    simulation.sends[2] = true;
+    let (starts, mut steps) = (simulation.starts, 0);
+    while simulation.of(2, true) == 0 {
+        simulation.step();
+        steps += 1;
+        assert!(steps < 3000, "starved");
+    }
+    // Beside it others may have started in the step in which it was first asked.
+    let overtakes = simulation.starts - starts;
+    assert!(overtakes <= (OVERTAKES_MAX + ROOMY.sequences_max) as u64, "{overtakes}");
+    let got = simulation.run_for(20_000);
+    let tenants = [got[0] + got[1], got[2]];
+    check_shares("slots", &tenants, &[1.0, 1.0], 0.2);
+}
+
+/// What others may get while a tenant waits of which nothing runs: each what this one may be
+/// behind by, by weight, and what runs until it starts.
+fn bound(simulation: &Simulation, waits: u8) -> f64 {
+    let Simulation { config, clients, .. } = simulation;
+    let tenants: BTreeMap<u8, f64> = clients.iter().map(|c| (c.tenant, c.weight)).collect();
+    let texts = clients.iter().map(|c| c.prompt_tokens[1] + c.drawn_tokens[1]);
+    let patience = texts.max().unwrap().max(PATIENCE_TOKENS * config.sequences_max) as f64;
+    let others = tenants.iter().filter(|(tenant, _)| **tenant != waits);
+    let weights: f64 = others.map(|(_, weight)| weight).sum();
+    let steps = 2 * (config.sequences_max + tenants.len()) * config.batch_tokens_max;
+    patience * weights / tenants[&waits] + steps as f64
+}
+
+/// Random tenants on a random device; the most that others got, of what they may get, while one
+/// waited of which nothing ran.
+fn longest_wait(seed: u64) -> f64 {
+    let mut rng = Rng(seed);
+    let client = |tenant: usize| {
+        let drawn = [5, 40, 400][rng.below(3)];
+        let prompt = [1, 30, 200][rng.below(3)];
+        let tenant_of = if rng.below(4) == 0 { 0 } else { tenant as u8 };
+        Client {
+            tenant: tenant_of,
+            weight: [1.0, 1.0, 3.0, 0.5][usize::from(tenant_of) % 4],
+            priority: rng.below(3) as i32,
+            adapter: rng.below(3) as u8,
+            load: [1, 3, 20][rng.below(3)],
+            prompt_tokens: [1, prompt],
+            drawn_tokens: [drawn / 2, drawn],
+            class: 0,
+        }
+    };
+    let clients: Vec<Client> = (0..5).map(client).collect();
+    let sequences_max = 1 + rng.below(6);
+    let config = SchedulerConfig {
+        sequences_max,
+        batch_tokens_max: sequences_max + 1 + rng.below(60),
+        blocks: 38 + rng.below(100),
+        logit_rows_max: sequences_max,
+        prefix_cache: rng.below(2) == 0,
+        ..ROOMY
+    };
+    let mut simulation = Simulation::new(seed, config, &clients);
+    let (mut since, mut worst) = (BTreeMap::<u8, u64>::new(), 0.0f64);
+    for _ in 0..150 {
+        let client = rng.below(clients.len());
+        simulation.sends[client] = rng.below(4) > 0;
+        simulation.refill();
+        simulation.run();
+        let all: u64 = simulation.got.iter().sum();
+        let running: BTreeSet<u8> = simulation
+            .sent
+            .values()
+            .filter(|s| s.running)
+            .map(|s| clients[s.client].tenant)
+            .collect();
+        let there: BTreeSet<u8> =
+            simulation.sent.values().map(|s| clients[s.client].tenant).collect();
+        since.retain(|tenant, _| there.contains(tenant) && !running.contains(tenant));
+        for tenant in there.difference(&running) {
+            let waited = all - *since.entry(*tenant).or_insert(all);
+            worst = worst.max(waited as f64 / bound(&simulation, *tenant));
+        }
+    }
+    worst
+}
+
+#[test]
+fn a_tenant_that_waits_starts_before_others_got_more_than_they_may() {
+    let waits = (0..2000).map(|seed| (longest_wait(seed), seed));
+    let (worst, seed) = waits.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    println!("the longest wait is {worst:.2} of the bound, of seed {seed}");
+    assert!(worst <= 1.0, "seed {seed}: {worst}");
+    // A bound that nobody comes near says nothing.
+    assert!(worst > 0.2, "{worst}");
+}
