@@ -288,7 +288,7 @@ fn places_are_given_up_to_who_is_far_behind() {
         simulation.run_for(400);
         // Nobody finishes here.
         let got = simulation.run_for(3000);
-        check_shares(&format!("{weights:?}"), &got, &weights, 0.3);
+        check_shares(&format!("{weights:?}"), &got, &weights, 0.1);
         assert!(simulation.scheduler.counts().preemptions_total < 100, "thrashing");
     }
 }
@@ -310,29 +310,32 @@ fn without_blocks_for_all_shares_stay_and_everybody_gets_on() {
     }
 }
 
+/// Adapters come and go in two slots while popular ones flood the queue: of another tenant, or of
+/// the same.
 #[test]
 fn a_rare_adapter_waits_for_its_slot_and_then_shares_alike() {
-    let clients = [
-        Client { adapter: 1, load: 100, ..CLIENT },
-        Client { adapter: 2, load: 100, ..CLIENT },
-        Client { tenant: 1, adapter: 3, load: 30, ..CLIENT },
-    ];
-    let mut simulation = Simulation::new(9, ROOMY, &clients);
-    (simulation.slots, simulation.sends[2]) = (2, false);
-    simulation.run_for(200);
-    simulation.sends[2] = true;
-    let (starts, mut steps) = (simulation.starts, 0);
-    while simulation.of(2, true) == 0 {
-        simulation.step();
-        steps += 1;
-        assert!(steps < 3000, "starved");
+    for (tenant, weights) in [(1, [0.5, 0.5, 1.0]), (0, [1.0; 3])] {
+        let clients = [
+            Client { adapter: 1, load: 100, ..CLIENT },
+            Client { adapter: 2, load: 100, ..CLIENT },
+            Client { tenant, adapter: 3, load: 30, ..CLIENT },
+        ];
+        let mut simulation = Simulation::new(9, ROOMY, &clients);
+        (simulation.slots, simulation.sends[2]) = (2, false);
+        simulation.run_for(200);
+        simulation.sends[2] = true;
+        let (starts, mut steps) = (simulation.starts, 0);
+        while simulation.of(2, true) == 0 {
+            simulation.step();
+            steps += 1;
+            assert!(steps < 3000, "starved");
+        }
+        // Others may have started in the step in which it was first asked.
+        let overtakes = simulation.starts - starts;
+        assert!(overtakes <= (OVERTAKES_MAX + ROOMY.sequences_max) as u64, "{overtakes}");
+        let got = simulation.run_for(20_000);
+        check_shares(&format!("slots, {tenant}"), &got, &weights, 0.2);
     }
-    // Beside it others may have started in the step in which it was first asked.
-    let overtakes = simulation.starts - starts;
-    assert!(overtakes <= (OVERTAKES_MAX + ROOMY.sequences_max) as u64, "{overtakes}");
-    let got = simulation.run_for(20_000);
-    let tenants = [got[0] + got[1], got[2]];
-    check_shares("slots", &tenants, &[1.0, 1.0], 0.2);
 }
 
 /// What others may get while a tenant waits of which nothing runs: each what this one may be

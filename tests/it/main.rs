@@ -27,6 +27,7 @@ mod configs;
 mod conversation;
 mod cuda;
 mod definitions;
+mod fair_tenants;
 mod fairness;
 mod fake;
 mod families;
