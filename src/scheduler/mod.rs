@@ -6,7 +6,7 @@
 //! * Decode rows go first, prefill chunks share what the step's token budget leaves: a long prompt
 //!   never stalls a stream. The budget exceeds `sequences_max`, so streams never stall a prompt.
 //! * Prefills, starts and, backwards, preemption go by what tenants, and a tenant's adapters, have
-//!   got ([`flows`]), and between these by a sequence's own priority within its tenant. No order
+//!   got (`flows.rs`), and between these by a sequence's own priority within its tenant. No order
 //!   changes while nothing new is computed, the first running sequence can take every block there
 //!   is, and [`Refused::NeverFits`] says that those suffice: so somebody always gets closer to the
 //!   end.

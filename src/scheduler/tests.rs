@@ -131,7 +131,7 @@ fn out_of_blocks_the_last_in_order_is_preempted_whenever_it_came() {
 #[test]
 fn nobody_is_overtaken_without_bound() {
     let mut s = scheduler(SchedulerConfig { sequences_max: 1, ..ROOMY });
-    // Both flows have got nothing yet: the second could take the first's turn for ever.
+    // The first has got least, so that it is asked before all others, and cannot run.
     s.admit(adapted(0)).unwrap();
     for n in 1..=OVERTAKES_MAX as u64 + 1 {
         s.admit(adapted(n)).unwrap();
