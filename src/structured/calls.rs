@@ -6,6 +6,9 @@ use super::schema;
 use crate::ids::TokenId;
 use crate::text::CallSyntax;
 
+/// Marks of lists of calls.
+const PIPED: &str = "<|tool_call|>";
+const FUNCTOOLS: &str = "functools";
 /// Marks of calls in sections.
 const SECTIONS: &str = "<｜tool▁calls▁begin｜>";
 const SECTIONS_END: &str = "<｜tool▁calls▁end｜>";
@@ -125,6 +128,8 @@ impl CallsForm {
                 (self.mark("<tool_call>"), "\"\\n\" object \"\\n\"", close)
             }
             CallSyntax::Listed => (self.mark("[TOOL_CALLS]"), "list", String::new()),
+            CallSyntax::Piped => (self.mark(PIPED), "list", String::new()),
+            CallSyntax::Functools => (self.mark(FUNCTOOLS), "list", String::new()),
             CallSyntax::Named => (self.mark("[TOOL_CALLS]"), "named", String::new()),
             CallSyntax::Sections | CallSyntax::Fenced => {
                 (self.mark(SECTIONS), "sections", self.mark(SECTIONS_END))
@@ -142,6 +147,8 @@ impl CallsForm {
         let mark = match self.syntax {
             CallSyntax::Tagged | CallSyntax::Functions | CallSyntax::Pairs => "<tool_call>",
             CallSyntax::Sections | CallSyntax::Fenced => SECTIONS,
+            CallSyntax::Piped => PIPED,
+            CallSyntax::Functools => FUNCTOOLS,
             CallSyntax::Listed | CallSyntax::Named => "[TOOL_CALLS]",
             // Text of another kind begins otherwise.
             CallSyntax::Json | CallSyntax::Parameters | CallSyntax::Pythonic => {
@@ -155,7 +162,7 @@ impl CallsForm {
                  TEXT: /(?s:.)+/\n"
             );
         }
-        let plain = mark.replace('[', "\\[").replace(']', "\\]");
+        let plain = mark.replace('[', "\\[").replace(']', "\\]").replace('|', "\\|");
         format!(
             "start: (call){many} TEXT?\ncall: open {body} {close}\n\
              open[lazy]: /(?s:.*){plain}/\n\

@@ -191,12 +191,13 @@ impl CallReader {
             self.at = if self.syntax.is_typed() { self.begin_tags(read) } else { At::Open };
             return;
         }
-        if self.is_unclosed && self.held.ends_with(TAG_END) {
-            self.held.truncate(self.held.len() - TAG_END.len());
+        let end = self.syntax.end();
+        if self.is_unclosed && self.held.ends_with(end) {
+            self.held.truncate(self.held.len() - end.len());
             self.is_unclosed = false;
             return;
         }
-        let end = [TAG_END].into_iter().filter(|_| self.is_unclosed);
+        let end = [end].into_iter().filter(|_| self.is_unclosed);
         let begun = |mark: &&str| {
             let lengths = (1..mark.len()).rev().filter(|&n| mark.is_char_boundary(n));
             lengths.into_iter().find(|&n| self.held.ends_with(&mark[..n])).unwrap_or(0)
@@ -252,7 +253,7 @@ impl CallReader {
         self.calls += read.calls.get(before..).map_or(0, |new| new.iter().filter(begun).count());
         if is_begun {
             self.held.clear();
-            self.is_unclosed = self.syntax.is_tagged();
+            self.is_unclosed = self.syntax.is_tagged() || self.syntax == CallSyntax::Piped;
         }
         match step {
             Step::More if is_begun => {}

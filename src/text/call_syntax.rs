@@ -23,7 +23,11 @@ pub enum CallSyntax {
     /// `<｜tool▁calls▁begin｜>`, for each call `<｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}` and
     /// `<｜tool▁call▁end｜>`, then `<｜tool▁calls▁end｜>`.
     Sections,
-    /// The same with `function<｜tool▁sep｜>f` and the arguments in a fence of JSON.
+    /// `<|tool_call|>[{"name": "f", "arguments": {…}}]`.
+    Piped,
+    /// `functools[{"name": "f", "arguments": {…}}]`.
+    Functools,
+    /// [`CallSyntax::Sections`] with `function<｜tool▁sep｜>f` and the arguments in a fence of JSON.
     Fenced,
 }
 
@@ -34,6 +38,9 @@ pub(super) const ARGS: &str = "[ARGS]";
 pub(super) const FUNCTION: &str = "<function=";
 pub(super) const KEY: &str = "<arg_key>";
 const PARAMETER: &str = "<parameter=";
+const PIPED: &str = "<|tool_call|>";
+const PIPED_END: &str = "<|/tool_call|>";
+const FUNCTOOLS: &str = "functools";
 const SECTIONS: &str = "<｜tool▁calls▁begin｜>";
 pub(super) const SECTIONS_END: &str = "<｜tool▁calls▁end｜>";
 pub(super) const SECTION: &str = "<｜tool▁call▁begin｜>";
@@ -48,7 +55,7 @@ const NEAR_BYTES_MAX: usize = 64;
 
 impl CallSyntax {
     /// All of them, by the names that vLLM has for its parsers.
-    pub const NAMES: [(&str, Self); 11] = [
+    pub const NAMES: [(&str, Self); 13] = [
         ("json", Self::Json),
         ("llama3_json", Self::Parameters),
         ("hermes", Self::Tagged),
@@ -58,6 +65,8 @@ impl CallSyntax {
         ("qwen3_coder", Self::Functions),
         ("qwen3_xml", Self::Functions),
         ("glm45", Self::Pairs),
+        ("granite", Self::Piped),
+        ("phi4_mini_json", Self::Functools),
         ("deepseek_v3", Self::Fenced),
         ("deepseek_v31", Self::Sections),
     ];
@@ -84,6 +93,8 @@ impl CallSyntax {
         match (before.contains(CALLS), before.rfind(TAG)) {
             _ if before.contains(SECTION) && between.contains("```") => Self::Fenced,
             _ if before.contains(SECTION) => Self::Sections,
+            _ if before.contains(PIPED) => Self::Piped,
+            _ if before.contains(FUNCTOOLS) => Self::Functools,
             (false, Some(_)) if between.contains(PARAMETER) => Self::Functions,
             (false, Some(_)) if between.contains(KEY) => Self::Pairs,
             (true, _) if before.contains('{') => Self::Listed,
@@ -108,6 +119,8 @@ impl CallSyntax {
             () if names(TAG) && names(FUNCTION) && names(PARAMETER) => Self::Functions,
             () if names(TAG) && names(KEY) => Self::Pairs,
             () if names(TAG) && !names(FUNCTION) => Self::Tagged,
+            () if names(PIPED) => Self::Piped,
+            () if names(FUNCTOOLS) => Self::Functools,
             () if names(PYTHON) => Self::Parameters,
             () => Self::Json,
         }
@@ -120,6 +133,8 @@ impl CallSyntax {
             // Some models leave out the outer tag.
             Self::Functions => &[TAG, FUNCTION],
             Self::Sections | Self::Fenced => &[SECTIONS, SECTION],
+            Self::Piped => &[PIPED],
+            Self::Functools => &[FUNCTOOLS],
             Self::Listed | Self::Named => &[CALLS],
             Self::Parameters => &[PYTHON],
             Self::Json | Self::Pythonic => &[],
@@ -135,8 +150,14 @@ impl CallSyntax {
             }
             Self::Listed | Self::Named => &[CALLS, ARGS, CALL_ID],
             Self::Parameters => &[PYTHON],
-            Self::Json | Self::Pythonic => &[],
+            Self::Piped => &[PIPED, PIPED_END],
+            Self::Json | Self::Pythonic | Self::Functools => &[],
         }
+    }
+
+    /// What may stand after a call and be no part of the text.
+    pub(super) fn end(self) -> &'static str {
+        if self == Self::Piped { PIPED_END } else { TAG_END }
     }
 
     /// Whether a text may begin with a call that nothing marks.

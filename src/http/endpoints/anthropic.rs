@@ -64,7 +64,8 @@ impl Endpoint for AnthropicMessages {
     }
 
     fn new(reply: Reply) -> Self {
-        Self { reply, items: Items::default() }
+        let items = Items::new(reply.options.may_call);
+        Self { reply, items }
     }
 
     fn reply(&self) -> &Reply {

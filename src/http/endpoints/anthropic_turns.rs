@@ -284,8 +284,7 @@ fn id(kind: &str, key: &str, block: &mut Map<String, Value>) -> Result<String, R
     match block.remove(key) {
         Some(Value::String(id)) if !id.is_empty() => Ok(id),
         _ => {
-            let message =
-                format!("messages: a {kind} must have a {key}, a string with a character");
+            let message = format!("messages: a {kind} must have {key}, a string with a character");
             invalid("messages", message)
         }
     }

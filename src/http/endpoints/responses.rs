@@ -65,7 +65,8 @@ impl Endpoint for Responses {
 
     fn new(reply: Reply) -> Self {
         // The opening event has the number 0.
-        Self { reply, id: new_id(), sequence_number: 1, items: Items::default() }
+        let items = Items::new(reply.options.may_call);
+        Self { reply, id: new_id(), sequence_number: 1, items }
     }
 
     fn reply(&self) -> &Reply {

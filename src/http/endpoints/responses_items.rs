@@ -192,7 +192,7 @@ fn text(item: &mut Map<String, Value>, kind: &str, key: &str) -> Result<String, 
     match item.shift_remove(key) {
         Some(Value::String(text)) if !text.is_empty() => Ok(text),
         _ => {
-            let message = format!("input: a {kind} must have a {key}, a string with a character");
+            let message = format!("input: a {kind} must have {key}, a string with a character");
             invalid("input", message)
         }
     }

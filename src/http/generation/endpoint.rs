@@ -221,6 +221,8 @@ pub(in crate::http) struct ReplyOptions {
     pub tokens_as_ids: bool,
     /// Alternatives to report at every token of a prompt, if that is to be reported.
     pub prompt_logprobs: Option<u32>,
+    /// There may be calls.
+    pub may_call: bool,
     /// A call is told of in OpenAI's older form.
     pub calls_old: bool,
     /// Where thoughts are told of, if there may be any.
@@ -252,6 +254,7 @@ impl ReplyOptions {
             return_token_ids: common.return_token_ids.unwrap_or(false),
             tokens_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
             prompt_logprobs: common.prompt_logprobs,
+            may_call: false,
             calls_old: false,
             thoughts: Telling::InText,
         })

@@ -99,6 +99,7 @@ fn plan<E: Endpoint>(
         _ => invalid,
     };
     let text = target.text.clone();
+    options.may_call = tools.is_some();
     options.calls_old = tools.as_ref().is_some_and(|tools| tools.is_old);
     let (form, calls) = match (forms::read(&mut common)?, tools) {
         (form, Some(tools)) => tools.plan(&text, state.http.tool_call_parser, form)?,

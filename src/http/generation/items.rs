@@ -28,16 +28,22 @@ pub(in crate::http) enum Change {
 }
 
 /// All of a choice so far. A whole answer and a stream that are read by it have the same items.
-#[derive(Default)]
 pub(in crate::http) struct Items {
     pub all: Vec<Item>,
     /// The last of them goes on.
     is_open: bool,
     /// Tokens before any item, which have said nothing yet.
     early: Vec<Drawn>,
+    /// There may be none: an answer that says nothing is no empty text.
+    may_be_none: bool,
 }
 
 impl Items {
+    /// Of an answer that may hold calls, or none.
+    pub fn new(may_call: bool) -> Self {
+        Self { all: Vec::new(), is_open: false, early: Vec::new(), may_be_none: may_call }
+    }
+
     /// Whether there is a call.
     pub fn has_calls(&self) -> bool {
         self.all.iter().any(|item| matches!(item, Item::Call { .. }))
@@ -79,12 +85,12 @@ impl Items {
     }
 
     /// Tokens that say nothing belong to the text around them. An answer that says nothing at all
-    /// is an empty text.
+    /// is an empty text, for clients that look for one, unless it may hold calls.
     fn silent(&mut self, drawn: &[Drawn], is_last: bool, changes: &mut Vec<Change>) {
         let is_empty = self.all.is_empty();
         if is_empty && !is_last {
             self.early.extend_from_slice(drawn);
-        } else if is_empty || (self.is_in_text() && !drawn.is_empty()) {
+        } else if (is_empty && !self.may_be_none) || (self.is_in_text() && !drawn.is_empty()) {
             self.text("", drawn, changes);
         }
     }

@@ -146,6 +146,10 @@ fn of_a_call_that_is_cut_the_values_that_are_whole_are_told() {
         assert_eq!(reason, "max_tokens");
         content[0]["input"].clone()
     };
+    // Before its name there is no call yet, and no text either.
+    let cut = asked(json!({"max_tokens": 5}));
+    assert_eq!(whole(&server, &cut), (json!([]), "max_tokens".to_owned()));
+    assert_eq!(streamed(&server, &cut), (json!([]), "max_tokens".to_owned()));
     let place = |part: &str| said.find(part).unwrap();
     assert_eq!(input(place("[1")), json!({}));
     assert_eq!(input(place(" {\"b\"")), json!({"a": [1]}));

@@ -28,7 +28,7 @@ fn form(syntax: CallSyntax, change: impl FnOnce(&mut CallsForm)) -> Form {
     Form::Calls(Arc::new(form))
 }
 
-const SYNTAXES: [CallSyntax; 7] = [
+const SYNTAXES: [CallSyntax; 9] = [
     CallSyntax::Json,
     CallSyntax::Parameters,
     CallSyntax::Tagged,
@@ -36,6 +36,8 @@ const SYNTAXES: [CallSyntax; 7] = [
     CallSyntax::Named,
     CallSyntax::Sections,
     CallSyntax::Fenced,
+    CallSyntax::Piped,
+    CallSyntax::Functools,
 ];
 
 #[test]

@@ -170,6 +170,10 @@ fn a_call_that_is_cut_is_incomplete() {
     let items = json!([call(0, "incomplete", "f", "{\"a\": ")]);
     assert_eq!(normal(&answer["output"]), items);
     assert_eq!(normal(&added(&events(&server, &body))), items);
+    // Before its name there is no call yet, and no text either.
+    let body = asked(json!({"max_output_tokens": 5}));
+    assert_eq!(whole(&server, &body)["output"], json!([]));
+    assert_eq!(added(&events(&server, &body)), json!([]));
 }
 
 #[test]

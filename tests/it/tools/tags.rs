@@ -93,6 +93,21 @@ pub const CASES: &[Case] = &[
         "",
         &[("f", "{\"a\": 1}"), ("g", "{}")],
     ),
+    (
+        CallSyntax::Piped,
+        "Yes.<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"arguments\": {}, \
+         \"name\": \"g\"}]<|/tool_call|>",
+        "Yes.",
+        &[("f", "{\"a\": 1}"), ("g", "{}")],
+    ),
+    (CallSyntax::Piped, "<|tool_call|>no", "<|tool_call|>no", &[]),
+    (
+        CallSyntax::Functools,
+        "functools[{\"name\": \"f\", \"arguments\": {\"a\": 1}}]",
+        "",
+        &[("f", "{\"a\": 1}")],
+    ),
+    (CallSyntax::Functools, "functools.reduce(f, [])", "functools.reduce(f, [])", &[]),
     // The outer mark is missing, and the end.
     (
         CallSyntax::Sections,
@@ -129,6 +144,9 @@ const FENCED: &str = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ 
 const SECTIONS: &str = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ c.function.name }}\
     <｜tool▁sep｜>{{ c.function.arguments | tojson }}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
 
+const PIPED: &str = "<|tool_call|>[{{ c.function | tojson }}]";
+const FUNCTOOLS: &str = "functools[{{ c.function | tojson }}]";
+
 #[test]
 fn the_syntax_is_found_in_the_template() {
     let cases = [
@@ -136,6 +154,8 @@ fn the_syntax_is_found_in_the_template() {
         (PAIRS, CallSyntax::Pairs),
         (FENCED, CallSyntax::Fenced),
         (SECTIONS, CallSyntax::Sections),
+        (PIPED, CallSyntax::Piped),
+        (FUNCTOOLS, CallSyntax::Functools),
     ];
     for (call, expected) in cases {
         let template = ChatTemplate::new(&template(call), [].into(), 512).unwrap();
