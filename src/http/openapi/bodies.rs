@@ -108,7 +108,8 @@ fn refuse_null(schema: &mut Value) {
 fn of<T: Fields>(bounds: &Bounds<'_>) -> Value {
     let mut schema = object(T::properties(bounds));
     if let Value::Object(properties) = &mut schema["properties"] {
-        for name in T::ignored() {
+        // What a route itself refuses is not taken, whatever others do.
+        for name in T::ignored().into_iter().filter(|name| T::unsupported(name).is_none()) {
             let nothing = || json!({"description": "Taken, and changes nothing in the answer."});
             properties.entry(name).or_insert_with(nothing);
         }
@@ -241,6 +242,7 @@ fn messages() -> Vec<Patch> {
         ("system", forms::anthropic_system()),
         ("thinking", forms::thinking()),
         ("output_config", forms::output_config()),
+        ("tool_choice", forms::anthropic_tool_choice()),
         ("chat_template_kwargs", forms::variables()),
     ]
 }
@@ -268,6 +270,7 @@ fn responses(bounds: &Bounds<'_>) -> Vec<Patch> {
         ("max_output_tokens", json!({"minimum": 1, "maximum": limits.context_tokens_max})),
         ("text", forms::text_format()),
         ("reasoning", forms::reasoning()),
+        ("tool_choice", forms::flat_tool_choice()),
         ("include", forms::include()),
         ("top_logprobs", json!({"maximum": limits.logprobs_max})),
         ("truncation", json!({"type": "string", "enum": ["auto", "disabled"]})),

@@ -11,7 +11,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
     vec![
         ("Message", message()),
         ("MessageUsage", message_usage()),
-        ("MessageBlock", object(&[("type", word("text")), ("text", text())])),
+        ("MessageBlock", message_block()),
         ("MessageEvent", message_event()),
         ("Response", response()),
         ("ResponseUsage", response_usage()),
@@ -21,8 +21,18 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
     ]
 }
 
-const STOP_REASONS: [Option<&str>; 3] =
-    [Some("end_turn"), Some("max_tokens"), Some("stop_sequence")];
+const STOP_REASONS: [Option<&str>; 4] =
+    [Some("end_turn"), Some("max_tokens"), Some("stop_sequence"), Some("tool_use")];
+
+fn message_block() -> Value {
+    let call = object(&[
+        ("type", word("tool_use")),
+        ("id", text()),
+        ("name", text()),
+        ("input", json!({"type": "object"})),
+    ]);
+    json!({"anyOf": [object(&[("type", word("text")), ("text", text())]), call]})
+}
 
 fn message() -> Value {
     object(&[
@@ -50,8 +60,11 @@ fn message_usage() -> Value {
 fn message_event() -> Value {
     let event =
         |kind: &str, own: &[(&str, Value)]| object(&[&[("type", word(kind))][..], own].concat());
-    let index = || ("index", json!({"const": 0}));
-    let delta = object(&[("type", word("text_delta")), ("text", text())]);
+    let index = || ("index", count());
+    let delta = json!({"anyOf": [
+        object(&[("type", word("text_delta")), ("text", text())]),
+        object(&[("type", word("input_json_delta")), ("partial_json", text())]),
+    ]});
     let end = object(&[("stop_reason", words(&STOP_REASONS)), ("stop_sequence", text_or_null())]);
     json!({"anyOf": [
         event("message_start", &[("message", at("Message"))]),
@@ -79,13 +92,13 @@ fn response() -> Value {
         ("background", no()),
         ("error", or_null(error)),
         ("incomplete_details", or_null(incomplete)),
-        ("max_tool_calls", null()),
+        ("max_tool_calls", integer_or_null()),
         ("model", text()),
         ("output", list(at("ResponseItem"))),
         ("previous_response_id", null()),
         ("store", no()),
-        ("tool_choice", word("auto")),
-        ("tools", json!({"type": "array", "maxItems": 0})),
+        ("tool_choice", json!({"type": ["string", "object"]})),
+        ("tools", list(json!({"type": "object"}))),
         ("truncation", word("disabled")),
         ("instructions", text_or_null()),
         ("max_output_tokens", integer_or_null()),
@@ -113,14 +126,23 @@ fn response_usage() -> Value {
 }
 
 fn response_item() -> Value {
-    let status = ["in_progress", "completed", "incomplete"].map(Some);
-    object(&[
+    let status = || words(&["in_progress", "completed", "incomplete"].map(Some));
+    let message = object(&[
         ("id", begins("msg_")),
         ("type", word("message")),
-        ("status", words(&status)),
+        ("status", status()),
         ("role", word("assistant")),
         ("content", list(at("ResponsePart"))),
-    ])
+    ]);
+    let call = object(&[
+        ("id", begins("fc_")),
+        ("type", word("function_call")),
+        ("status", status()),
+        ("call_id", text()),
+        ("name", text()),
+        ("arguments", text()),
+    ]);
+    json!({"anyOf": [message, call]})
 }
 
 fn response_part() -> Value {
@@ -140,8 +162,12 @@ fn response_event() -> Value {
         object(&[&[("type", words(&kinds)), ("sequence_number", count())][..], own].concat())
     };
     let of_part = |kinds: &[&str], own: &[(&str, Value)]| {
-        let place = [("item_id", text()), ("output_index", zero()), ("content_index", zero())];
+        let place = [("item_id", text()), ("output_index", count()), ("content_index", zero())];
         event(kinds, &[&place[..], own].concat())
+    };
+    let of_call = |kind: &str, own: &[(&str, Value)]| {
+        let place = [("item_id", text()), ("output_index", count())];
+        event(&[kind], &[&place[..], own].concat())
     };
     let logprobs = || ("logprobs", list(at("ChatLogprob")));
     let of_all = [
@@ -155,9 +181,14 @@ fn response_event() -> Value {
     let parts = ["response.content_part.added", "response.content_part.done"];
     json!({"anyOf": [
         event(&of_all, &[("response", at("Response"))]),
-        event(&items, &[("output_index", zero()), ("item", at("ResponseItem"))]),
+        event(&items, &[("output_index", count()), ("item", at("ResponseItem"))]),
         of_part(&parts, &[("part", at("ResponsePart"))]),
         of_part(&["response.output_text.delta"], &[("delta", text()), logprobs()]),
         of_part(&["response.output_text.done"], &[("text", text()), logprobs()]),
+        of_call("response.function_call_arguments.delta", &[("delta", text())]),
+        of_call(
+            "response.function_call_arguments.done",
+            &[("name", text()), ("arguments", text())],
+        ),
     ]})
 }

@@ -144,6 +144,31 @@ pub(super) fn tool_choice() -> Value {
     json!({"anyOf": [words(&["none", "auto", "required"]), named(), allowed]})
 }
 
+/// `tool_choice` of `/v1/responses`, where nothing is nested.
+pub(super) fn flat_tool_choice() -> Value {
+    let allowed = open(
+        json!({
+            "type": words(&["allowed_tools"]),
+            "mode": words(&["auto", "required"]),
+            "tools": {"type": "array", "minItems": 1, "items": named()},
+        }),
+        &["type", "mode", "tools"],
+    );
+    json!({"anyOf": [words(&["none", "auto", "required"]), named(), allowed]})
+}
+
+/// `tool_choice` of Anthropic's messages.
+pub(super) fn anthropic_tool_choice() -> Value {
+    closed(
+        json!({
+            "type": words(&["auto", "any", "tool", "none"]),
+            "name": nullable(text()),
+            "disable_parallel_tool_use": {"type": ["boolean", "null"]},
+        }),
+        &["type"],
+    )
+}
+
 /// `function_call`.
 pub(super) fn function_call() -> Value {
     json!({"anyOf": [words(&["none", "auto"]), named()]})
