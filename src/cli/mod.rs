@@ -12,6 +12,8 @@ mod listen;
 mod load;
 mod log;
 mod memory;
+#[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
+mod otlp;
 mod serve;
 mod shutdown;
 pub mod synth;

@@ -8,6 +8,7 @@ use super::base::{BaseModel, find_adapter};
 use super::listen::listen;
 use super::log::Log;
 use super::memory::human;
+use super::otlp::Traces;
 use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
@@ -33,11 +34,14 @@ pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
         .map_err(|e| CliError::General(format!("the I/O threads cannot be started: {e}")))?;
     // First of all: neither a wrong key nor a port in use should cost the loading of a model.
     let access = access::read(config)?;
+    let endpoint = config.log.otlp_traces_endpoint.as_deref();
+    let traces = endpoint.map(Traces::start).transpose()?;
     runtime.block_on(async {
         let (listener, address) = listen(config).await?;
         let warning = access.warning.clone();
         let (mut app, report) = tokio::task::block_in_place(|| start(config, access))?;
         app.http.log_lines_lost = Some(log.lost().clone());
+        app.http.spans = traces.as_ref().map(Traces::spans);
         warning.iter().for_each(|warning| tracing::warn!("{warning}"));
         report.iter().for_each(|line| say(line));
         say(&format!("ready: {address}"));

@@ -4,7 +4,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 /// What is logged, and how.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct LogConfig {
     /// How lines of the log are written: text, or json (an object a line).
     #[arg(
@@ -29,6 +29,11 @@ pub struct LogConfig {
         help_heading = "Log"
     )]
     pub no_access_log: bool,
+
+    /// Send a span for each request to this address of an OpenTelemetry collector, over OTLP/HTTP:
+    /// http://localhost:4318/v1/traces. Needs a build with the feature otlp.
+    #[arg(long, env = "TESSERA_OTLP_TRACES_ENDPOINT", value_name = "URL", help_heading = "Log")]
+    pub otlp_traces_endpoint: Option<String>,
 }
 
 /// How a line of the log is written.

@@ -54,6 +54,15 @@ impl<B: Backend> Engine<B> {
         let (handle, inbox) = EngineHandle::new(requests_max);
         let stats = handle.stats().clone();
         let scheduler = Scheduler::new(self.scheduler.clone())?;
+        let sizes = Sizes {
+            block_tokens: self.kv_shape.block_tokens,
+            blocks: self.kv_shape.blocks,
+            kv_dtype: self.kv_shape.dtype.name(),
+            prefix_cache: self.scheduler.prefix_cache,
+            adapter_slots: self.adapter_slots_max,
+        };
+        // Its stats are new, and have none.
+        let _ = stats.sizes.set(sizes);
         let thread = thread::Builder::new().name("engine".into());
         thread.spawn(move || Running::new(self, scheduler, inbox, stats).run())?;
         Ok(handle)
@@ -80,15 +89,6 @@ impl<B: Backend> Running<B> {
         inbox: mpsc::UnboundedReceiver<Command>,
         stats: Arc<Stats>,
     ) -> Self {
-        let sizes = Sizes {
-            block_tokens: made_of.kv_shape.block_tokens,
-            blocks: made_of.kv_shape.blocks,
-            kv_dtype: made_of.kv_shape.dtype.name(),
-            prefix_cache: made_of.scheduler.prefix_cache,
-            adapter_slots: made_of.adapter_slots_max,
-        };
-        // An engine has its own.
-        let _ = stats.sizes.set(sizes);
         let kv = made_of.backend.kv(made_of.kv_shape);
         let residents = Residents::new(&made_of.backend, made_of.adapter_slots_max);
         let (in_flight, guides) = (BTreeMap::new(), Guides::default());

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::spans::RanFor;
 use crate::ids::Digest;
 
 /// A request that has come. Clones are of the same.
@@ -31,22 +32,7 @@ pub(super) struct Known {
     /// `code` of the error that it was answered with, or that ended its stream.
     pub error: Option<&'static str>,
     /// All its sequences together, if there were any.
-    pub ran: Option<Ran>,
-}
-
-/// What came of a sequence, or of several.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ran {
-    /// Of several samples only the first has its prompt's.
-    pub prompt_tokens: u64,
-    pub cached_tokens: u64,
-    pub generation_tokens: u64,
-    /// From the hand-over to the engine's first step with rows of it; the shortest.
-    pub queue: Option<Duration>,
-    /// From the arrival to the first token; the shortest.
-    pub first_token: Option<Duration>,
-    /// How the last of them ended.
-    pub finish: &'static str,
+    pub ran: Option<RanFor>,
 }
 
 impl Arrival {
@@ -68,13 +54,13 @@ impl Arrival {
         change(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// A sequence of it has ended.
-    pub fn ran(&self, one: Ran) {
+    /// A sequence of it has ended. Of several the shortest times count, and the last end.
+    pub fn ran(&self, one: RanFor) {
         let least = |a: Option<Duration>, b: Option<Duration>| a.into_iter().chain(b).min();
         self.learn(|known| {
             known.ran = Some(match known.ran {
                 None => one,
-                Some(all) => Ran {
+                Some(all) => RanFor {
                     prompt_tokens: all.prompt_tokens + one.prompt_tokens,
                     cached_tokens: all.cached_tokens + one.cached_tokens,
                     generation_tokens: all.generation_tokens + one.generation_tokens,

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -15,8 +15,10 @@ use hyper::{Method, Request, Response};
 
 use super::arrival::Arrival;
 use super::error::shown;
-use super::metrics::{Exchanged, Metrics, NO_ROUTE};
+use super::metrics::{Exchanged, NO_ROUTE};
+use super::spans::EndedRequest;
 use super::sse::Body;
+use super::state::State;
 use super::trace_context::TraceContext;
 
 /// Of a client that left before there was an answer; nginx's, as HTTP has none.
@@ -24,7 +26,7 @@ const CLIENT_LEFT: u16 = 499;
 
 /// Dropped when it is over.
 pub(super) struct Exchange {
-    metrics: Arc<Metrics>,
+    state: Arc<State>,
     arrived: Arrival,
     method: Method,
     path: String,
@@ -40,14 +42,14 @@ pub(super) struct Exchange {
 impl Exchange {
     /// Of a request that has just come.
     pub fn begin<B>(
-        metrics: &Arc<Metrics>,
+        state: &Arc<State>,
         arrived: &Arrival,
         request: &Request<B>,
         request_id: &HeaderValue,
     ) -> Self {
-        metrics.traffic.in_flight.inc();
+        state.metrics.traffic.in_flight.inc();
         Self {
-            metrics: metrics.clone(),
+            state: state.clone(),
             arrived: arrived.clone(),
             method: request.method().clone(),
             path: shown(request.uri().path()),
@@ -74,15 +76,16 @@ fn ms(time: Duration) -> f64 {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Self { metrics, arrived, method, path, request_id, trace, sent_bytes, .. } = self;
+        let Self { state, arrived, method, path, request_id, trace, sent_bytes, .. } = self;
         let known = arrived.known();
         let (status, sent_bytes) = (self.status.unwrap_or(CLIENT_LEFT), *sent_bytes);
         let received_bytes = arrived.received_bytes();
         let route = known.route.unwrap_or(NO_ROUTE);
         let (error, ran) = (known.error, known.ran);
-        metrics.traffic.in_flight.dec();
+        let traffic = &state.metrics.traffic;
+        traffic.in_flight.dec();
         let exchanged = Exchanged { method, route, status, error, received_bytes, sent_bytes };
-        metrics.traffic.exchanged(&exchanged);
+        traffic.exchanged(&exchanged);
         let adapter = known.adapter.map(|digest| digest.to_string());
         // Texts are written escaped, so that no client can forge a line or a field.
         macro_rules! tell {
@@ -113,6 +116,22 @@ impl Drop for Exchange {
                     "answered"
                 )
             };
+        }
+        if let Some(spans) = state.http.spans.as_ref().filter(|_| !known.is_probe) {
+            let took = arrived.at.elapsed();
+            spans.ended(&EndedRequest {
+                trace: trace.as_ref(),
+                begun: SystemTime::now() - took,
+                took,
+                method: method.as_str(),
+                route,
+                status,
+                error,
+                request_id: request_id.to_str().unwrap_or_default(),
+                model: known.model.as_deref(),
+                adapter: adapter.as_deref(),
+                ran,
+            });
         }
         // Every few seconds somebody asks how the server is.
         match known.is_probe {

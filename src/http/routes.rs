@@ -28,7 +28,7 @@ use super::endpoints::responses::Responses;
 use super::endpoints::tokens;
 use super::endpoints::usage;
 use super::error::as_anthropics;
-use super::error::{ApiError, LoadError, ProtocolError, ServerError};
+use super::error::{ApiError, LoadError, ProtocolError, RequestError, ServerError, shown};
 use super::exchange::Exchange;
 use super::generation::generate;
 use super::models;
@@ -46,7 +46,7 @@ pub(super) async fn handle(
 ) -> Result<Response<Body>, Infallible> {
     let arrived = Arrival::now();
     let id = guard::request_id(&request);
-    let exchange = Exchange::begin(&state.metrics, &arrived, &request, &id);
+    let exchange = Exchange::begin(&state, &arrived, &request, &id);
     let path = request.uri().path().to_owned();
     let origin = request.headers().get(ORIGIN).cloned();
     let answer = Caught(Box::pin(answer(state.clone(), request, arrived.clone()))).await;
@@ -65,7 +65,12 @@ pub(super) async fn handle(
 }
 
 fn failed(arrived: &Arrival, error: &ApiError) -> Response<Body> {
-    arrived.learn(|known| known.error = Some(error.code()));
+    arrived.learn(|known| {
+        known.error = Some(error.code());
+        if let ApiError::Request(RequestError::ModelNotFound(name)) = error {
+            known.model = Some(shown(name));
+        }
+    });
     error.respond()
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::keys::{KeyHash, Keys};
+use super::spans::Spans;
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
@@ -140,6 +141,8 @@ pub struct HttpSettings {
     pub metrics_hide_names: bool,
     /// Lines that the log has lost, if they are counted.
     pub log_lines_lost: Option<Arc<AtomicU64>>,
+    /// Where requests are told when they are over.
+    pub spans: Option<Arc<dyn Spans>>,
     /// Whether clients may load and unload adapters.
     pub runtime_adapters: bool,
     /// The directory that adapters may be loaded from at run time; without one, none can.
@@ -184,6 +187,7 @@ impl HttpSettings {
             metrics_key: None,
             metrics_hide_names: false,
             log_lines_lost: None,
+            spans: None,
             runtime_adapters: false,
             adapter_root: None,
             connections_max: 4096,

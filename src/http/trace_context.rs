@@ -5,24 +5,28 @@ use hyper::header::HeaderValue;
 
 /// Bytes of a `traceparent` of version 00, which those of later versions begin with.
 const PARENT_BYTES: usize = 55;
+/// Longest `tracestate`; the specification asks for 512 at least. A longer one is ignored.
+const STATE_BYTES_MAX: usize = 4096;
 
 /// A valid `traceparent`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct TraceContext {
+pub struct TraceContext {
     /// 32 hexadecimal digits, not all 0.
     pub trace_id: String,
     /// The caller's span: 16 such digits.
     pub parent_id: String,
     /// Whether the caller keeps the trace.
     pub is_sampled: bool,
+    /// `tracestate` as it came, on one line; empty if there is none.
+    pub state: String,
 }
 
 impl TraceContext {
     /// That of a request. One that is not as the specification has it counts as none, as it says.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all("traceparent").iter();
         match (values.next(), values.next()) {
-            (Some(value), None) => Self::read(value),
+            (Some(value), None) => Some(Self { state: state(headers), ..Self::read(value)? }),
             _ => None,
         }
     }
@@ -43,8 +47,20 @@ impl TraceContext {
             return None;
         }
         let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-        Some(Self { trace_id: trace_id.to_owned(), parent_id: parent_id.to_owned(), is_sampled })
+        Some(Self {
+            trace_id: trace_id.to_owned(),
+            parent_id: parent_id.to_owned(),
+            is_sampled,
+            state: String::new(),
+        })
     }
+}
+
+/// Several headers are one list, as the specification has it.
+fn state(headers: &HeaderMap) -> String {
+    let values = headers.get_all("tracestate").iter().filter_map(|value| value.to_str().ok());
+    let state = values.collect::<Vec<_>>().join(",");
+    if state.len() > STATE_BYTES_MAX { String::new() } else { state }
 }
 
 #[cfg(test)]
@@ -65,7 +81,8 @@ mod tests {
         const PARENT: &str = "00f067aa0ba902b7";
         let good = format!("00-{TRACE}-{PARENT}-01");
         let expected = |is_sampled| {
-            Some(TraceContext { trace_id: TRACE.into(), parent_id: PARENT.into(), is_sampled })
+            let (trace_id, parent_id, state) = (TRACE.into(), PARENT.into(), String::new());
+            Some(TraceContext { trace_id, parent_id, is_sampled, state })
         };
         assert_eq!(read(&[&good]), expected(true));
         assert_eq!(read(&[&format!("00-{TRACE}-{PARENT}-00")]), expected(false));

@@ -119,6 +119,7 @@ fn streams_errors_and_clients_that_leave_have_their_lines_at_their_ends() {
     assert_eq!(post(address, COMPLETIONS, &json!({"model": "nobody", "prompt": "a"})).status, 404);
     let line = &logged.requests(3)[2];
     assert_eq!((&line["status"], &line["error"]), (&json!(404), &json!("model_not_found")));
+    assert_eq!(line["model"], "nobody", "what was asked for in vain");
     assert_eq!((&line["level"], &line["generation_tokens"]), (&json!("INFO"), &Value::Null));
     // Known once the model is, though the request fails later.
     assert_eq!(post(address, COMPLETIONS, &json!({"model": "poet", "prompt": ""})).status, 400);
@@ -217,4 +218,14 @@ fn a_server_whose_log_is_closed_serves() {
     let request = message("POST", COMPLETIONS, "", body.to_string().as_bytes());
     let frames = Reader::new(connect(server.address.parse().unwrap(), &request)).frames();
     assert_eq!(frames.last().map(String::as_str), Some("data: [DONE]"));
+}
+
+#[test]
+#[cfg(not(feature = "otlp"))]
+fn a_build_that_sends_no_traces_says_how_to_have_one_that_does() {
+    let args = ["serve", "--otlp-traces-endpoint", "http://localhost:4318/v1/traces"];
+    let output = tessera(&args).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{error}");
+    assert!(error.contains("--features otlp"), "{error}");
 }

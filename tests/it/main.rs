@@ -62,6 +62,8 @@ mod messages;
 mod metrics;
 mod model_folders;
 mod openapi;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod process;
 mod programs;
 mod recipes;

@@ -67,7 +67,11 @@ impl<'a> Range<'a> {
             match name.trim().to_ascii_lowercase().as_str() {
                 "version" => range.version = Some(value.trim().trim_matches('"')),
                 // A weight that is none asks for nothing.
-                "q" => range.weight = value.trim().parse().unwrap_or(0.0),
+                "q" => {
+                    let weight = value.trim().parse().ok();
+                    let weight = weight.filter(|weight| (0.0..=1.0).contains(weight));
+                    range.weight = weight.unwrap_or(0.0);
+                }
                 _ => {}
             }
         }
@@ -119,6 +123,7 @@ mod tests {
             "text/plain;version=0.0.4",
             "application/openmetrics-text;q=0",
             "application/openmetrics-text;q=x",
+            "application/openmetrics-text;q=inf",
             "application/openmetrics-text;version=9.0.0",
             "application/openmetrics-text;q=0.3,text/plain;q=0.5",
             "application/json",

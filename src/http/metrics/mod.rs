@@ -28,6 +28,7 @@ use self::labels::{Labels, OTHERS};
 use self::sequences::Sequences;
 use self::traffic::{LostLines, Traffic};
 use super::account::Series;
+use super::error::shown;
 use super::settings::{HttpSettings, ServedModel};
 use crate::adapter::Catalog;
 use crate::engine::EngineHandle;
@@ -142,7 +143,11 @@ impl Metrics {
         let mut logged = self.unknown_logged.lock().unwrap_or_else(PoisonError::into_inner);
         for name in names {
             if logged.len() < UNKNOWN_LOGGED_MAX && logged.insert(name.clone()) {
-                tracing::warn!(field = ?name, "a request has a field that is not known; ignored");
+                let name = shown(name);
+                tracing::warn!(
+                    field = name.as_str(),
+                    "a request has a field that is not known; ignored"
+                );
             }
         }
     }

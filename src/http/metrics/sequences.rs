@@ -12,7 +12,8 @@ use prometheus_client::metrics::MetricType;
 use super::adapters::{AdapterCounts, Listed};
 use super::encode::{counted, histogram};
 use crate::engine::{Histogram, Progress, Ticket};
-use crate::http::arrival::{Arrival, Ran};
+use crate::http::arrival::Arrival;
+use crate::http::spans::RanFor;
 use crate::request::Request;
 
 /// vLLM's buckets, in seconds.
@@ -231,7 +232,7 @@ impl Timing {
         }
         self.observe_times();
         let paid = |tokens| if self.pays_prompt { tokens } else { 0 };
-        self.arrived.ran(Ran {
+        self.arrived.ran(RanFor {
             prompt_tokens: paid(self.prompt_tokens),
             cached_tokens: paid(self.cached_tokens),
             generation_tokens: self.tokens,
