@@ -1,4 +1,5 @@
-//! OpenAI's API over HTTP/1.1: the only module that knows HTTP, a client's JSON, or event streams.
+//! OpenAI's API over HTTP/1.1 and HTTP/2: the only module that knows HTTP, a client's JSON, or
+//! event streams.
 //!
 //! A request goes `server` (a `connection`) → `routes` (which endpoint) → `request` (bytes →
 //! fields → prompt) → `generation` (what the engine draws, as text) → its file in `endpoints`,

@@ -1,21 +1,27 @@
 //! Connections: accepting them, their limits, and the shutdown.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::connection::listener::{Accepted, Listener};
+use super::connection::http2;
+use super::connection::listener::{Accepted, Io, Listener};
 use super::phase::{Phase, reached};
 use super::routes;
-use super::settings::App;
+use super::settings::{App, HttpSettings};
+use super::sse::Body;
 use super::state::State;
 
 /// A request's head, and what is read or written ahead. A larger head is answered 431.
@@ -117,30 +123,50 @@ async fn connection(open: Open, accepted: Accepted) {
     let limits = &state.http;
     let mut phase = state.phase.subscribe();
     let opened = tokio::select! {
-        opened = accepted.open(limits) => opened,
+        opened = open(accepted, limits) => opened,
         () = reached(&mut phase, Phase::Draining) => return,
     };
-    let io = match opened {
-        Ok(io) => TokioIo::new(io),
+    let (io, is_http2) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             tracing::debug!(%error, "a connection was not opened");
             return;
         }
     };
+    let handle = |request| routes::handle(state.clone(), request);
+    let result = match is_http2 {
+        true => http2::serve(io, limits, &mut phase, handle).await,
+        false => serve_http1(io, limits, &mut phase, handle).await,
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// The connection, and whether it is one of HTTP/2.
+async fn open(accepted: Accepted, limits: &HttpSettings) -> io::Result<(Io, bool)> {
+    http2::begin(accepted.open(limits).await?, limits).await
+}
+
+async fn serve_http1<F>(
+    io: Io,
+    limits: &HttpSettings,
+    phase: &mut watch::Receiver<Phase>,
+    handle: impl Fn(Request<Incoming>) -> F,
+) -> hyper::Result<()>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.header_read_timeout_ms))
         .max_buf_size(HEAD_BYTES_MAX);
-    let service = service_fn(|request| routes::handle(state.clone(), request));
-    let mut served = pin!(http.serve_connection(io, service));
-    let result = tokio::select! {
+    let mut served = pin!(http.serve_connection(TokioIo::new(io), service_fn(handle)));
+    tokio::select! {
         result = served.as_mut() => result,
-        () = reached(&mut phase, Phase::Draining) => {
+        () = reached(phase, Phase::Draining) => {
             served.as_mut().graceful_shutdown();
             served.await
         }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended");
     }
 }

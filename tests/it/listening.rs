@@ -29,11 +29,17 @@ fn certificate(name: &str) -> CertificateDer<'static> {
 
 /// A TLS connection to a server that must have one of the two certificates.
 fn tls(address: &str) -> StreamOwned<ClientConnection, TcpStream> {
+    tls_for(address, &[])
+}
+
+/// One that asks for these protocols.
+fn tls_for(address: &str, protocols: &[&str]) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     ["one.pem", "two.pem"].into_iter().for_each(|name| roots.add(certificate(name)).unwrap());
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let config = config.with_safe_default_protocol_versions().unwrap();
-    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     let client = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -108,6 +114,13 @@ fn a_server_with_a_certificate_speaks_tls_and_only_tls() {
     let _ = plain.read_to_end(&mut reply);
     assert!(!reply.starts_with(b"HTTP"), "{reply:?}");
     assert_eq!(ask(tls(address), "/health").0, 200);
+    // The newest protocol that both sides know.
+    let mut new = tls_for(address, &["h2", "http/1.1"]);
+    new.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut settings = [0; 9];
+    new.read_exact(&mut settings).unwrap();
+    assert_eq!((new.conn.alpn_protocol(), settings[3]), (Some(&b"h2"[..]), 4));
+    assert_eq!(ask(tls_for(address, &["http/1.1"]), "/health").0, 200);
 }
 
 #[test]

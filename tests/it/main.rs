@@ -35,6 +35,7 @@ mod files;
 mod golden;
 mod harness;
 mod http;
+mod http2;
 mod http_adapter_cards;
 mod http_adapters;
 mod http_answers;

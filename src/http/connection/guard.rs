@@ -29,6 +29,12 @@ pub(in crate::http) fn check<B>(
             Some(value)
         }
         (None, _) if request.version() == Version::HTTP_10 => None,
+        // There the target names it.
+        (None, _)
+            if request.version() == Version::HTTP_2 && request.uri().authority().is_some() =>
+        {
+            None
+        }
         _ => return Err(ProtocolError::HostHeader),
     };
     if let Some(host) = host {

@@ -2,5 +2,6 @@
 
 pub(super) mod cors;
 pub(super) mod guard;
+pub(super) mod http2;
 pub(super) mod listener;
 pub(super) mod tls;

@@ -86,6 +86,6 @@ fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, String> {
     let mut config = config.map_err(|error| {
         format!("{} and {} cannot be used: {error}", certificate.display(), key.display())
     })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
