@@ -26,6 +26,23 @@ pub struct Limits {
     pub logprobs_max: u32,
 }
 
+impl Limits {
+    /// Whether any context has room for so many tokens.
+    ///
+    /// # Errors
+    /// [`Invalid`] naming `max_tokens`.
+    pub fn check_tokens_max(&self, asked: u32) -> Result<(), Invalid> {
+        let context = self.context_tokens_max;
+        if asked <= context {
+            return Ok(());
+        }
+        let message = format!(
+            "max_tokens must be at most {context}, this model's context length, got {asked}"
+        );
+        Err(Invalid::value("max_tokens", message))
+    }
+}
+
 /// How the hidden states of a prompt become one vector.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Pooling {
@@ -128,13 +145,7 @@ impl RequestParams {
                            the prompt alone, with echo or prompt_logprobs";
             return Err(Invalid::value("max_tokens", message));
         }
-        let context = limits.context_tokens_max;
-        if let Some(asked) = tokens_max.filter(|&asked| asked > context) {
-            let message = format!(
-                "max_tokens must be at most {context}, this model's context length, got {asked}"
-            );
-            return Err(Invalid::value("max_tokens", message));
-        }
+        tokens_max.map_or(Ok(()), |asked| limits.check_tokens_max(asked))?;
         let tokens_max = tokens_max.map(|max| max.min(tokens_cap.unwrap_or(max)));
         let wanted = [("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)];
         let max = limits.logprobs_max;

@@ -42,8 +42,13 @@ impl Property {
 
 /// The same, or null.
 pub(super) fn nullable(mut schema: Value) -> Value {
-    if let Some(one) = schema["type"].as_str() {
-        schema["type"] = json!([one, "null"]);
+    let kinds = match schema.get("type") {
+        Some(Value::Array(kinds)) => kinds.clone(),
+        Some(kind) => vec![kind.clone()],
+        None => Vec::new(),
+    };
+    if !kinds.is_empty() {
+        schema["type"] = [kinds, vec!["null".into()]].concat().into();
         if let Some(Value::Array(words)) = schema.get_mut("enum") {
             words.push(Value::Null);
         }

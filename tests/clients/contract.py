@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """schemathesis over /openapi.json of the real binary serving the built-in demo.
 
-usage: contract.py PATH_TO_TESSERA [EXAMPLES [SEED]]
+usage: contract.py PATH_TO_TESSERA [EXAMPLES [SEED [PHASES]]]
 
 EXAMPLES a route are made at random beside those of every boundary, from SEED on. Fails on a status
 or an answer that the document does not have, a 5xx, a request that is taken though it does not fit
@@ -51,7 +51,7 @@ def names(url):
         return [card["id"] for card in json.load(answer)["data"]]
 
 
-def run(url, examples, seed, folder):
+def run(url, examples, seed, phases, folder):
     config, counts = Path(folder, "schemathesis.toml"), Path(folder, "counts.json")
     config.write_text(CONFIG % {"key": KEY})
     environment = os.environ | {
@@ -63,8 +63,8 @@ def run(url, examples, seed, folder):
         str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(config), "run",
         f"{url}/openapi.json",
         "--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure",
-        "--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all",
-        "--request-timeout", "60", "--warnings", "off", "--no-color",
+        "--phases", phases, "--suppress-health-check", "all",
+        "--request-timeout", "300", "--warnings", "off", "--no-color",
     ]
     status = subprocess.run(command, cwd=folder, env=environment).returncode
     return status, json.loads(counts.read_text())
@@ -72,14 +72,15 @@ def run(url, examples, seed, folder):
 
 def main():
     binary = os.path.abspath(sys.argv[1])
-    examples = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+    examples = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    phases = sys.argv[4] if len(sys.argv) > 4 else "examples,coverage,fuzzing"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "adapters")
         root.mkdir()
         server, url = serve(binary, str(root))
         try:
-            status, told = run(url, examples, seed, folder)
+            status, told = run(url, examples, seed, phases, folder)
             assert server.poll() is None, "the server has ended"
         finally:
             server.send_signal(signal.SIGTERM)

@@ -80,62 +80,99 @@ def fits(case):
     return case.meta is not None and case.meta.generation.mode.is_positive
 
 
-def at_peace(body):
-    """The same without fields that exclude each other, for a short answer of one that is there."""
-    body = dict(body)
+def is_set(body, *fields):
+    return any(body.get(field) not in (None, [], {}) for field in fields)
+
+
+def name_what_is_there(body):
     if isinstance(body.get("model"), str) and mix(body["model"]) % 8:
         body["model"] = NAMES[mix(body) % len(NAMES)]
+
+
+def ask_for_little(body):
     for field in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        value = body.get(field)
-        if isinstance(value, int) and mix(body) % 16:
-            body[field] = max(1, min(value, TOKENS))
+        if isinstance(body.get(field), int):
+            body[field] = max(1, min(body[field], TOKENS))
+
+
+def ask_once_or_twice(body):
     for field in ("n", "best_of"):
-        if isinstance(body.get(field), int) and mix(body) % 16:
+        if isinstance(body.get(field), int):
             body[field] = min(body[field], 2)
+
+
+def ask_for_one_form(body):
     forms = [field for field in FORMS if body.get(field) is not None]
     for field in forms:
-        if field != forms[mix(body) % len(forms)] or mix(body) % 3:
-            del body[field]
+        if field != forms[mix(body) % len(forms)] or mix(field) % 3:
+            body.pop(field)
+
+
+def stream_or_not(body):
     if body.get("stream_options") is not None:
         body["stream"] = True
     if body.get("stream") is True:
         body.pop("prompt_logprobs", None)
         body.pop("best_of", None)
+
+
+def order_numbers(body):
     if isinstance(body.get("best_of"), int) and isinstance(body.get("n"), int):
         body["best_of"] = max(body["n"], body["best_of"])
     if body.get("min_tokens"):
-        body["min_tokens"] = min(1, body["min_tokens"])
-    if body.get("stop_sequences") is not None:
-        body.pop("stop", None)
-    if body.get("tools") or body.get("tool_choice") is not None:
-        body.pop("functions", None)
-        body.pop("function_call", None)
-    for tools, choice in (("tools", "tool_choice"), ("functions", "function_call")):
-        if body.get(choice) not in (None, "none", "auto") and mix(body) % 4:
-            body.pop(choice)
-    if body.get("continue_final_message"):
-        body.pop("add_generation_prompt", None)
+        body["min_tokens"] = 1
     if "top_logprobs" in body and "messages" in body:
         body["logprobs"] = True
-    for field in ("suffix", "documents", "tools", "functions", "allowed_token_ids",
-                  "truncate_prompt_tokens"):
+
+
+def spell_once(body):
+    if body.get("stop_sequences") is not None:
+        body.pop("stop", None)
+    if is_set(body, "tools", "tool_choice"):
+        body.pop("functions", None)
+        body.pop("function_call", None)
+    if body.get("continue_final_message"):
+        body.pop("add_generation_prompt", None)
+
+
+def choose_no_tool_that_is_not_there(body):
+    for choice in ("tool_choice", "function_call"):
+        if body.get(choice) not in (None, "none", "auto"):
+            body.pop(choice)
+
+
+def leave_out(field):
+    def step(body):
         if mix(body) % 4:
             body.pop(field, None)
-    return body
+    return step
+
+
+# Each takes away a reason to refuse a request before all of it is looked at.
+STEPS = [
+    name_what_is_there, ask_for_little, ask_once_or_twice, ask_for_one_form, stream_or_not,
+    order_numbers, spell_once, choose_no_tool_that_is_not_there,
+    *map(leave_out, ["suffix", "documents", "tools", "functions", "allowed_token_ids",
+                     "truncate_prompt_tokens"]),
+]
 
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """What does not fit stays so, if for one reason less."""
+    """Most requests get further: one that fits still does, and one that does not still does not."""
     body = case.body
     if not isinstance(body, dict) or case.meta is None or mix(body) % 8 == 0:
         return
-    try:
-        changed = at_peace(body)
-    except TypeError:
-        return
-    if is_of_schema(case, changed) == is_of_schema(case, body):
-        case.body = changed
+    fit = is_of_schema(case, body)
+    for step in STEPS:
+        changed = dict(body)
+        try:
+            step(changed)
+        except TypeError:
+            continue
+        if is_of_schema(case, changed) == fit:
+            body = changed
+    case.body = body
 
 
 @schemathesis.hook

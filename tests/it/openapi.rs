@@ -402,6 +402,11 @@ fn ranges_are_those_of_the_model_that_is_served() {
         ("presence_penalty", "2.0000000000000004"),
         ("logit_bias", "{\"5\": 100.00000000000001}"),
     ];
+    // A field that another wins over is checked too.
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 513,
+        "max_completion_tokens": 1});
+    let answer = post(fake.address, "/v1/chat/completions", &body);
+    assert_eq!(answer.error().0.as_deref(), Some("max_tokens"));
     for (field, value) in outside {
         let body = format!("{{\"prompt\": \"x\", \"{field}\": {value}}}");
         let answer = raw(

@@ -208,7 +208,8 @@ impl<'de> Deserialize<'de> for Ids {
 impl Schema for Ids {
     fn schema(_: &Bounds<'_>) -> Value {
         // The model may have fewer, an adapter's tokenizer more.
-        json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": TokenId::MAX}})
+        let id = json!({"type": "integer", "minimum": 0, "maximum": TokenId::MAX});
+        json!({"type": "array", "items": id})
     }
 }
 

@@ -88,6 +88,8 @@ fn plan<E: Endpoint>(
     let limits = &state.model.limits;
     let asked = E::read(own, &common, limits)?;
     let Asked { input, tokens_max, tokens_max_param, logprobs, tools } = asked;
+    // A newer name of it wins, and it must be right all the same.
+    common.max_tokens.map_or(Ok(()), |asked| limits.check_tokens_max(asked))?;
     let prompt_param = input.param();
     // The field at fault as this route spells it.
     let spelled = |invalid: Invalid| match invalid.param {
