@@ -54,6 +54,8 @@ fn every_route_takes_a_slash_at_its_end_and_some_do_without_v1() {
         "/metrics",
         "/load",
         "/tokenizer_info",
+        "/openapi.json",
+        "/docs",
         "/v1/adapters",
         "/v1/adapters/org/chat",
     ];

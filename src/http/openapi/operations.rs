@@ -188,8 +188,7 @@ pub(super) fn responses(
     is_anthropics: bool,
 ) -> Value {
     let mut all = Map::new();
-    // Of HEAD and OPTIONS the body is left out.
-    let has_body = method != "HEAD" && method != "OPTIONS";
+    let has_body = method != "HEAD";
     let (status, ok) = match method {
         "OPTIONS" => (
             "204",
