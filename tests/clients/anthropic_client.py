@@ -6,15 +6,14 @@ usage: anthropic_client.py PATH_TO_TESSERA
 
 import json
 import sys
-import tempfile
 
 import anthropic
 
-from openai_client import ANSWER, Server, tool_server
+from harness import QUESTION, Server
+from openai_client import ANSWER
 
 # The newest models there take no temperature, so that the client has no argument for it.
 GREEDY = {"temperature": 0}
-QUESTION = [{"role": "user", "content": "What is a fox?"}]
 
 
 def create(client, model, **more):
@@ -104,17 +103,6 @@ def call(client, model):
             raise AssertionError(f"{more} must be refused")
 
 
-def tools(binary):
-    with tempfile.TemporaryDirectory() as folder:
-        server = tool_server(binary, folder)
-        try:
-            client = anthropic.Anthropic(
-                base_url=server.url.removesuffix("/v1"), api_key="none", max_retries=0)
-            call(client, client.get("/v1/models", cast_to=object)["data"][0]["id"])
-        finally:
-            server.stop()
-
-
 def refusals(client, model):
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
     for more, error, kind, name in (
@@ -147,10 +135,10 @@ def main():
         for model, text in alone.items():
             assert stream(client, model) == text, "streamed or not"
         shape(client, models[0], alone[models[0]])
+        call(client, models[0])
         refusals(client, models[0])
     finally:
         server.stop()
-    tools(sys.argv[1])
     print("Anthropic's client is served: 1 passed, 0 failed")
 
 

@@ -5,38 +5,13 @@ usage: openai_client.py PATH_TO_TESSERA
 """
 
 import json
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import openai
 import pydantic
 
-QUESTION = [{"role": "user", "content": "What is a fox?"}]
-
-
-class Server:
-    """The server as a user starts it, on a free port."""
-
-    def __init__(self, binary, *arguments):
-        command = [binary, "serve", "--port", "0", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            found = re.match(r"ready: (http://\S+)", line)
-            if found:
-                self.url = found[1]
-                return
-        raise SystemExit("the server ended before it was ready")
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(timeout=40)
-        assert status == 0, f"SIGTERM must end the server with status 0, got {status}"
+from harness import QUESTION, Server
 
 
 def ask(client, model):
@@ -161,25 +136,6 @@ def respond(client, models):
         raise AssertionError("an answer that is not kept must be refused")
 
 
-# The demo's own template writes no tools.
-TOOL_TEMPLATE = """{{ bos_token }}{% if tools %}<|system|>
-{% for tool in tools %}{{ tool.function | tojson }}{% endfor %}<|end|>
-{% endif %}{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>
-{{ m.content or '' }}{% for call in m.tool_calls or [] %}<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|end|>
-{% endfor %}{% if add_generation_prompt %}<|assistant|>
-{% endif %}"""
-
-
-def tool_server(binary, folder):
-    """The demo's model with a template that writes tools and calls."""
-    model = Path(folder) / "demo"
-    shutil.copytree(Path(__file__).parents[2] / "demo" / "model", model)
-    (model / "chat_template.jinja").write_text(TOOL_TEMPLATE)
-    return Server(binary, str(model))
-
-
 class Note(pydantic.BaseModel):
     """Writes down an animal."""
 
@@ -235,18 +191,6 @@ def respond_with_calls(client, model):
             assert refused.param == param, refused
         else:
             raise AssertionError(f"{more} must be refused")
-
-
-def tools(binary):
-    with tempfile.TemporaryDirectory() as folder:
-        server = tool_server(binary, folder)
-        try:
-            client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
-            model = client.models.list().data[0].id
-            call(client, model)
-            respond_with_calls(client, model)
-        finally:
-            server.stop()
 
 
 def embed(client, models):
@@ -309,13 +253,14 @@ def main():
         with ThreadPoolExecutor(len(models)) as pool:
             list(pool.map(lambda model: structured(client, model), models))
         respond(client, models)
+        call(client, base)
+        respond_with_calls(client, base)
         embed(client, models)
         refusals(client)
         for model, text in alone.items():
             print(f"{model:12} {text!r}")
     finally:
         server.stop()
-    tools(sys.argv[1])
     print("the OpenAI client is served: 1 passed, 0 failed")
 
 
