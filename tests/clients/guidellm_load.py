@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import DEMO, run, versions
 
-REQUESTS = 40
+REQUESTS = 24
 STREAMS = 4
 OUTPUT_TOKENS = 32
 LOAD_SECONDS_MAX = 300

@@ -5,7 +5,7 @@ server for all, and counts.
     python3 tests/clients/run.py TESSERA [--fast] [--write] [--environments DIR] [CLIENT ...]
 
 TESSERA is the executable. Without names all clients run; with --fast those that CI runs. --write
-writes what passed, with versions and date, to tests/data/clients.md. Packages are those of the day
+writes what passed, with versions and date, into tests/data/clients.md. Packages are those of the day
 PACKAGES_UNTIL, whatever has come since.
 """
 
@@ -23,6 +23,7 @@ from harness import serving
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+REPORT = ROOT / "tests/data/clients.md"
 UV = "uv==0.13.9"
 PACKAGES_UNTIL = "2026-11-26"
 # Whatever hangs is a failure, and must not hold up the others for ever.
@@ -103,7 +104,7 @@ def with_path(folder):
 
 
 def run(client, environments, binary, url):
-    """The client's last line, or what became of it, and the seconds that the script took."""
+    """Its name, what it says of its versions, and how many checks passed and failed in how long."""
     folder = environments.bin(client.requirements)
     program = folder / ("node" if client.script.endswith(".mjs") else "python")
     target = binary if client.own_server else url
@@ -125,16 +126,24 @@ def run(client, environments, binary, url):
     # A script that breaks after its last check has failed as well.
     failed = max(int(failed), int(process.returncode != 0))
     print(f"{what}: {passed} passed, {failed} failed ({seconds:.0f} s)", flush=True)
-    return what, int(passed), failed, seconds
+    return client.name, what, int(passed), failed, seconds
 
 
 def report(rows):
-    lines = [f"| {what} | {passed} | {failed} | {seconds:.0f} |"
-             for what, passed, failed, seconds in rows]
-    (ROOT / "tests/data/clients.md").write_text(
+    """Puts each client's row in its place; those that did not run keep theirs."""
+    kept = {}
+    if REPORT.exists():
+        kept = {line.split("|")[1].strip(): line for line in REPORT.read_text().splitlines()
+                if line.startswith("| ")}
+    for name, what, passed, failed, seconds in rows:
+        kept[name] = (f"| {name} | {what} | {passed} | {failed} | {seconds:.0f} "
+                      f"| {datetime.date.today()} |")
+    lines = [kept[client.name] for client in CLIENTS if client.name in kept]
+    REPORT.write_text(
         "# Other people's clients on Tessera\n\n"
-        f"Written by tests/clients/run.py on {datetime.date.today()}, against the demo.\n\n"
-        "| client | passed | failed | seconds |\n|---|---|---|---|\n" + "\n".join(lines) + "\n")
+        "Written by tests/clients/run.py, against the demo.\n\n"
+        "| client | versions | passed | failed | seconds | date |\n|---|---|---|---|---|---|\n"
+        + "\n".join(lines) + "\n")
 
 
 def main():
@@ -156,7 +165,7 @@ def main():
         rows = [run(client, environments, binary, url) for client in chosen]
     if asked.write:
         report(rows)
-    failed = [what for what, _, failures, _ in rows if failures]
+    failed = [name for name, _, _, failures, _ in rows if failures]
     print(f"{len(rows) - len(failed)} of {len(rows)} clients are served")
     sys.exit(bool(failed))
 
