@@ -103,7 +103,7 @@ async def all_at_once(url, streams):
 def many_clients(binary, streams):
     """Milliseconds between two tokens while all streams run: the median and the 99th of 100."""
     server = Server(binary, "--max-num-seqs", str(streams), "--queue-requests", str(streams),
-                    "--max-num-batched-tokens", str(max(streams, 512)), "--kv-cache-bytes", "2GiB",
+                    "--max-num-batched-tokens", str(streams + 512), "--kv-cache-bytes", "2GiB",
                     "--max-model-len", "128")
     try:
         found = asyncio.run(all_at_once(server.url, streams))
