@@ -217,7 +217,7 @@ fn what_is_wrong_or_not_built_is_refused_by_name() {
         (of(json!([{"type": "image", "source": {}}])), "'image'"),
         (of(json!([{"type": "tool_use", "id": "1", "name": "f", "input": {}}])), "tool_use"),
         (of(json!([{"type": "tool_result", "tool_use_id": "1"}])), "tool_result"),
-        (of(json!([{"type": "thinking", "thinking": "t", "signature": "s"}])), "'thinking'"),
+        (of(json!([{"type": "thinking", "thinking": "t", "signature": "s"}])), "thinking blocks"),
         (of(json!([{"type": "text", "text": "a", "more": 1}])), "more"),
         (of(json!([{"type": "text"}])), "text"),
         (end("b "), "whitespace"),

@@ -3,6 +3,7 @@
 mod answers;
 mod forms;
 mod reader;
+mod routes;
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use crate::http::error::{ApiError, RequestError};
 use crate::http::generation::choices::CompletionOutput;
 use crate::http::generation::endpoint::{Asked, Endpoint, Reply};
 use crate::http::generation::items::{Change, Item, Items};
+use crate::http::generation::thoughts::ThoughtFields;
 use crate::http::generation::tools::{self, Tools};
 use crate::http::models::resolve;
 use crate::http::request::body::Payload;
@@ -57,6 +58,10 @@ impl Endpoint for AnthropicMessages {
         respelled(error, NAMES)
     }
 
+    fn thoughts(own: &MessagesFields) -> ThoughtFields {
+        ThoughtFields::apart(request::thought_tokens_max(own))
+    }
+
     fn read(own: MessagesFields, common: &Common, _: &Limits) -> Result<Asked, RequestError> {
         let (tokens_max, tokens_max_param) = (common.max_tokens, "max_tokens");
         let (input, tools) = input(own)?;
@@ -97,6 +102,9 @@ impl Endpoint for AnthropicMessages {
                     let kind = "content_block_start";
                     events.push(json!({"type": kind, "index": at, "content_block": block}));
                     events.extend((at == 0).then(|| json!({"type": "ping"})));
+                }
+                Change::Thought { at, text } => {
+                    events.push(delta(at, &json!({"type": "thinking_delta", "thinking": text})));
                 }
                 Change::Text { text, .. } if text.is_empty() => {}
                 Change::Text { at, text, .. } => {
@@ -160,6 +168,7 @@ fn delta(at: usize, delta: &Value) -> Value {
 /// A block as a stream begins it.
 fn first_block(item: &Item) -> Value {
     match item {
+        Item::Thought { .. } => thinking(""),
         Item::Text { .. } => json!({"type": "text", "text": ""}),
         Item::Call { id, name, .. } => tool_use(id, name, json!({})),
     }
@@ -167,9 +176,15 @@ fn first_block(item: &Item) -> Value {
 
 fn whole_block(item: &Item) -> Value {
     match item {
+        Item::Thought { text } => thinking(text),
         Item::Text { text, .. } => json!({"type": "text", "text": text}),
         Item::Call { id, name, arguments } => tool_use(id, name, certain(arguments).into()),
     }
+}
+
+/// Nothing is signed: whoever sends a thought back may change it.
+fn thinking(text: &str) -> Value {
+    json!({"type": "thinking", "thinking": text, "signature": ""})
 }
 
 fn tool_use(id: &str, name: &str, input: Value) -> Value {
@@ -222,12 +237,16 @@ fn certain(arguments: &str) -> Map<String, Value> {
 /// `usage`: what the cache had is no part of `input_tokens`.
 fn usage(usage: Usage) -> Value {
     let cached = usage.prompt_tokens_details.map(|details| details.cached_tokens);
-    json!({
+    let mut told = json!({
         "input_tokens": usage.prompt_tokens - cached.unwrap_or(0),
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage.completion_tokens,
-    })
+    });
+    if let Some(details) = usage.completion_tokens_details {
+        told["output_tokens_details"] = json!({"thinking_tokens": details.reasoning_tokens});
+    }
+    told
 }
 
 /// What the model reads, and what it may call.

@@ -13,6 +13,7 @@ use crate::http::request::messages::{Messages, Object, Objects, TextOrList};
 use crate::http::request::parse::{Fields, fields};
 use crate::http::request::raw::Raw;
 use crate::http::request::unsupported::{Neutral, Unsupported};
+use crate::http::request::whole::whole_number;
 
 fields! {
     /// What only `/v1/messages` takes.
@@ -105,7 +106,7 @@ pub(in crate::http) fn translate(
 pub(in crate::http) fn chat(own: MessagesFields) -> Result<ChatFields, RequestError> {
     let config = output_config(&own)?;
     let mut variables = own.chat_template_kwargs.map_or_else(Map::new, |Object(all)| all);
-    if let Some(thinks) = own.thinking.as_ref().map(thinks).transpose()? {
+    if let Some((thinks, _)) = own.thinking.as_ref().map(thinks).transpose()? {
         for name in ["enable_thinking", "thinking"] {
             variables.entry(name).or_insert_with(|| thinks.into());
         }
@@ -130,25 +131,39 @@ pub(in crate::http) fn chat(own: MessagesFields) -> Result<ChatFields, RequestEr
     })
 }
 
-/// `thinking`. What it may cost is not counted apart: `max_tokens` bounds all of an answer.
+/// Tokens of a thought, if the request bounds them.
+pub(in crate::http) fn thought_tokens_max(own: &MessagesFields) -> Option<u32> {
+    thinks(own.thinking.as_ref()?).ok()?.1
+}
+
+/// `thinking`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Thinking {
     r#type: String,
-    #[serde(rename = "budget_tokens")]
-    _budget_tokens: Option<Number>,
+    budget_tokens: Option<Number>,
     display: Option<String>,
 }
 
-fn thinks(raw: &Raw) -> Result<bool, RequestError> {
-    let Thinking { r#type, display, .. } = object("thinking", raw)?;
+/// Whether to think, and at most how many tokens.
+fn thinks(raw: &Raw) -> Result<(bool, Option<u32>), RequestError> {
+    let Thinking { r#type, budget_tokens, display } = object("thinking", raw)?;
+    let budget = budget_tokens.map(|given| {
+        let whole = whole_number(given.as_f64().unwrap_or(-1.0));
+        whole.and_then(|whole| u32::try_from(whole).ok()).ok_or(given)
+    });
+    let budget = budget.transpose().or_else(|given| {
+        let message =
+            format!("thinking.budget_tokens must be an integer of 0 or more, got {given}");
+        invalid("thinking", message)
+    })?;
     if display.as_ref().is_some_and(|display| display != "summarized") {
         let message = "thinking.display is not supported by this server; leave it out.";
         return unsupported("thinking", message.to_owned());
     }
     match r#type.as_str() {
-        "disabled" => Ok(false),
-        "enabled" | "adaptive" => Ok(true),
+        "disabled" => Ok((false, None)),
+        "enabled" | "adaptive" => Ok((true, budget)),
         other => {
             let other = shown(other);
             let message =

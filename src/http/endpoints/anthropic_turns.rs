@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::rephrase::{block_text, called, check_keys, invalid, message, result, texts};
+use super::rephrase::{
+    block_text, called, check_keys, invalid, message, result, texts, with_thought,
+};
 use crate::http::error::{RequestError, shown};
 use crate::http::request::messages::{Messages, TextOrList};
 use crate::text::Message;
@@ -11,6 +13,7 @@ use crate::text::Message;
 #[derive(Default)]
 struct Turn {
     role: String,
+    thoughts: Vec<String>,
     texts: Vec<String>,
     calls: Vec<Call>,
     results: Vec<ToolResult>,
@@ -52,14 +55,15 @@ pub(in crate::http) fn read(
     let last = given.len() - 1;
     for (i, message) in given.into_iter().enumerate() {
         let turn = turn(message)?;
-        let is_empty = turn.texts.iter().all(String::is_empty)
+        let is_silent = turn.texts.iter().all(String::is_empty)
             && turn.calls.is_empty()
             && turn.results.is_empty();
         // A last turn of the assistant that says nothing yet is one to begin.
-        if is_empty && i == last && turn.role == "assistant" {
+        if is_silent && i == last && turn.role == "assistant" {
             continue;
         }
-        if is_empty {
+        // A thought that was cut is all of its turn.
+        if is_silent && turn.thoughts.is_empty() {
             return invalid("messages", "messages: every message must have a text");
         }
         match turns.last_mut().filter(|before| before.role == turn.role) {
@@ -92,6 +96,7 @@ impl Turn {
         if !more.results.is_empty() {
             self.check_begin()?;
         }
+        self.thoughts.extend(more.thoughts);
         self.texts.extend(more.texts);
         self.calls.extend(more.calls);
         self.results.extend(more.results);
@@ -113,7 +118,8 @@ impl Turn {
 
     /// Writes what it says; `calls` are those of the turn before. Gives its own.
     fn write(self, calls: &[Call], messages: &mut Vec<Message>) -> Vec<Call> {
-        let Self { role, texts, calls: own, mut results } = self;
+        let Self { role, thoughts, texts, calls: own, mut results } = self;
+        let thought = (!thoughts.is_empty()).then(|| thoughts.join("\n"));
         // Templates that write no ids tell results apart by their order.
         let place = |id: &str| calls.iter().position(|call| call.id == id);
         results.sort_by_key(|result| place(&result.id));
@@ -132,9 +138,10 @@ impl Turn {
                 false => message(&role, texts),
             };
             message.insert("tool_calls".to_owned(), calls);
-            messages.push(message);
-        } else if texts.iter().any(|text| !text.is_empty()) {
-            messages.push(message(&role, texts));
+            messages.push(with_thought(message, thought));
+        } else if thought.is_some() || texts.iter().any(|text| !text.is_empty()) {
+            let texts = if texts.is_empty() { vec![String::new()] } else { texts };
+            messages.push(with_thought(message(&role, texts), thought));
         }
         own
     }
@@ -207,7 +214,7 @@ impl Turn {
         };
         let kind = block.get("type").and_then(Value::as_str).unwrap_or_default();
         let speaker = match kind {
-            "tool_use" => "assistant",
+            "tool_use" | "thinking" | "redacted_thinking" => "assistant",
             "tool_result" => "user",
             _ => {
                 self.texts.push(block_text("messages", block, &["text"])?);
@@ -219,9 +226,11 @@ impl Turn {
                 format!("messages: {kind} blocks belong to messages of the role {speaker}");
             return invalid("messages", message);
         }
-        block.remove("type");
-        match speaker {
-            "assistant" => self.calls.push(call(block)?),
+        match (speaker, block.remove("type")) {
+            ("assistant", Some(Value::String(kind))) if kind == "tool_use" => {
+                self.calls.push(call(block)?);
+            }
+            ("assistant", kind) => self.thoughts.extend(thought(kind, block)?),
             _ => {
                 self.check_begin()?;
                 self.results.push(tool_result(block)?);
@@ -229,6 +238,27 @@ impl Turn {
         }
         Ok(())
     }
+}
+
+/// What a block of an earlier answer thinks; nothing of one that only others can read.
+fn thought(
+    kind: Option<Value>,
+    mut block: Map<String, Value>,
+) -> Result<Option<String>, RequestError> {
+    let (kind, key) = match kind {
+        Some(Value::String(kind)) if kind == "thinking" => (kind, "thinking"),
+        _ => ("redacted_thinking".to_owned(), "data"),
+    };
+    let Some(Value::String(text)) = block.remove(key) else {
+        let message = format!("messages: a block of type {kind} must have a {key}, a string");
+        return invalid("messages", message);
+    };
+    // What this server writes has an empty one; others' says nothing to it.
+    if !matches!(block.remove("signature"), None | Some(Value::Null | Value::String(_))) {
+        return invalid("messages", "messages: a signature must be a string");
+    }
+    check_keys("messages", &block, &["cache_control"])?;
+    Ok(Some(text).filter(|text| key == "thinking" && !text.trim().is_empty()))
 }
 
 fn call(mut block: Map<String, Value>) -> Result<Call, RequestError> {

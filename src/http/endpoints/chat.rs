@@ -34,7 +34,8 @@ impl Endpoint for Chat {
             Some(false) => Telling::Nowhere,
             _ => Telling::Apart,
         };
-        ThoughtFields { telling, tokens_max: own.thinking_token_budget }
+        let tokens_max = own.thinking_token_budget;
+        ThoughtFields { telling, tokens_max, must_bind: tokens_max.is_some() }
     }
 
     fn read(mut own: ChatFields, common: &Common, limits: &Limits) -> Result<Asked, RequestError> {

@@ -167,6 +167,14 @@ pub(in crate::http) fn message(role: &str, mut texts: Vec<String>) -> Message {
     Message::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)])
 }
 
+/// The same, with what was thought before it.
+pub(in crate::http) fn with_thought(mut message: Message, thought: Option<String>) -> Message {
+    if let Some(thought) = thought {
+        message.entry("reasoning_content").or_insert(thought.into());
+    }
+    message
+}
+
 /// A call in a chat's message.
 pub(in crate::http) fn called(id: &str, name: &str, arguments: Value) -> Value {
     let function = json!({"name": name, "arguments": arguments});

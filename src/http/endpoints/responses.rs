@@ -11,6 +11,7 @@ use crate::http::generation::choices::CompletionOutput;
 use crate::http::generation::endpoint::{Asked, Endpoint, Reply};
 use crate::http::generation::items::{Change, Item, Items};
 use crate::http::generation::logprobs::{self, Drawn};
+use crate::http::generation::thoughts::ThoughtFields;
 use crate::http::generation::tools;
 use crate::http::random::new_id;
 use crate::http::request::fields::Common;
@@ -18,7 +19,7 @@ use crate::http::request::prompt::PromptInput;
 use crate::http::wire::{Usage, to_json};
 use crate::request::Limits;
 
-/// Items in, items out: messages and calls of functions.
+/// Items in, items out: thoughts, messages and calls of functions.
 pub(in crate::http) struct Responses {
     reply: Reply,
     /// What the items' ids end with.
@@ -52,6 +53,10 @@ impl Endpoint for Responses {
             ("reasoning_effort", "reasoning.effort"),
         ];
         respelled(error, &names)
+    }
+
+    fn thoughts(_: &ResponsesFields) -> ThoughtFields {
+        ThoughtFields::apart(None)
     }
 
     fn read(own: ResponsesFields, _: &Common, limits: &Limits) -> Result<Asked, RequestError> {
@@ -96,6 +101,10 @@ impl Endpoint for Responses {
         for change in self.items.add(output, self.told(output)) {
             match change {
                 Change::Open { at } => self.open(at, &mut events),
+                Change::Thought { at, text } => {
+                    let delta = self.part_at(at, json!({"delta": text}));
+                    events.push(self.event("response.reasoning_text.delta", &delta));
+                }
                 Change::Text { text, drawn, .. } if text.is_empty() && drawn.is_empty() => {}
                 Change::Text { at, text, drawn } => {
                     let delta = json!({"delta": text, "logprobs": self.logprobs(&drawn)});
@@ -127,13 +136,19 @@ impl Responses {
     /// An item of the stream begins.
     fn open(&mut self, at: usize, events: &mut Vec<Vec<u8>>) {
         let mut item = self.item(at, "in_progress");
-        let is_text = matches!(self.items.all[at], Item::Text { .. });
-        item[if is_text { "content" } else { "arguments" }] =
-            if is_text { json!([]) } else { json!("") };
+        let part = match self.items.all[at] {
+            Item::Thought { .. } => Some(thought_part("")),
+            Item::Text { .. } => Some(self.part("", &[])),
+            Item::Call { .. } => None,
+        };
+        match part {
+            Some(_) => item["content"] = json!([]),
+            None => item["arguments"] = json!(""),
+        }
         let added = json!({"output_index": at, "item": item});
         events.push(self.event("response.output_item.added", &added));
-        if is_text {
-            let part = self.part_at(at, json!({"part": self.part("", &[])}));
+        if let Some(part) = part {
+            let part = self.part_at(at, json!({"part": part}));
             events.push(self.event("response.content_part.added", &part));
         }
     }
@@ -141,6 +156,12 @@ impl Responses {
     /// An item of the stream is whole.
     fn close(&mut self, at: usize, output: &CompletionOutput, events: &mut Vec<Vec<u8>>) {
         match &self.items.all[at] {
+            Item::Thought { text } => {
+                let done = self.part_at(at, json!({"text": text}));
+                let part = self.part_at(at, json!({"part": thought_part(text)}));
+                events.push(self.event("response.reasoning_text.done", &done));
+                events.push(self.event("response.content_part.done", &part));
+            }
             Item::Text { text, drawn } => {
                 let logprobs = self.logprobs(drawn);
                 let done = self.part_at(at, json!({"text": text, "logprobs": logprobs}));
@@ -178,9 +199,10 @@ impl Responses {
         self.item_at(at, joined(json!({"content_index": 0}), fields))
     }
 
-    /// The tokens that are to be told of.
+    /// The tokens that are to be told of: those of text.
     fn told<'a>(&self, output: &'a CompletionOutput) -> &'a [Drawn] {
-        if self.reply.logprobs.is_some() { &output.drawn } else { &[] }
+        let is_thought = output.drawn.iter().any(|drawn| drawn.is_thought);
+        if self.reply.logprobs.is_some() && !is_thought { &output.drawn } else { &[] }
     }
 
     fn logprobs(&self, drawn: &[Drawn]) -> Value {
@@ -197,6 +219,7 @@ impl Responses {
 
     fn item_id(&self, at: usize) -> String {
         let kind = match self.items.all[at] {
+            Item::Thought { .. } => "rs",
             Item::Text { .. } => "msg",
             Item::Call { .. } => "fc",
         };
@@ -209,6 +232,13 @@ impl Responses {
     fn item(&self, at: usize, status: &str) -> Value {
         let id = self.item_id(at);
         match &self.items.all[at] {
+            Item::Thought { text } => json!({
+                "id": id,
+                "type": "reasoning",
+                "status": status,
+                "summary": [],
+                "content": [thought_part(text)],
+            }),
             Item::Text { text, drawn } => json!({
                 "id": id,
                 "type": "message",
@@ -269,6 +299,10 @@ impl Responses {
     }
 }
 
+fn thought_part(text: &str) -> Value {
+    json!({"type": "reasoning_text", "text": text})
+}
+
 /// Two objects as one.
 fn joined(mut object: Value, more: Value) -> Value {
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
@@ -283,11 +317,12 @@ fn status(output: &CompletionOutput) -> &'static str {
 
 fn usage(usage: Usage) -> Value {
     let cached = usage.prompt_tokens_details.map_or(0, |details| details.cached_tokens);
+    let thought = usage.completion_tokens_details.map_or(0, |details| details.reasoning_tokens);
     json!({
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": usage.total_tokens,
     })
 }

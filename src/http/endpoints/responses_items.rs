@@ -24,6 +24,8 @@ struct Call {
 struct Items {
     messages: Vec<Message>,
     calls: Vec<Call>,
+    /// What was thought before what the assistant says or calls next.
+    thoughts: Vec<String>,
 }
 
 /// A chat's messages.
@@ -55,13 +57,14 @@ impl Items {
             None | Some(Value::Null) => self.message(item),
             Some(Value::String(kind)) => match kind.as_str() {
                 "message" => self.message(item),
+                "reasoning" => self.reasoning(item),
                 "function_call" => self.call(item),
                 "function_call_output" => self.output(item),
                 kind => {
                     let kind = shown(kind);
                     let message = format!(
-                        "Items of type '{kind}' are not supported in input; send messages and \
-                         calls of functions."
+                        "Items of type '{kind}' are not supported in input; send messages, \
+                         reasoning and calls of functions."
                     );
                     unsupported("input", message)
                 }
@@ -92,7 +95,35 @@ impl Items {
             }
             None => self.messages.push(message),
         }
+        self.think();
         Ok(())
+    }
+
+    /// What an earlier answer thought: its text, or else what was told of it. What only others can
+    /// read is left out.
+    fn reasoning(&mut self, mut item: Map<String, Value>) -> Result<(), RequestError> {
+        let mut thought = Vec::new();
+        for (key, kind) in [("content", "reasoning_text"), ("summary", "summary_text")] {
+            let parts = item.shift_remove(key).filter(|parts| !parts.is_null());
+            let given =
+                parts.map_or(Ok(Vec::new()), |parts| texts("input", Some(parts), &[kind]))?;
+            if thought.is_empty() {
+                thought = given;
+            }
+        }
+        item.shift_remove("encrypted_content");
+        check_keys("input", &item, &REMARKS)?;
+        self.thoughts.extend(thought.into_iter().filter(|text| !text.trim().is_empty()));
+        Ok(())
+    }
+
+    /// Gives what was thought to the turn that it comes before.
+    fn think(&mut self) {
+        let thoughts = std::mem::take(&mut self.thoughts);
+        let last = self.messages.last_mut().filter(|_| !thoughts.is_empty());
+        if let Some(turn) = last.filter(|turn| turn.get("role").is_some_and(|r| r == "assistant")) {
+            turn.entry("reasoning_content").or_insert(thoughts.join("\n").into());
+        }
     }
 
     fn call(&mut self, mut item: Map<String, Value>) -> Result<(), RequestError> {
@@ -122,6 +153,7 @@ impl Items {
                 self.messages.push(turn);
             }
         }
+        self.think();
         self.calls.push(Call { id, name, has_output: false });
         Ok(())
     }

@@ -54,7 +54,7 @@ pub(in crate::http) trait Endpoint: Send + Sized + 'static {
 
     /// What its own fields say of thoughts.
     fn thoughts(_: &Self::Fields) -> ThoughtFields {
-        ThoughtFields { telling: Telling::InText, tokens_max: None }
+        ThoughtFields { telling: Telling::InText, ..ThoughtFields::apart(None) }
     }
 
     /// Reads its own fields.

@@ -1,4 +1,4 @@
-//! What a choice says, taken apart: texts and calls, in their order.
+//! What a choice says, taken apart: a thought, texts and calls, in their order.
 
 use super::called::CallNews;
 use super::choices::CompletionOutput;
@@ -6,6 +6,9 @@ use super::logprobs::Drawn;
 
 /// A part of an answer that stands by itself.
 pub(in crate::http) enum Item {
+    Thought {
+        text: String,
+    },
     Text {
         text: String,
         /// The tokens that said it, if they are to be told of.
@@ -22,6 +25,7 @@ pub(in crate::http) enum Item {
 /// What is new. `at` is the item's place.
 pub(in crate::http) enum Change {
     Open { at: usize },
+    Thought { at: usize, text: String },
     Text { at: usize, text: String, drawn: Vec<Drawn> },
     Arguments { at: usize, arguments: String },
     Close { at: usize },
@@ -52,8 +56,11 @@ impl Items {
     /// Takes what is new. `drawn` are its tokens, if they are to be told of: those of a call are
     /// not.
     pub fn add(&mut self, output: &CompletionOutput, drawn: &[Drawn]) -> Vec<Change> {
-        let CompletionOutput { text, calls, finish, .. } = output;
+        let CompletionOutput { thought, text, calls, finish, .. } = output;
         let mut changes = Vec::new();
+        if !thought.is_empty() {
+            self.thought(thought, &mut changes);
+        }
         // What the last call goes on with comes before text, and text before a new call.
         let begun = calls.iter().position(|call| call.begin.is_some()).unwrap_or(calls.len());
         let (more, new) = calls.split_at(begun);
@@ -68,6 +75,18 @@ impl Items {
             self.close(&mut changes);
         }
         changes
+    }
+
+    fn thought(&mut self, new: &str, changes: &mut Vec<Change>) {
+        if !matches!(self.all.last(), Some(Item::Thought { .. })) {
+            self.open(Item::Thought { text: String::new() }, changes);
+            // They were its mark.
+            self.early.clear();
+        }
+        if let Some(Item::Thought { text }) = self.all.last_mut() {
+            text.push_str(new);
+        }
+        changes.push(Change::Thought { at: self.all.len() - 1, text: new.to_owned() });
     }
 
     fn text(&mut self, text: &str, drawn: &[Drawn], changes: &mut Vec<Change>) {

@@ -28,6 +28,15 @@ pub(in crate::http) struct ThoughtFields {
     pub telling: Telling,
     /// Tokens of a thought, after which it is ended.
     pub tokens_max: Option<u32>,
+    /// Such a bound is refused where there are no thoughts; else it has nothing to bound there.
+    pub must_bind: bool,
+}
+
+impl ThoughtFields {
+    /// Of a route on which thoughts stand apart.
+    pub fn apart(tokens_max: Option<u32>) -> Self {
+        Self { telling: Telling::Apart, tokens_max, must_bind: false }
+    }
 }
 
 /// How a thought is told apart from what is answered.
@@ -59,13 +68,13 @@ impl ThoughtFields {
         ends: &Ends,
         form: Option<Box<dyn Guide>>,
     ) -> Result<Planned, Invalid> {
-        let Self { telling, tokens_max } = self;
+        let Self { telling, tokens_max, must_bind } = self;
         let terms = match telling {
             Telling::InText => None,
             _ => ThoughtTerms::new(text, state.http.reasoning_parser, prompt, begun, telling),
         };
         let Some(mut terms) = terms else {
-            return if tokens_max.is_none() { Ok((None, form)) } else { Err(no_thoughts()) };
+            return if must_bind { Err(no_thoughts()) } else { Ok((None, form)) };
         };
         if tokens_max.is_some() && terms.syntax.close_tokens(&text.tokenizer).is_empty() {
             return Err(no_thoughts());
