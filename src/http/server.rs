@@ -123,7 +123,7 @@ async fn connection(open: Open, accepted: Accepted) {
     let limits = &state.http;
     let mut phase = state.phase.subscribe();
     let opened = tokio::select! {
-        opened = open(accepted, limits) => opened,
+        opened = begin(accepted, limits) => opened,
         () = reached(&mut phase, Phase::Draining) => return,
     };
     let (io, is_http2) = match opened {
@@ -144,7 +144,7 @@ async fn connection(open: Open, accepted: Accepted) {
 }
 
 /// The connection, and whether it is one of HTTP/2.
-async fn open(accepted: Accepted, limits: &HttpSettings) -> io::Result<(Io, bool)> {
+async fn begin(accepted: Accepted, limits: &HttpSettings) -> io::Result<(Io, bool)> {
     http2::begin(accepted.open(limits).await?, limits).await
 }
 

@@ -75,7 +75,8 @@ fn the_demo_takes_tools_their_calls_and_results() {
     demo.shape(&mut chat).unwrap();
     let expected = concat!(
         "<s><|system|>\nYou may call functions:\n",
-        r#"{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}"#,
+        r#"{"name": "f", "parameters": "#,
+        r#"{"type": "object", "properties": {"a": {"type": "integer"}}}}"#,
         "\nA call: <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call><|end|>\n",
         "<|user|>\nhi<|end|>\n<|assistant|>\n",
         "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><|end|>\n",
