@@ -354,9 +354,13 @@ impl<B: Backend> Running<B> {
         self.stats.steps_total.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether all of a sequence has been computed of which nothing is generated. Another's prompt
+    /// may end without a draw too: after a preemption its text goes on behind it.
     fn ends_prompt(&self, entry: &Entry) -> bool {
         let end = entry.start + entry.tokens.len() as u32;
-        self.in_flight.get(&entry.id).is_some_and(|sequence| end == sequence.prompt_tokens)
+        let ends =
+            |sequence: &InFlight| sequence.terms.tokens_max == 0 && end == sequence.prompt_tokens;
+        self.in_flight.get(&entry.id).is_some_and(ends)
     }
 
     /// The prompt has been computed: what of it was wanted is there.

@@ -334,6 +334,36 @@ fn a_preempted_request_does_not_keep_the_place_that_the_one_before_it_waits_for(
     assert!(engine.stats().preemptions_total.load(Ordering::Relaxed) > 0);
 }
 
+/// A step has as many rows as its prompt has tokens: when it runs again, the first step ends where
+/// its prompt does, and draws nothing.
+#[test]
+fn a_preempted_request_that_runs_again_just_to_the_end_of_its_prompt_goes_on() {
+    let golden = Golden::open("llama", None);
+    let scheduler = SchedulerConfig {
+        sequences_max: 2,
+        batch_tokens_max: 4 * BLOCK_TOKENS,
+        blocks: 9,
+        logit_rows_max: 2,
+        prefix_cache: false,
+        ..roomy()
+    };
+    let engine = golden.engine(scheduler, 1);
+    let asked = |prompt_tokens, tokens_max| Asked {
+        content: None,
+        prompt: ids(&mut Rng(6), prompt_tokens),
+        tokens_max,
+        seed: None,
+    };
+    let both = [asked(2 * BLOCK_TOKENS, 60), asked(4 * BLOCK_TOKENS, 40)];
+    let mut running = both.each_ref().map(|asked| submit(&engine, asked, None));
+    let mut alone = Alone::new(&golden);
+    for (asked, events) in both.iter().zip(&mut running) {
+        let (got, _) = finish(events);
+        alone.check("preempted", asked, None, &got);
+    }
+    assert!(engine.stats().preemptions_total.load(Ordering::Relaxed) > 0);
+}
+
 fn long_prompt() -> Vec<TokenId> {
     ids(&mut Rng(77), 2 * BLOCK_TOKENS + 5)
 }
