@@ -129,8 +129,10 @@ fn shared() -> Named {
                 ("completion_tokens", count()),
                 ("total_tokens", count()),
                 ("prompt_tokens_details?", at("PromptDetails")),
+                ("completion_tokens_details?", at("CompletionDetails")),
             ]),
         ),
+        ("CompletionDetails", object(&[("reasoning_tokens", count())])),
         ("PromptDetails", object(&[("cached_tokens", count())])),
         ("StopReason", json!({"anyOf": [text(), count()]})),
         (
@@ -235,6 +237,8 @@ fn chat() -> Named {
                 ("role", word("assistant")),
                 ("content", text_or_null()),
                 ("refusal", null()),
+                ("reasoning?", text_or_null()),
+                ("reasoning_content?", text_or_null()),
                 ("tool_calls?", list(at("ToolCall"))),
                 ("function_call?", at("FunctionCall")),
             ]),
@@ -244,6 +248,8 @@ fn chat() -> Named {
             object(&[
                 ("role?", word("assistant")),
                 ("content?", text()),
+                ("reasoning?", text()),
+                ("reasoning_content?", text()),
                 ("tool_calls?", list(at("ToolCall"))),
                 ("function_call?", at("FunctionCall")),
             ]),

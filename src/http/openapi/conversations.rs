@@ -31,7 +31,9 @@ fn message_block() -> Value {
         ("name", text()),
         ("input", json!({"type": "object"})),
     ]);
-    json!({"anyOf": [object(&[("type", word("text")), ("text", text())]), call]})
+    let thought =
+        object(&[("type", word("thinking")), ("thinking", text()), ("signature", word(""))]);
+    json!({"anyOf": [thought, object(&[("type", word("text")), ("text", text())]), call]})
 }
 
 fn message() -> Value {
@@ -53,6 +55,7 @@ fn message_usage() -> Value {
         ("cache_creation_input_tokens", count()),
         ("cache_read_input_tokens", or_null(count())),
         ("output_tokens", count()),
+        ("output_tokens_details?", object(&[("thinking_tokens", count())])),
     ])
 }
 
@@ -62,6 +65,7 @@ fn message_event() -> Value {
         |kind: &str, own: &[(&str, Value)]| object(&[&[("type", word(kind))][..], own].concat());
     let index = || ("index", count());
     let delta = json!({"anyOf": [
+        object(&[("type", word("thinking_delta")), ("thinking", text())]),
         object(&[("type", word("text_delta")), ("text", text())]),
         object(&[("type", word("input_json_delta")), ("partial_json", text())]),
     ]});
@@ -142,16 +146,25 @@ fn response_item() -> Value {
         ("name", text()),
         ("arguments", text()),
     ]);
-    json!({"anyOf": [message, call]})
+    let thought = object(&[
+        ("id", begins("rs_")),
+        ("type", word("reasoning")),
+        ("status", status()),
+        ("summary", json!({"type": "array", "maxItems": 0})),
+        ("content", list(at("ResponsePart"))),
+    ]);
+    json!({"anyOf": [thought, message, call]})
 }
 
 fn response_part() -> Value {
-    object(&[
+    let thought = object(&[("type", word("reasoning_text")), ("text", text())]);
+    let said = object(&[
         ("type", word("output_text")),
         ("annotations", json!({"type": "array", "maxItems": 0})),
         ("logprobs", list(at("ChatLogprob"))),
         ("text", text()),
-    ])
+    ]);
+    json!({"anyOf": [thought, said]})
 }
 
 /// One event of a stream of a response.
@@ -183,6 +196,8 @@ fn response_event() -> Value {
         event(&of_all, &[("response", at("Response"))]),
         event(&items, &[("output_index", count()), ("item", at("ResponseItem"))]),
         of_part(&parts, &[("part", at("ResponsePart"))]),
+        of_part(&["response.reasoning_text.delta"], &[("delta", text())]),
+        of_part(&["response.reasoning_text.done"], &[("text", text())]),
         of_part(&["response.output_text.delta"], &[("delta", text()), logprobs()]),
         of_part(&["response.output_text.done"], &[("text", text()), logprobs()]),
         of_call("response.function_call_arguments.delta", &[("delta", text())]),

@@ -271,16 +271,46 @@ pub(super) fn anthropic_system() -> Value {
 
 /// `messages` of Anthropic's.
 pub(super) fn anthropic_messages() -> Value {
-    let message = json!({
-        "type": "object",
-        "properties": {
-            "role": words(&["user", "assistant", "system"]),
-            "content": {"anyOf": [text(), blocks(&["text"], &no_other())]},
-        },
-        "required": ["role", "content"],
-        "additionalProperties": no_other(),
+    let message = |role: &[&str], content: Value| {
+        json!({
+            "type": "object",
+            "properties": {"role": words(role), "content": content},
+            "required": ["role", "content"],
+            "additionalProperties": no_other(),
+        })
+    };
+    let texts = blocks(&["text"], &no_other());
+    let texts_and = |others: &[Value]| {
+        let all: Vec<_> = others.iter().chain([&texts["items"]]).collect();
+        json!({"anyOf": [text(), {"type": "array", "items": {"anyOf": all}}]})
+    };
+    let id = json!({"type": "string", "minLength": 1});
+    let block = |kind: &str, mut keys: Value, required: &[&str]| {
+        keys["type"] = words(&[kind]);
+        keys["cache_control"] = json!({});
+        let required = [&["type"], required].concat();
+        json!({"type": "object", "properties": keys, "required": required,
+            "additionalProperties": no_other()})
+    };
+    let call = json!({"id": id, "name": text(), "input": {"type": "object"}, "caller": {}});
+    let result = json!({
+        "tool_use_id": id,
+        "content": {"anyOf": [nullable(text()), texts]},
+        "is_error": {"type": ["boolean", "null"]},
     });
-    json!({"type": "array", "minItems": 1, "items": message})
+    let signature = nullable(text());
+    let said = texts_and(&[
+        block("tool_use", call, &["id", "name", "input"]),
+        block("thinking", json!({"thinking": text(), "signature": signature}), &["thinking"]),
+        block("redacted_thinking", json!({"data": text(), "signature": signature}), &["data"]),
+    ]);
+    let asked = texts_and(&[block("tool_result", result, &["tool_use_id"])]);
+    let forms = [
+        message(&["user"], asked),
+        message(&["assistant"], said),
+        message(&["system"], texts_and(&[])),
+    ];
+    json!({"type": "array", "minItems": 1, "items": {"anyOf": forms}})
 }
 
 /// `thinking`.
@@ -324,9 +354,31 @@ pub(super) fn items() -> Value {
         "required": ["role", "content"],
         "additionalProperties": no_other(),
     });
+    let other = |kind: &str, mut keys: Value, required: &[&str]| {
+        keys["type"] = words(&[kind]);
+        keys["id"] = json!({});
+        keys["status"] = json!({});
+        let required = [&["type"], required].concat();
+        json!({"type": "object", "properties": keys, "required": required,
+            "additionalProperties": no_other()})
+    };
+    let parts = |kinds: &[&str]| json!({"anyOf": [text(), blocks(kinds, &no_other())]});
+    let thoughts = |kind: &str| json!({"anyOf": [parts(&[kind]), {"type": "null"}]});
+    let (told, summed_up) = (thoughts("reasoning_text"), thoughts("summary_text"));
+    let thought = json!({"content": told, "summary": summed_up, "encrypted_content": {}});
+    let id = json!({"type": "string", "minLength": 1});
+    let call = json!({"call_id": id, "name": id, "arguments": text(), "caller": {}, "async": {}});
+    let output = json!({"call_id": id, "output": parts(&["input_text", "text"]), "name": {},
+        "caller": {}, "async": {}});
+    let items = [
+        item,
+        other("reasoning", thought, &[]),
+        other("function_call", call, &["call_id", "name", "arguments"]),
+        other("function_call_output", output, &["call_id", "output"]),
+    ];
     json!({"anyOf": [
         {"type": "string", "minLength": 1},
-        {"type": "array", "minItems": 1, "items": item},
+        {"type": "array", "minItems": 1, "items": {"anyOf": items}},
     ]})
 }
 
