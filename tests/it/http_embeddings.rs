@@ -181,6 +181,10 @@ fn what_has_no_vector_is_refused_with_its_field() {
         (json!({"input": "a", "embed_dtype": "float16"}), "embed_dtype"),
         (json!({"input": "a", "lora_path": "sql"}), "lora_path"),
         (json!({"input": "a", "adapter": "sql"}), "adapter"),
+        (json!({"input": "a", "max_tokens": 5}), "max_tokens"),
+        (json!({"input": "a", "n": 2}), "n"),
+        (json!({"input": "a", "tools": [{}]}), "tools"),
+        (json!({"input": "a", "response_format": {"type": "text"}}), "response_format"),
     ];
     for (body, field) in cases {
         let answer = post(fake.address, PATH, &body);

@@ -371,12 +371,14 @@ fn a_request_whose_client_leaves_is_counted_with_what_it_had() {
     let left =
         connect(fake.address, &message("POST", "/v1/completions", "", body.to_string().as_bytes()));
     fake.wait_seen(1);
+    let told = |name: &str, labels: &[(&str, &str)]| {
+        value(&families(get(fake.address, "").text(), false), name, labels)
+    };
+    let drawn = || told("tessera:adapter_generation_tokens_total", &[]);
+    wait_for(|| drawn() == 3.0, || drawn().to_string());
     drop(left);
     fake.wait_cancelled(1);
-    let count = || {
-        let page = families(get(fake.address, "").text(), false);
-        value(&page, "tessera:http_requests_total", &[("status", "499")])
-    };
+    let count = || told("tessera:http_requests_total", &[("status", "499")]);
     wait_for(|| count() == 1.0, || count().to_string());
     let page = families(get(fake.address, "").text(), false);
     assert_eq!(value(&page, "vllm:request_generation_tokens_sum", &[]), 3.0);

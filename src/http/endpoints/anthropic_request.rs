@@ -55,6 +55,8 @@ const UNSUPPORTED: &[Unsupported] = &[
     Unsupported::spelled("prompt", Neutral::Null, "messages"),
     Unsupported::spelled("max_completion_tokens", Neutral::Null, "max_tokens"),
     Unsupported::spelled("reasoning_effort", Neutral::Null, "output_config with an effort"),
+    Unsupported::spelled("thinking_token_budget", Neutral::Null, "thinking with budget_tokens"),
+    Unsupported::new("include_reasoning", Neutral::Is(true)),
     Unsupported::new("logprobs", Neutral::Is(false)),
     Unsupported::new("top_logprobs", Neutral::Number(0.0)),
     Unsupported::new("echo", Neutral::Is(false)),

@@ -55,8 +55,9 @@ impl Endpoint for Responses {
         respelled(error, &names)
     }
 
-    fn thoughts(_: &ResponsesFields) -> ThoughtFields {
-        ThoughtFields::apart(None)
+    fn thoughts(own: &ResponsesFields) -> ThoughtFields {
+        let tokens_max = own.thinking_token_budget;
+        ThoughtFields { must_bind: tokens_max.is_some(), ..ThoughtFields::apart(tokens_max) }
     }
 
     fn read(own: ResponsesFields, _: &Common, limits: &Limits) -> Result<Asked, RequestError> {

@@ -51,6 +51,8 @@ fields! {
         max_tool_calls: u32,
         /// vLLM's, as in a chat.
         chat_template_kwargs: Object,
+        /// Tokens of a thought at most, as in a chat.
+        thinking_token_budget: u32,
     }
     unsupported UNSUPPORTED;
     ignored &["prompt_cache_options"];
@@ -78,6 +80,7 @@ const UNSUPPORTED: &[Unsupported] = &[
     Unsupported::new("documents", Neutral::Empty),
     Unsupported::new("add_generation_prompt", Neutral::Null),
     Unsupported::new("continue_final_message", Neutral::Is(false)),
+    Unsupported::new("include_reasoning", Neutral::Is(true)),
 ];
 
 /// Asks for the logprobs of a message.

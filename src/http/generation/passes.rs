@@ -15,7 +15,7 @@ use crate::http::models;
 use crate::http::phase::{Phase, reached};
 use crate::http::request::dialects;
 use crate::http::request::parse::Fields;
-use crate::http::request::unsupported::{GENERATION, IGNORED, Unsupported};
+use crate::http::request::unsupported::{GENERATION, IGNORED, PASSES, Unsupported};
 use crate::http::schema::{Bounds, Property};
 use crate::http::state::State;
 use crate::http::wire::{PromptDetails, Usage};
@@ -37,8 +37,9 @@ pub(in crate::http) struct PassFields<T>(pub T);
 
 impl<T: Fields> Fields for PassFields<T> {
     fn unsupported(key: &str) -> Option<&'static Unsupported> {
-        let others = || GENERATION.iter().chain(dialects::FIELDS).find(|known| known.field == key);
-        T::unsupported(key).or_else(others)
+        let others = [PASSES, GENERATION, dialects::FIELDS];
+        T::unsupported(key)
+            .or_else(|| others.into_iter().flatten().find(|known| known.field == key))
     }
 
     fn ignored() -> Vec<&'static str> {

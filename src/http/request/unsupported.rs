@@ -116,6 +116,30 @@ pub(in crate::http) const COMPLETIONS: &[Unsupported] = &[
     Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
 ];
 
+/// Of requests for which nothing is generated: what shapes an answer.
+pub(in crate::http) const PASSES: &[Unsupported] = &[
+    Unsupported::new("max_tokens", Neutral::Null),
+    Unsupported::new("max_completion_tokens", Neutral::Null),
+    Unsupported::new("min_tokens", Neutral::Number(0.0)),
+    Unsupported::new("n", Neutral::Number(1.0)),
+    Unsupported::new("best_of", Neutral::Number(1.0)),
+    Unsupported::new("stop", Neutral::Empty),
+    Unsupported::new("suffix", Neutral::Empty),
+    Unsupported::new("echo", Neutral::Is(false)),
+    Unsupported::new("logprobs", Neutral::Null),
+    Unsupported::new("top_logprobs", Neutral::Number(0.0)),
+    Unsupported::new("prompt_logprobs", Neutral::Null),
+    Unsupported::new("logit_bias", Neutral::Empty),
+    Unsupported::new("tools", Neutral::Empty),
+    Unsupported::new("tool_choice", Neutral::Words(&["none", "auto"])),
+    Unsupported::new("functions", Neutral::Empty),
+    Unsupported::new("response_format", Neutral::Null),
+    Unsupported::new("structured_outputs", Neutral::Null),
+    Unsupported::new("stream_options", Neutral::Null),
+    Unsupported::new("chat_template_kwargs", Neutral::Empty),
+    Unsupported::new("documents", Neutral::Empty),
+];
+
 /// Of loading an adapter.
 pub(in crate::http) const LOAD: &[Unsupported] = &[
     Unsupported::new("is_3d_lora_weight", Neutral::Is(false)),

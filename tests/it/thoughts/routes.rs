@@ -156,8 +156,10 @@ fn a_form_begins_after_the_thought_on_every_route() {
     let format = json!({"type": "json_schema", "name": "a", "schema": schema});
     let of_messages = json!({"output_config": {"format": {"type": "json_schema",
         "schema": schema}}, "thinking": {"type": "enabled", "budget_tokens": 2}});
-    for (path, fields) in
-        [(MESSAGES, of_messages), (RESPONSES, json!({"text": {"format": format}}))]
+    let budgeted = json!({"text": {"format": format}, "thinking_token_budget": 2});
+    let free = json!({"text": {"format": format}});
+    for (path, fields, is_bound) in
+        [(MESSAGES, of_messages, true), (RESPONSES, budgeted, true), (RESPONSES, free, false)]
     {
         let server = Server::new(OPENS, "x", true);
         ask(&server, path, &fields);
@@ -168,13 +170,22 @@ fn a_form_begins_after_the_thought_on_every_route() {
             guide.accept(letter('x')).unwrap();
         }
         let allows_more = guide.mask().unwrap().allows(letter('x'));
-        assert_eq!(allows_more, path == RESPONSES, "what is thought has its budget");
+        assert_eq!(allows_more, !is_bound, "what is thought has its budget");
         guide.accept(CLOSE).unwrap();
         let mask = guide.mask().unwrap();
         assert!(mask.allows(letter('{')) && !mask.allows(letter('x')), "{path}");
     }
     // A budget has nothing to bound where there are no thoughts.
     let fake = crate::fake::Fake::say("x");
+    let refused = |path: &str, fields: Value, field: &str| {
+        let answer = post(fake.address, path, &body(path, &fields));
+        assert_eq!((answer.status, answer.message().contains(field)), (400, true), "{fields}");
+    };
+    refused(MESSAGES, json!({"thinking_token_budget": 2}), "thinking_token_budget");
+    refused(RESPONSES, json!({"thinking_token_budget": 2}), "--reasoning-parser");
+    refused(RESPONSES, json!({"thinking_token_budget": "x"}), "thinking_token_budget");
+    refused(MESSAGES, json!({"include_reasoning": false}), "include_reasoning");
+    refused(RESPONSES, json!({"include_reasoning": false}), "include_reasoning");
     let fields = json!({"thinking": {"type": "enabled", "budget_tokens": 1024}});
     assert_eq!(post(fake.address, MESSAGES, &body(MESSAGES, &fields)).status, 200);
     for (budget, status) in [(json!(1024.0), 200), (json!(1.5), 400), (json!(-1), 400)] {
