@@ -38,6 +38,10 @@ UNSAYABLE = [
     r"leave no token that could come", r"leave it out|send .* instead",
     r"disable_any_whitespace is of json", r"both be texts", r"is given twice",
     r"is no function of|needs functions", r"only ask for JSON",
+    r"tool_choice may only be given with tools", r"tool_choice must have a name if",
+    # Calls and their results, which belong together.
+    r"has no tool_result|one tool_result|is that of no tool_use|must come first in a user's turn",
+    r"two calls have|has two outputs|has no function_call_output|is that of no function_call",
     # Languages within strings: schemas, expressions, grammars, JSON of arguments, templates.
     r"^(response_format|structured_outputs|guided_\w+|grammar|json_schema|tools|functions)\b",
     r"^(output_config|text)\b.*", r"arguments must be an object", r"template",

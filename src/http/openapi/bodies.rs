@@ -134,7 +134,7 @@ fn taken(post: Post, bounds: &Bounds<'_>) -> Taken {
             ..plain(of::<Generation<MessagesFields>>(bounds), &["messages", "max_tokens"])
         },
         Post::CountTokens => Taken {
-            patches: messages(),
+            patches: [messages(), any_tokens()].concat(),
             ..plain(of::<Generation<MessagesFields>>(bounds), &["messages"])
         },
         Post::Responses => Taken {
@@ -150,9 +150,10 @@ fn taken(post: Post, bounds: &Bounds<'_>) -> Taken {
             ..plain(of::<PassFields<EmbeddingFields>>(bounds), &["input"])
         },
         Post::Loglikelihood => plain(of::<PassFields<LoglikelihoodFields>>(bounds), &["requests"]),
-        Post::Tokenize => {
-            Taken { patches: chat(bounds), ..plain(of::<TokenizeRequest>(bounds), &[]) }
-        }
+        Post::Tokenize => Taken {
+            patches: [chat(bounds), any_tokens()].concat(),
+            ..plain(of::<TokenizeRequest>(bounds), &[])
+        },
         Post::Detokenize => plain(of::<DetokenizeFields>(bounds), &["tokens"]),
         Post::Load => Taken {
             patches: vec![("lora_name", name()), ("lora_path", some())],
@@ -247,6 +248,12 @@ fn messages() -> Vec<Patch> {
     ]
 }
 
+/// Where nothing is drawn nobody asks whether the model has a token.
+fn any_tokens() -> Vec<Patch> {
+    let items = json!({"items": {"type": "integer", "minimum": 0, "maximum": u32::MAX}});
+    ["allowed_token_ids", "stop_token_ids"].map(|field| (field, items.clone())).to_vec()
+}
+
 /// Anthropic's own range of it.
 fn coolest() -> Vec<Patch> {
     vec![("temperature", json!({"minimum": 0, "maximum": 1}))]
@@ -271,6 +278,7 @@ fn responses(bounds: &Bounds<'_>) -> Vec<Patch> {
         ("text", forms::text_format()),
         ("reasoning", forms::reasoning()),
         ("tool_choice", forms::flat_tool_choice()),
+        ("max_tool_calls", json!({"minimum": 1})),
         ("include", forms::include()),
         ("top_logprobs", json!({"maximum": limits.logprobs_max})),
         ("truncation", json!({"type": "string", "enum": ["auto", "disabled"]})),
