@@ -27,7 +27,7 @@ UNSAYABLE = [
     r"An adapter name must|adapter's name|name of an adapter", r"Loading lora .* failed",
     # Lengths in tokens and bytes.
     r"maximum context length", r"must be at most \d+ bytes", r"at most \d+ sequences at once",
-    r"must hold at least one token", r"needs one before it", r"token ids must be below",
+    r"must hold at least one (token|message)", r"needs one before it", r"token ids must be below",
     r"more than white space", r"must have a text|must not be empty",
     # Fields that exclude or need each other.
     r"stream_options may only be given with stream", r"prompt_logprobs cannot be streamed",
