@@ -202,7 +202,8 @@ pub struct ServeConfig {
     pub strict_fields: bool,
 
     /// How calls of tools are found in answers: auto (as the model's chat template writes them),
-    /// none (not at all), json, llama3_json, hermes, mistral, mistral_args or pythonic.
+    /// none (not at all), json, llama3_json, hermes, mistral, mistral_args, pythonic, qwen3_coder,
+    /// qwen3_xml, glm45, granite, phi4_mini_json, deepseek_v3 or deepseek_v31.
     #[arg(
         long,
         env = "TESSERA_TOOL_CALL_PARSER",

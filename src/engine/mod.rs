@@ -14,7 +14,7 @@ mod step;
 pub use base::CheckpointBase;
 pub use gpu::{Gpu, GpuSettings, LoadedGpu, wait_until_ready};
 pub use histogram::Histogram;
-pub use stats::{AdapterUse, Progress, Sizes, Stats};
+pub use stats::{AdapterUse, LOAD_S, Progress, Sizes, Stats, TOKEN_S};
 pub use step::Engine;
 
 use std::sync::Arc;

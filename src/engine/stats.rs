@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use super::histogram::Histogram;
 
 /// vLLM's bounds of the time between two tokens in seconds, and below them three for fast devices.
-const INTER_TOKEN_S: [f64; 22] = [
+pub const TOKEN_S: [f64; 22] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
     5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
 /// vLLM's bounds of a step's tokens.
 const STEP_TOKENS: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
-/// Bounds of the time that an adapter takes to the device, in seconds.
-const LOAD_S: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0];
+/// Bounds of the time that an adapter takes to the host or to the device, in seconds.
+pub const LOAD_S: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0];
 
 /// Numbers the engine publishes after each step; read without stopping it.
 #[derive(Debug, Default)]
@@ -69,10 +69,7 @@ pub struct Spread {
 
 impl Default for Spread {
     fn default() -> Self {
-        Self {
-            inter_token_s: Histogram::new(&INTER_TOKEN_S),
-            step_tokens: Histogram::new(&STEP_TOKENS),
-        }
+        Self { inter_token_s: Histogram::new(&TOKEN_S), step_tokens: Histogram::new(&STEP_TOKENS) }
     }
 }
 

@@ -69,17 +69,19 @@ impl ToolCallParser {
     /// # Errors
     /// The names that there are.
     pub fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => return Ok(Self::Auto),
-            "none" => return Ok(Self::None),
-            _ => {}
-        }
-        let known = CallSyntax::NAMES.iter().find(|(name, _)| *name == text);
-        known.map(|(_, syntax)| Self::Syntax(*syntax)).ok_or_else(|| {
-            let names: Vec<&str> = CallSyntax::NAMES.iter().map(|(name, _)| *name).collect();
-            format!("expected auto, none or one of {}", names.join(", "))
-        })
+        let known = CallSyntax::NAMES.map(|(name, syntax)| (name, Self::Syntax(syntax)));
+        by_name(text, Self::Auto, Self::None, &known)
     }
+}
+
+/// What `auto`, `none` or one of the names says, or all names that there are.
+fn by_name<T: Copy>(text: &str, auto: T, none: T, known: &[(&str, T)]) -> Result<T, String> {
+    let all = [("auto", auto), ("none", none)];
+    let found = all.iter().chain(known).find(|(name, _)| *name == text);
+    found.map(|(_, parser)| *parser).ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        format!("expected auto, none or one of {}", names.join(", "))
+    })
 }
 
 /// How thoughts are told apart from answers.
@@ -104,17 +106,9 @@ impl ReasoningParser {
     /// # Errors
     /// The names that there are.
     pub fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => return Ok(Self::Auto),
-            "none" => return Ok(Self::None),
-            _ => {}
-        }
-        let known = ThoughtSyntax::NAMES.iter().find(|(name, ..)| *name == text);
-        let known = known.map(|&(_, syntax, begins)| Self::Syntax { syntax, begins });
-        known.ok_or_else(|| {
-            let names: Vec<&str> = ThoughtSyntax::NAMES.iter().map(|(name, ..)| *name).collect();
-            format!("expected auto, none or one of {}", names.join(", "))
-        })
+        let known = ThoughtSyntax::NAMES
+            .map(|(name, syntax, begins)| (name, Self::Syntax { syntax, begins }));
+        by_name(text, Self::Auto, Self::None, &known)
     }
 }
 

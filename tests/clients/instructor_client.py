@@ -5,31 +5,13 @@ usage: instructor_client.py URL_OR_PATH_TO_TESSERA
 """
 
 import asyncio
-from typing import Annotated, Literal
 
 import instructor
 import openai
 from instructor import Mode
-from pydantic import BaseModel, ConfigDict, Field
 
+from answers import Answer, Whatever
 from harness import ANSWER_TOKENS, QUESTION, is_answer, run, versions, wait
-
-
-class Answer(BaseModel):
-    """What the animal is."""
-
-    # Else an object may have further properties, and a model that knows no JSON adds them for ever.
-    model_config = ConfigDict(extra="forbid")
-
-    animal: Literal["fox", "owl"]
-    legs: Annotated[int, Field(ge=0, le=8)]
-
-
-class Whatever(BaseModel):
-    """Any object: JSON mode alone holds an answer to no schema."""
-
-    model_config = ConfigDict(extra="allow")
-
 
 ASK = {"messages": QUESTION, "temperature": 0, "max_tokens": ANSWER_TOKENS, "max_retries": 0}
 

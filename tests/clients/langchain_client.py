@@ -12,26 +12,11 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from answers import Answer, Whatever
 from harness import (ANSWER_TOKENS, ASKED, anthropic_url, greedy, is_answer, raises, run, versions,
                      wait)
-
-
-class Answer(BaseModel):
-    """What the animal is."""
-
-    # Else an object may have further properties, and a model that knows no JSON adds them for ever.
-    model_config = ConfigDict(extra="forbid")
-
-    animal: Literal["fox", "owl"]
-    legs: Annotated[int, Field(ge=0, le=8)]
-
-
-class Whatever(BaseModel):
-    """Any object: JSON mode alone holds an answer to no schema."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 @tool

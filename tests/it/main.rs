@@ -75,6 +75,7 @@ mod schedules;
 mod serve;
 mod serve_answers;
 mod served_text;
+mod spoken;
 mod structured;
 mod synth;
 mod text;

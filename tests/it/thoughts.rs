@@ -8,13 +8,13 @@ mod routes;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tessera::engine::FinishReason;
 use tessera::http::App;
 use tessera::ids::TokenId;
-use tessera::text::{ChatTemplate, SamplingDefaults, ServedText, TextFiles, Tokenizer};
+use tessera::text::Tokenizer;
 
 use crate::client::{post, post_stream};
-use crate::fake::{EOS, Fake, Script};
+use crate::fake::Fake;
+use crate::spoken::{Spoken, tokenizer};
 
 const CHAT: &str = "/v1/chat/completions";
 /// Its model begins its thoughts itself, or is told that there are none.
@@ -34,27 +34,13 @@ const BRACKETS: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% en
 /// Says nothing of thoughts.
 const PLAIN: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
 
-const CONTEXT_TOKENS_MAX: u32 = 4096;
 /// Logits of the model.
 const VOCABULARY: u32 = 516;
 /// Marks that are tokens, the last two of them special.
-const MARKS: [&str; 4] = ["<think>", "</think>", "[THINK]", "[/THINK]"];
+const MARKS: [(&str, bool); 4] =
+    [("<think>", false), ("</think>", false), ("[THINK]", true), ("[/THINK]", true)];
 const OPEN: TokenId = 512;
 const CLOSE: TokenId = 513;
-
-/// A byte-level tokenizer in which marks are tokens.
-fn tokenizer() -> Arc<Tokenizer> {
-    let dir = crate::root().join("tests/data/text/byte_level");
-    let mut files = TextFiles::read(&dir).unwrap();
-    let mut json: Value = serde_json::from_slice(files.tokenizer.as_ref().unwrap()).unwrap();
-    for (i, mark) in MARKS.iter().enumerate() {
-        let added = json!({"id": OPEN as usize + i, "content": mark, "single_word": false,
-            "lstrip": false, "rstrip": false, "normalized": false, "special": i > 1});
-        json["added_tokens"].as_array_mut().unwrap().push(added);
-    }
-    files.tokenizer = Some(json.to_string().into_bytes());
-    Arc::new(Tokenizer::from_files(&files, CONTEXT_TOKENS_MAX).unwrap())
-}
 
 /// A server whose model says one text.
 struct Server {
@@ -71,32 +57,13 @@ impl Server {
 
     /// `by_bytes`: one token a byte, also where a mark is a token.
     fn with(template: &str, text: &str, by_bytes: bool, change: impl FnOnce(&mut App)) -> Self {
-        let tokenizer = tokenizer();
-        let template = ChatTemplate::new(template, [].into(), CONTEXT_TOKENS_MAX).unwrap();
-        let byte = |byte: u8| {
-            let of_byte = |&id: &TokenId| tokenizer.token_bytes(id) == [byte];
-            (7..512).find(of_byte).unwrap()
-        };
-        let mut tokens: Vec<TokenId> = match by_bytes {
-            true => text.bytes().map(byte).collect(),
-            false => tokenizer.encode(text, false).unwrap(),
-        };
-        tokens.push(EOS);
-        let served = ServedText {
-            tokenizer: tokenizer.clone(),
-            template: Some(Arc::new(template)),
-            eos_tokens: vec![EOS],
-            defaults: SamplingDefaults::default(),
-            named_tokens: [].into(),
-        };
-        let count = tokens.len();
-        let fake = Fake::new(Script::Say(tokens, FinishReason::Stop), |app| {
-            app.model.text = Arc::new(served);
-            app.model.limits.context_tokens_max = CONTEXT_TOKENS_MAX;
-            app.model.limits.vocabulary_tokens = VOCABULARY;
-            change(app);
-        });
-        Self { fake, tokenizer, tokens: count }
+        let tokenizer = tokenizer(&MARKS);
+        let Spoken { fake, tokens, .. } =
+            Spoken::new(&tokenizer, template, text, by_bytes, |app| {
+                app.model.limits.vocabulary_tokens = VOCABULARY;
+                change(app);
+            });
+        Self { fake, tokenizer, tokens: tokens.len() }
     }
 
     /// The whole answer to a chat with further fields.

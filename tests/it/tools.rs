@@ -12,16 +12,14 @@ mod tags;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tessera::engine::FinishReason;
 use tessera::http::App;
-use tessera::ids::TokenId;
 use tessera::text::{
-    CallPart, CallReader, CallSyntax, ChatTemplate, Read, SamplingDefaults, ServedText, TextFiles,
-    Tokenizer,
+    CallPart, CallReader, CallSyntax, ChatTemplate, Read, ThoughtSyntax, Tokenizer,
 };
 
 use crate::Rng;
-use crate::fake::{EOS, Fake, Script};
+use crate::fake::Fake;
+use crate::spoken::{Spoken, tokenizer};
 
 /// Writes calls in tags.
 const TAGGED: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}\
@@ -33,8 +31,6 @@ const LISTED: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in m
     {{ m.role }}:{{ m.content or '' }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]\
     [{\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}]\
     {% endfor %};{% endfor %}";
-
-const CONTEXT_TOKENS_MAX: u32 = 4096;
 
 /// A server whose model says one text.
 struct Server {
@@ -54,40 +50,12 @@ impl Server {
 
     /// `by_bytes`: one token a byte, also where a mark is a token.
     fn with(template: &str, text: &str, by_bytes: bool, change: impl FnOnce(&mut App)) -> Self {
-        let dir = crate::root().join("tests/data/text/byte_level");
-        let mut files = TextFiles::read(&dir).unwrap();
-        let mut json: Value = serde_json::from_slice(files.tokenizer.as_ref().unwrap()).unwrap();
-        let mark = json!({"id": 512, "content": "[TOOL_CALLS]", "single_word": false,
-            "lstrip": false, "rstrip": false, "normalized": false, "special": true});
-        json["added_tokens"].as_array_mut().unwrap().push(mark);
-        files.tokenizer = Some(json.to_string().into_bytes());
-        let tokenizer = Arc::new(Tokenizer::from_files(&files, CONTEXT_TOKENS_MAX).unwrap());
-        let template = ChatTemplate::new(template, [].into(), CONTEXT_TOKENS_MAX).unwrap();
-        let template = Arc::new(template);
-        let byte = |byte: u8| {
-            let of_byte = |&id: &TokenId| tokenizer.token_bytes(id) == [byte];
-            (7..512).find(of_byte).unwrap()
-        };
-        let mut tokens: Vec<TokenId> = match by_bytes {
-            true => text.bytes().map(byte).collect(),
-            false => tokenizer.encode(text, false).unwrap(),
-        };
-        let special = tokens.iter().filter(|&&id| tokenizer.is_special(id)).count();
-        tokens.push(EOS);
-        let served = ServedText {
-            tokenizer: tokenizer.clone(),
-            template: Some(template.clone()),
-            eos_tokens: vec![EOS],
-            defaults: SamplingDefaults::default(),
-            named_tokens: [].into(),
-        };
-        let count = tokens.len();
-        let fake = Fake::new(Script::Say(tokens, FinishReason::Stop), |app| {
-            app.model.text = Arc::new(served);
-            app.model.limits.context_tokens_max = CONTEXT_TOKENS_MAX;
-            change(app);
-        });
-        Self { fake, tokenizer, template, tokens: count, special }
+        let tokenizer = tokenizer(&[("[TOOL_CALLS]", true)]);
+        let Spoken { fake, template, tokens } =
+            Spoken::new(&tokenizer, template, text, by_bytes, change);
+        let said = &tokens[..tokens.len() - 1];
+        let special = said.iter().filter(|&&id| tokenizer.is_special(id)).count();
+        Self { fake, tokenizer, template, tokens: tokens.len(), special }
     }
 }
 
@@ -330,4 +298,16 @@ fn a_call_streams_its_arguments_as_they_come() {
     assert!(!reader.is_done());
     assert_eq!(reader.push("} and more"), Read::default());
     assert!(reader.is_done());
+}
+
+#[test]
+fn help_names_every_parser() {
+    let output = crate::process::tessera(&["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = help.split([' ', ',', '.', '\n']).collect();
+    let calls = CallSyntax::NAMES.iter().map(|(name, _)| name);
+    let thoughts = ThoughtSyntax::NAMES.iter().map(|(name, ..)| name);
+    for name in calls.chain(thoughts) {
+        assert!(words.contains(name), "{name}: {help}");
+    }
 }

@@ -75,9 +75,6 @@ const UNSUPPORTED: &[Unsupported] = &[
     Unsupported::new("truncate", Neutral::Is(false)),
     Unsupported::new("truncation", Neutral::Is(false)),
     Unsupported::new("stream", Neutral::Is(false)),
-    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
-    Unsupported::new("cache_salt", Neutral::Null),
-    Unsupported::new("priority", Neutral::Number(0.0)),
 ];
 
 /// `input`: as `prompt` of completions, and more of them.

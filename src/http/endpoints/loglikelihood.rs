@@ -46,12 +46,7 @@ fields! {
 }
 
 /// What completions have.
-const UNSUPPORTED: &[Unsupported] = &[
-    Unsupported::spelled("prompt", Neutral::Null, "requests"),
-    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
-    Unsupported::new("cache_salt", Neutral::Null),
-    Unsupported::new("priority", Neutral::Number(0.0)),
-];
+const UNSUPPORTED: &[Unsupported] = &[Unsupported::spelled("prompt", Neutral::Null, "requests")];
 
 /// `requests`.
 #[derive(Debug)]

@@ -97,23 +97,23 @@ impl Endpoint for Responses {
         let mut events = Vec::new();
         if self.sequence_number == 1 {
             let response = self.response("in_progress", json!([]), Value::Null);
-            events.push(self.event("response.in_progress", &json!({"response": response})));
+            events.push(self.event("response.in_progress", json!({"response": response})));
         }
         for change in self.items.add(output, self.told(output)) {
             match change {
                 Change::Open { at } => self.open(at, &mut events),
                 Change::Thought { at, text } => {
                     let delta = self.part_at(at, json!({"delta": text}));
-                    events.push(self.event("response.reasoning_text.delta", &delta));
+                    events.push(self.event("response.reasoning_text.delta", delta));
                 }
                 Change::Text { text, drawn, .. } if text.is_empty() && drawn.is_empty() => {}
                 Change::Text { at, text, drawn } => {
                     let delta = json!({"delta": text, "logprobs": self.logprobs(&drawn)});
-                    events.push(self.event("response.output_text.delta", &self.part_at(at, delta)));
+                    events.push(self.event("response.output_text.delta", self.part_at(at, delta)));
                 }
                 Change::Arguments { at, arguments } => {
                     let delta = self.item_at(at, json!({"delta": arguments}));
-                    events.push(self.event("response.function_call_arguments.delta", &delta));
+                    events.push(self.event("response.function_call_arguments.delta", delta));
                 }
                 Change::Close { at } => self.close(at, output, &mut events),
             }
@@ -121,7 +121,7 @@ impl Endpoint for Responses {
         if output.finish.is_some() {
             let kind = format!("response.{}", status(output));
             let response = self.ended(output, usage);
-            events.push(self.event(&kind, &json!({"response": response})));
+            events.push(self.event(&kind, json!({"response": response})));
         }
         events
     }
@@ -129,7 +129,7 @@ impl Endpoint for Responses {
     fn failed(&mut self, error: &ApiError) -> Vec<u8> {
         let mut response = self.response("failed", json!([]), Value::Null);
         response["error"] = json!({"code": "server_error", "message": error.message()});
-        self.event("response.failed", &json!({"response": response}))
+        self.event("response.failed", json!({"response": response}))
     }
 }
 
@@ -147,10 +147,10 @@ impl Responses {
             None => item["arguments"] = json!(""),
         }
         let added = json!({"output_index": at, "item": item});
-        events.push(self.event("response.output_item.added", &added));
+        events.push(self.event("response.output_item.added", added));
         if let Some(part) = part {
             let part = self.part_at(at, json!({"part": part}));
-            events.push(self.event("response.content_part.added", &part));
+            events.push(self.event("response.content_part.added", part));
         }
     }
 
@@ -160,34 +160,31 @@ impl Responses {
             Item::Thought { text } => {
                 let done = self.part_at(at, json!({"text": text}));
                 let part = self.part_at(at, json!({"part": thought_part(text)}));
-                events.push(self.event("response.reasoning_text.done", &done));
-                events.push(self.event("response.content_part.done", &part));
+                events.push(self.event("response.reasoning_text.done", done));
+                events.push(self.event("response.content_part.done", part));
             }
             Item::Text { text, drawn } => {
                 let logprobs = self.logprobs(drawn);
                 let done = self.part_at(at, json!({"text": text, "logprobs": logprobs}));
                 let part = self.part_at(at, json!({"part": self.part(text, drawn)}));
-                events.push(self.event("response.output_text.done", &done));
-                events.push(self.event("response.content_part.done", &part));
+                events.push(self.event("response.output_text.done", done));
+                events.push(self.event("response.content_part.done", part));
             }
             Item::Call { name, arguments, .. } => {
                 let done = self.item_at(at, json!({"name": name, "arguments": arguments}));
-                events.push(self.event("response.function_call_arguments.done", &done));
+                events.push(self.event("response.function_call_arguments.done", done));
             }
         }
         let item = self.item(at, self.item_status(at, output));
         let done = json!({"output_index": at, "item": item});
-        events.push(self.event("response.output_item.done", &done));
+        events.push(self.event("response.output_item.done", done));
     }
 
     /// An event of the stream, numbered.
-    fn event(&mut self, kind: &str, fields: &Value) -> Vec<u8> {
-        let mut event = json!({"type": kind, "sequence_number": self.sequence_number});
+    fn event(&mut self, kind: &str, fields: Value) -> Vec<u8> {
+        let event = json!({"type": kind, "sequence_number": self.sequence_number});
         self.sequence_number += 1;
-        if let (Value::Object(event), Value::Object(fields)) = (&mut event, fields) {
-            event.extend(fields.clone());
-        }
-        to_json(&event)
+        to_json(&joined(event, fields))
     }
 
     /// Where in the response an item is, and what is said of it.

@@ -85,7 +85,7 @@ const UNSUPPORTED: &[Unsupported] = &[
 
 /// Asks for the logprobs of a message.
 const LOGPROBS: &str = "message.output_text.logprobs";
-/// What `include` may ask for: reasoning has no items of its own here.
+/// What `include` may ask for: nothing of a thought is encrypted, so that the latter adds nothing.
 pub(in crate::http) const INCLUDED: [&str; 2] = [LOGPROBS, "reasoning.encrypted_content"];
 
 /// Puts what has other names here where all routes have it; what the answer repeats.

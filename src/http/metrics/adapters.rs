@@ -14,7 +14,7 @@ use prometheus_client::metrics::MetricType;
 use super::encode::{counted, labelled_gauge, spread};
 use super::labels::Labels;
 use crate::adapter::Catalog;
-use crate::engine::{AdapterUse, EngineHandle, Histogram, Progress, Ticket};
+use crate::engine::{AdapterUse, EngineHandle, Histogram, LOAD_S, Progress, Ticket};
 use crate::http::account::Account;
 use crate::http::clock::unix_now_s;
 
@@ -22,8 +22,6 @@ use crate::http::clock::unix_now_s;
 const ADAPTERS_LABELLED_MAX: usize = 256;
 /// Fewer than for all adapters together: each adapter has a line for each.
 const TTFT_S: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 40.0, 160.0];
-/// From the request to an adapter in host memory.
-const HOST_LOAD_S: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0];
 
 /// All adapters, and the base among them.
 pub struct Adapters {
@@ -53,7 +51,7 @@ impl Lines {
             cached_tokens: AtomicU64::new(0),
             generation_tokens: AtomicU64::new(0),
             ttft_s: Histogram::new(&TTFT_S),
-            host_load_s: Histogram::new(&HOST_LOAD_S),
+            host_load_s: Histogram::new(&LOAD_S),
             used: Arc::default(),
         }
     }

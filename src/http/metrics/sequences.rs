@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType;
 
 use super::adapters::{AdapterCounts, Listed};
 use super::encode::{counted, histogram};
-use crate::engine::{Histogram, Progress, Ticket};
+use crate::engine::{Histogram, Progress, TOKEN_S, Ticket};
 use crate::http::arrival::Arrival;
 use crate::http::spans::RanFor;
 use crate::request::Request;
@@ -24,11 +24,6 @@ const TTFT_S: [f64; 22] = [
 const LATENCY_S: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
-];
-/// vLLM's, and below them three for fast devices.
-const TOKEN_S: [f64; 22] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
-    5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
 const SAMPLES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
 

@@ -31,7 +31,7 @@ struct Taken {
     patches: Vec<Patch>,
     required: &'static [&'static str],
     /// Fields that all routes read and this one refuses.
-    refused: &'static [&'static str],
+    refused: Vec<&'static str>,
 }
 
 /// Fields whose answer has no place in one message.
@@ -42,15 +42,6 @@ const NOT_SINGLE: &[&str] = &[
     "return_token_ids",
     "return_tokens_as_token_ids",
     "response_format",
-];
-const NOT_RESPONSES: &[&str] = &[
-    "n",
-    "best_of",
-    "prompt_logprobs",
-    "return_token_ids",
-    "return_tokens_as_token_ids",
-    "response_format",
-    "max_tokens",
 ];
 
 /// The schema of a route's body.
@@ -118,7 +109,8 @@ fn of<T: Fields>(bounds: &Bounds<'_>) -> Value {
 }
 
 fn taken(post: Post, bounds: &Bounds<'_>) -> Taken {
-    let plain = |schema, required| Taken { schema, patches: Vec::new(), required, refused: &[] };
+    let plain =
+        |schema, required| Taken { schema, patches: Vec::new(), required, refused: Vec::new() };
     match post {
         Post::Completions => Taken {
             patches: [common(bounds, 0), completions(bounds)].concat(),
@@ -130,7 +122,7 @@ fn taken(post: Post, bounds: &Bounds<'_>) -> Taken {
         },
         Post::Messages => Taken {
             patches: [common(bounds, 1), messages(), coolest(), named_events()].concat(),
-            refused: NOT_SINGLE,
+            refused: NOT_SINGLE.to_vec(),
             ..plain(of::<Generation<MessagesFields>>(bounds), &["messages", "max_tokens"])
         },
         Post::CountTokens => Taken {
@@ -139,7 +131,7 @@ fn taken(post: Post, bounds: &Bounds<'_>) -> Taken {
         },
         Post::Responses => Taken {
             patches: [common(bounds, 1), responses(bounds), named_events()].concat(),
-            refused: NOT_RESPONSES,
+            refused: [NOT_SINGLE, &["max_tokens"]].concat(),
             ..plain(of::<Generation<ResponsesFields>>(bounds), &["input"])
         },
         Post::Embeddings => Taken {

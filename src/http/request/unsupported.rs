@@ -116,8 +116,11 @@ pub(in crate::http) const COMPLETIONS: &[Unsupported] = &[
     Unsupported::new("function_call", Neutral::Words(&["none", "auto"])),
 ];
 
-/// Of requests for which nothing is generated: what shapes an answer.
+/// Of requests for which nothing is generated: what shapes an answer, and what they do without.
 pub(in crate::http) const PASSES: &[Unsupported] = &[
+    Unsupported::new("truncate_prompt_tokens", Neutral::Null),
+    Unsupported::new("cache_salt", Neutral::Null),
+    Unsupported::new("priority", Neutral::Number(0.0)),
     Unsupported::new("max_tokens", Neutral::Null),
     Unsupported::new("max_completion_tokens", Neutral::Null),
     Unsupported::new("min_tokens", Neutral::Number(0.0)),
