@@ -318,7 +318,7 @@ pub(super) fn thinking() -> Value {
     closed(
         json!({
             "type": words(&["disabled", "enabled", "adaptive"]),
-            "budget_tokens": {"type": ["number", "null"]},
+            "budget_tokens": {"type": ["integer", "null"], "minimum": 0},
             "display": nullable(words(&["summarized"])),
         }),
         &["type"],

@@ -71,7 +71,8 @@ impl Schema for LogitBias {
             {
                 "type": "object",
                 "maxProperties": LOGIT_BIASES_MAX,
-                "propertyNames": {"pattern": "^[0-9]+$"},
+                // More digits are the id of no token.
+                "propertyNames": {"pattern": "^0*[0-9]{1,9}$"},
                 "additionalProperties": {"type": "number", "minimum": least, "maximum": most},
             },
             {"type": "array", "maxItems": 0},
