@@ -33,11 +33,12 @@ ERROR_CHARACTERS_MAX = 2000
 
 
 class Server:
-    """The server as a user starts it, on a free port."""
+    """The server as a user starts it, on a free port. What it logs goes to `log`, a file, or, without
+    one, where this program's own goes."""
 
-    def __init__(self, binary, *arguments):
+    def __init__(self, binary, *arguments, log=None):
         command = [binary, "serve", "--port", "0", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         for line in self.process.stdout:
             found = re.match(r"ready: (http://\S+)", line)
             if found:
@@ -52,7 +53,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def long_demo(binary):
+def long_demo(binary, log=None):
     """The URL of the demo and its adapters, served with room for a framework's prompts."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "demo"
@@ -62,18 +63,18 @@ def long_demo(binary):
         (model / "config.json").write_text(json.dumps(config))
         adapters = [flag for name in ADAPTERS
                     for flag in ("--adapter", f"{name}={DEMO / 'adapters' / name}")]
-        server = Server(binary, str(model), "--served-model-name", "demo", *adapters)
+        server = Server(binary, str(model), "--served-model-name", "demo", *adapters, log=log)
         try:
             yield server.url
         finally:
             server.stop()
 
 
-def serving(argument):
+def serving(argument, log=None):
     """A context whose value is the URL, ending in /v1, that a script was given or asked for."""
     if argument.startswith("http"):
         return contextlib.nullcontext(argument)
-    return long_demo(argument)
+    return long_demo(argument, log)
 
 
 def versions(*packages):

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ UV = "uv==0.13.9"
 PACKAGES_UNTIL = "2026-11-26"
 # Whatever hangs is a failure, and must not hold up the others for ever.
 CLIENT_SECONDS_MAX = 900
+# How much is shown where a client fails.
+OUTPUT_CHARACTERS_MAX = 8000
+SERVER_LINES_MAX = 100
 
 
 @dataclass
@@ -40,6 +44,18 @@ class Client:
     fast: bool = True
     # These start a server of their own, to see how it starts and ends.
     own_server: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a client says of its versions, how many checks passed and failed, and what it printed."""
+
+    client: str
+    what: str
+    passed: int
+    failed: int
+    seconds: float
+    output: str
 
 
 CLIENTS = [
@@ -104,7 +120,7 @@ def with_path(folder):
 
 
 def run(client, environments, binary, url):
-    """Its name, what it says of its versions, and how many checks passed and failed in how long."""
+    """The outcome of all its checks."""
     folder = environments.bin(client.requirements)
     program = folder / ("node" if client.script.endswith(".mjs") else "python")
     target = binary if client.own_server else url
@@ -119,14 +135,11 @@ def run(client, environments, binary, url):
             output = f"{process.communicate()[0]}\n{client.name}: 0 passed, 1 failed (too slow)"
     seconds = time.monotonic() - began
     counted = re.findall(r"^(.*): (\d+) passed, (\d+) failed", output, re.MULTILINE)
-    if process.returncode != 0 or not counted:
-        print(output)
-        counted = counted or [(client.name, "0", "1")]
-    what, passed, failed = counted[-1]
+    what, passed, failed = (counted or [(client.name, "0", "1")])[-1]
     # A script that breaks after its last check has failed as well.
     failed = max(int(failed), int(process.returncode != 0))
     print(f"{what}: {passed} passed, {failed} failed ({seconds:.0f} s)", flush=True)
-    return client.name, what, int(passed), failed, seconds
+    return Outcome(client.name, what, int(passed), failed, seconds, output)
 
 
 def report(rows):
@@ -135,9 +148,9 @@ def report(rows):
     if REPORT.exists():
         kept = {line.split("|")[1].strip(): line for line in REPORT.read_text().splitlines()
                 if line.startswith("| ")}
-    for name, what, passed, failed, seconds in rows:
-        kept[name] = (f"| {name} | {what} | {passed} | {failed} | {seconds:.0f} "
-                      f"| {datetime.date.today()} |")
+    for row in rows:
+        kept[row.client] = (f"| {row.client} | {row.what} | {row.passed} | {row.failed} "
+                            f"| {row.seconds:.0f} | {datetime.date.today()} |")
     lines = [kept[client.name] for client in CLIENTS if client.name in kept]
     REPORT.write_text(
         "# Other people's clients on Tessera\n\n"
@@ -161,12 +174,20 @@ def main():
               or not asked.clients and (client.fast or not asked.fast)]
     binary = str(Path(asked.tessera).resolve())
     environments = Environments(asked.environments.resolve())
-    with serving(binary) as url:
-        rows = [run(client, environments, binary, url) for client in chosen]
+    with tempfile.TemporaryFile("w+") as log:
+        with serving(binary, log) as url:
+            rows = [run(client, environments, binary, url) for client in chosen]
+        failed = [row for row in rows if row.failed]
+        if failed:
+            log.seek(0)
+            print("the server said:", *log.readlines()[-SERVER_LINES_MAX:], sep="\n")
     if asked.write:
         report(rows)
-    failed = [name for name, _, _, failures, _ in rows if failures]
-    print(f"{len(rows) - len(failed)} of {len(rows)} clients are served")
+    # Last, where whoever reads a long log looks first.
+    for row in failed:
+        print(f"== {row.client} printed:\n{row.output[-OUTPUT_CHARACTERS_MAX:]}")
+    print(f"{len(rows) - len(failed)} of {len(rows)} clients are served",
+          *(f"not {row.client}" for row in failed), sep="; ")
     sys.exit(bool(failed))
 
 

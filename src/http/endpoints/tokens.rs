@@ -13,6 +13,7 @@ use super::chat::Chat;
 use crate::http::caller::Caller;
 use crate::http::error::{ApiError, RequestError};
 use crate::http::generation::endpoint::Endpoint;
+use crate::http::generation::tools;
 use crate::http::models::resolve;
 use crate::http::request::body::Payload;
 use crate::http::request::fields::{ChatFields, Generation};
@@ -104,7 +105,7 @@ fn tokenize_now(
 ) -> Result<Vec<u8>, RequestError> {
     let parsed = parse::<TokenizeRequest>(&payload.bytes)?;
     state.check_unknown(&parsed.unknown)?;
-    let TokenizeRequest { own, chat: Generation { own: chat, common } } = parsed.fields;
+    let TokenizeRequest { own, chat: Generation { own: mut chat, common } } = parsed.fields;
     let text = resolve(state, caller, common.model.as_deref())?.text;
     let limits = &state.model.limits;
     let context_tokens_max = limits.context_tokens_max;
@@ -116,6 +117,7 @@ fn tokenize_now(
             return Err(Invalid::value("prompt", message).into());
         }
         (Some(prompt), false) => {
+            check_has_no_chat(&mut chat)?;
             let tokens = text.tokenizer.encode(&prompt, adds_special.unwrap_or(true));
             let param = "prompt";
             tokens.map_err(|error| RequestError::Text { param, error, context_tokens_max })?
@@ -130,6 +132,32 @@ fn tokenize_now(
     let token_strs = returns_strs.then(|| tokens.iter().map(spelled).collect());
     let (count, max_model_len) = (tokens.len(), context_tokens_max);
     Ok(to_json(&Tokenized { count, max_model_len, tokens, token_strs }))
+}
+
+/// What only a chat's template shows cannot be part of a text.
+///
+/// # Errors
+/// [`RequestError`], with the field at fault.
+fn check_has_no_chat(chat: &mut ChatFields) -> Result<(), RequestError> {
+    let tools = if chat.functions.is_some() { "functions" } else { "tools" };
+    let shown = tools::read(chat)?;
+    let given = [
+        (tools, shown.is_some()),
+        ("documents", chat.documents.as_ref().is_some_and(|all| !all.0.is_empty())),
+        (
+            "chat_template_kwargs",
+            chat.chat_template_kwargs.as_ref().is_some_and(|all| !all.0.is_empty()),
+        ),
+        ("reasoning_effort", chat.reasoning_effort.is_some()),
+        ("continue_final_message", chat.continue_final_message == Some(true)),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((param, _)) => {
+            let message = format!("{param} is part of a chat; send messages instead of prompt");
+            Err(Invalid::value(param, message).into())
+        }
+    }
 }
 
 /// The text of tokens, special ones among them.
