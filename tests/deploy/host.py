@@ -57,8 +57,8 @@ def compose(binary):
     assert int(service["stop_grace_period"].rstrip("s")) >= drain + CANCEL_SECONDS
     image = (ROOT / "Dockerfile").read_text()
     assert "VOLUME /data" in image and 'ENTRYPOINT ["tessera"]' in image
-    for argument in gpu["tessera"]["build"].get("args", {}):
-        assert f"ARG {argument}" in image, f"the Dockerfile has no {argument}"
+    for one, tag in ((service, "tessera"), (gpu["tessera"], "tessera:cuda")):
+        assert one["image"] == tag and f"-t {tag} " in image, f"{tag} is not built"
     by_client(["docker", "compose"])
 
 

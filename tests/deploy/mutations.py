@@ -61,6 +61,9 @@ MUTATIONS = [
     ("cpu", "an image that may be written", in_server(
         lambda c: c["securityContext"].update(readOnlyRootFilesystem=False))),
     ("cpu", "root", lambda all: spec(all.server())["securityContext"].update(runAsUser=0)),
+    ("cpu", "a namespace that takes any pod", edited(
+        "Namespace", "tessera", lambda one: one["metadata"]["labels"].pop(
+            "pod-security.kubernetes.io/enforce"))),
     ("cpu", "an image of another version", in_server(lambda c: c.update(image="tessera:9.9.9"))),
     ("cpu", "a Service that finds no pod", edited(
         "Service", "tessera", lambda one: one["spec"]["selector"].update(app="tesera"))),
@@ -140,6 +143,9 @@ MUTATIONS = [
         lambda one: containers(one)[0]["args"].__setitem__(0, "--pool-name=llm"))),
     ("gateway", "a picker without rights", edited(
         "RoleBinding", "tessera-picker", lambda one: one["roleRef"].update(name="picker"))),
+    ("gateway", "a rule for another Service", edited(
+        "DestinationRule", "tessera-picker", lambda one: one["spec"].update(
+            host="tessera-picker.default.svc.cluster.local"))),
     ("gateway", "a gateway that may not come in", edited(
         "NetworkPolicy", "tessera-picker", lambda one: one["spec"]["ingress"][0]["from"][0][
             "podSelector"]["matchLabels"].update(

@@ -32,7 +32,9 @@ ADAPTERS = ("formal", "json", "pirate", "poet", "telegram")
 # Fewer than there are on two replicas, so that some must make room.
 ADAPTERS_PER_REPLICA = 2
 CHAT = "/v1/chat/completions"
-SECONDS_MAX = 120
+# The servers have one, which the replicas and the clients know.
+KEY = "of-the-test"
+SECONDS_MAX = 300
 
 
 def request(model, stream=False, tokens=40, **more):
@@ -55,7 +57,8 @@ class Cluster:
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}",
                        "PYTHONPATH": str(ROOT / "deploy/ray"), "RAY_USAGE_STATS_ENABLED": "0",
-                       "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "TESSERA_THREADS": "1"}
+                       "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "TESSERA_THREADS": "1",
+                       "TESSERA_RAY_ADMIN_KEY": KEY}
         self.environment = environment
         self.log = open(folder / "ray.log", "w")
         self.ray = subprocess.Popen(
@@ -72,7 +75,7 @@ class Cluster:
         one, = config["applications"]
         one["args"] = {"model": str(DEMO / "model"), "adapters": str(DEMO / "adapters"),
                        "adapters_per_replica": ADAPTERS_PER_REPLICA, "executable": self.binary,
-                       "arguments": ["--served-model-name", "demo"]}
+                       "arguments": ["--served-model-name", "demo", "--api-key", KEY]}
         for deployment in one["deployments"]:
             deployment["ray_actor_options"] = {"num_cpus": 0.2}
             deployment["health_check_period_s"] = 2
@@ -189,6 +192,21 @@ class Client:
         return [sorted(card["id"] for card in json.loads(page)["data"]) for page in pages]
 
 
+async def the_config_is_taken(client, cluster, texts):
+    """The file as it is in the repository, which names a model that is not here."""
+    sys.path.insert(0, str(ROOT / "deploy/ray"))
+    from tessera_serve import Settings
+    one, = yaml.safe_load((ROOT / "deploy/ray/config.yaml").read_text())["applications"]
+    settings = Settings(**one["args"])
+    shown = subprocess.run([cluster.binary, "serve", "--help"], text=True, capture_output=True,
+                           check=True).stdout
+    named = [argument for argument in settings.arguments if argument.startswith("--")]
+    assert named and all(f"{argument} " in shown for argument in named), named
+    drain = settings.arguments[settings.arguments.index("--drain-seconds") + 1]
+    for deployment in one["deployments"]:
+        assert deployment["graceful_shutdown_timeout_s"] > int(drain), deployment["name"]
+
+
 async def one_replica_has_an_adapter(client, cluster, texts):
     answers = [await client.ask(request("pirate")) for _ in range(12)]
     assert all(one.text == texts["pirate"] for one in answers), answers[0].text
@@ -217,6 +235,9 @@ async def streams_and_other_routes(client, cluster, texts):
     assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
     gone = await client.ask({}, path="/v1/load_lora_adapter")
     assert (gone.status, gone.error["code"]) == (404, "not_found")
+    async with aiohttp.ClientSession() as session:
+        stranger = await Client(session, cluster.url).ask(request("pirate"))
+    assert (stranger.status, stranger.error["code"]) == (401, "invalid_api_key")
     listed = json.loads(await client.get(cluster.url + "/v1/models"))["data"]
     assert sorted(card["id"] for card in listed) == sorted((*ADAPTERS, "demo"))
     body = {**request("pirate"), "max_tokens": 40}
@@ -307,9 +328,9 @@ async def a_replica_is_killed(client, cluster, texts):
     await killed(client, cluster, texts, lambda server: server.parent())
 
 
-CHECKS = (one_replica_has_an_adapter, adapters_make_room_for_others, streams_and_other_routes,
-          a_client_that_leaves_stops_its_sequence, scaling_down_drains, scaling_up_loses_nothing,
-          a_server_is_killed, a_replica_is_killed)
+CHECKS = (the_config_is_taken, one_replica_has_an_adapter, adapters_make_room_for_others,
+          streams_and_other_routes, a_client_that_leaves_stops_its_sequence, scaling_down_drains,
+          scaling_up_loses_nothing, a_server_is_killed, a_replica_is_killed)
 
 
 def expected(binary):
@@ -334,7 +355,8 @@ def expected(binary):
 async def check(cluster, texts, checks):
     failed = 0
     timeout = aiohttp.ClientTimeout(total=SECONDS_MAX)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
         client = Client(session, cluster.url)
         for one in checks:
             began = time.monotonic()

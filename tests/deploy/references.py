@@ -147,6 +147,10 @@ def named_objects(all, _):
     for one, ref in wanted:
         if all.find(ref["kind"], ref["name"]) is None:
             yield f"{name(one)}: there is no {ref['kind']} {ref['name']}"
+    for one in all.all("DestinationRule"):
+        host = one["spec"]["host"].removesuffix(f".{NAMESPACE}.svc.cluster.local")
+        if all.find("Service", host) is None:
+            yield f"{name(one)}: there is no Service {one['spec']['host']}"
     for one in all.all("InferencePool"):
         ref = one["spec"]["endpointPickerRef"]
         service = all.find("Service", ref["name"])
@@ -303,6 +307,10 @@ def security(all, _):
                 yield f"{name(one)}: {container['name']} keeps capabilities"
             if "memory" not in container.get("resources", {}).get("limits", {}):
                 yield f"{name(one)}: {container['name']} has no limit of memory"
+    standard = "baseline" if all.all("Gateway") else "restricted"
+    for one in all.all("Namespace"):
+        if not has(one["metadata"]["labels"], {"pod-security.kubernetes.io/enforce": standard}):
+            yield f"{name(one)} does not hold its pods to the standard {standard}"
     if spec(all.server()).get("automountServiceAccountToken") is not False:
         yield "the server has a token of the cluster"
     image = (ROOT / "Dockerfile").read_text()
