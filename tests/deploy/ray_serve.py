@@ -308,7 +308,8 @@ async def killed(client, cluster, texts, victim):
         assert one.is_whole and one.text == texts[name], f"a new request was lost: {vars(one)}"
     ends = await asyncio.gather(*streams)
     lost = [one for one in ends if not one.is_whole]
-    assert all(one.error["code"] == "replica_lost" for one in lost), [vars(one) for one in lost]
+    codes = [(one.error or {}).get("code") for one in lost]
+    assert set(codes) <= {"replica_lost"}, f"streams end with {codes}"
     assert 0 < len(lost) < len(ends), f"{len(lost)} of {len(ends)} streams broke"
     print(f"{again} of {len(answers)} whole answers came from a second replica, "
           f"{len(lost)} of {len(ends)} streams broke", flush=True)
@@ -328,9 +329,23 @@ async def a_replica_is_killed(client, cluster, texts):
     await killed(client, cluster, texts, lambda server: server.parent())
 
 
+async def a_node_that_is_killed_leaves_no_server(client, cluster, texts):
+    """The last check: what it kills is Ray itself, which could have ended the servers."""
+    servers = [process for process, _ in cluster.servers()]
+    ray = psutil.Process(cluster.ray.pid).children(recursive=True)
+    node, = [process for process in ray if process.name() == "raylet"]
+    for process in (node, *(server.parent() for server in servers)):
+        process.kill()
+    _, alive = psutil.wait_procs(servers, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive, f"{len(alive)} servers run on"
+
+
 CHECKS = (the_config_is_taken, one_replica_has_an_adapter, adapters_make_room_for_others,
           streams_and_other_routes, a_client_that_leaves_stops_its_sequence, scaling_down_drains,
-          scaling_up_loses_nothing, a_server_is_killed, a_replica_is_killed)
+          scaling_up_loses_nothing, a_server_is_killed, a_replica_is_killed,
+          a_node_that_is_killed_leaves_no_server)
 
 
 def expected(binary):
