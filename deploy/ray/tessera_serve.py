@@ -37,6 +37,8 @@ RETRY_SECONDS_MAX = 60
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
 HEALTH_SECONDS_MAX = 5
 LOAD_SECONDS_MAX = 600
+# Times that a request may find its adapter gone again, for others that came between.
+LOADS_MAX = 10
 # For an administrator's key, with which replicas load adapters; for servers that have keys.
 ADMIN_KEY = "TESSERA_RAY_ADMIN_KEY"
 
@@ -162,6 +164,8 @@ class Replica:
         self.admin = {"authorization": f"Bearer {key}"} if key else {}
         self.told = {"x-tessera-replica": serve.get_replica_context().replica_id.unique_id}
         self.opened = None
+        # By name, those that the server has now.
+        self.held = {}
 
         async def load(name: str):
             return await self.load(name)
@@ -187,9 +191,11 @@ class Replica:
                     raise Refused(await self.whole(reply))
         except (aiohttp.ClientError, OSError) as error:
             raise ServerLost(f"loading {name}: {error!r}") from None
-        return Adapter(lambda: self.unload(name))
+        self.held[name] = Adapter(lambda: self.unload(name))
+        return self.held[name]
 
     def unload(self, name):
+        self.held.pop(name, None)
         if self.server.is_stopping:
             return
         request = urllib.request.Request(
@@ -202,14 +208,13 @@ class Replica:
 
     async def answer(self, call: Call):
         """A `Head` and, of a stream, its events, never less than a whole one."""
-        adapter = serve.get_multiplexed_model_id()
-        head = None
-        # An adapter may make room for another between its load and the request: then once more. A
-        # key that may not use it is told the same.
-        for _ in range(2 if adapter else 1):
+        name = serve.get_multiplexed_model_id()
+        is_missing = False
+        for _ in range(LOADS_MAX):
             try:
-                if adapter:
-                    await self.adapter(adapter)
+                # One that is not here is loaded once the server has looked at the request's key:
+                # a stranger has nothing loaded.
+                held = await self.adapter(name) if is_missing or name in self.held else None
                 async with self.session().request(call.method, call.path, headers=call.headers,
                                                   data=call.body) as reply:
                     if reply.content_type == "text/event-stream":
@@ -220,9 +225,12 @@ class Replica:
                     head = await self.whole(reply)
             except Refused as refused:
                 head = refused.head
+                break
             except (aiohttp.ClientError, OSError) as error:
                 raise ServerLost(repr(error)) from None
-            if head.status != MISSING:
+            is_missing = bool(name) and head.status == MISSING
+            # Told that it is missing while it is here: the key may not use it.
+            if not is_missing or held and self.held.get(name) is held:
                 break
         yield head
 

@@ -235,9 +235,12 @@ async def streams_and_other_routes(client, cluster, texts):
     assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
     gone = await client.ask({}, path="/v1/load_lora_adapter")
     assert (gone.status, gone.error["code"]) == (404, "not_found")
+    held = await client.held(cluster)
+    absent = next(name for name in ADAPTERS if not any(name in names for names in held))
     async with aiohttp.ClientSession() as session:
-        stranger = await Client(session, cluster.url).ask(request("pirate"))
+        stranger = await Client(session, cluster.url).ask(request(absent))
     assert (stranger.status, stranger.error["code"]) == (401, "invalid_api_key")
+    assert await client.held(cluster) == held, "a stranger has had an adapter loaded"
     listed = json.loads(await client.get(cluster.url + "/v1/models"))["data"]
     assert sorted(card["id"] for card in listed) == sorted((*ADAPTERS, "demo"))
     body = {**request("pirate"), "max_tokens": 40}
