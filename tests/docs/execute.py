@@ -24,7 +24,8 @@ INSTEAD = [
 # Ports that pages name; each stands for a free one.
 PORTS = range(8000, 8004)
 SERVER = re.compile(r"(?:\w+=\S+ )*tessera serve\b")
-BLOCK_SECONDS_MAX = 300
+# Training scripts on a busy machine take the longest.
+BLOCK_SECONDS_MAX = 900
 READY_SECONDS_MAX = 120
 END_SECONDS_MAX = 45
 
@@ -78,7 +79,7 @@ class Runner:
 
     def __init__(self, root, binary, python, folder):
         self.folder, self.python, self.ports = folder, python, free_ports()
-        # By the port that the page names.
+        # By their ports.
         self.servers = {}
         self.logs = 0
         for entry in root.iterdir():
@@ -108,8 +109,12 @@ class Runner:
             if block.language == "python":
                 (self.folder / ".block.py").write_text(script)
                 script = "python3 .block.py\n"
-            is_server = SERVER.match(last_command(script)) and "fails" not in block.marks
-            output = self.serve(block, script) if is_server else self.script(block, script)
+            is_server = SERVER.match(last_command(script)) is not None
+            if is_server:
+                # A reader ends the one that is there before.
+                end(self.servers.pop(self.port(script), None))
+            serves = is_server and "fails" not in block.marks
+            output = self.serve(block, script) if serves else self.script(block, script)
             if block.output and not matches(block.output.text, output):
                 raise PageError(block.output.line, f"what is printed is\n{output}")
 
@@ -168,14 +173,9 @@ class Runner:
                 raise PageError(block.line, f"{typed} prints\n{output}")
 
     def serve(self, block, script):
-        """Starts a server, in place of the page's earlier one on its port, and waits for it."""
-        script = script.rstrip().removesuffix("&")
-        port = re.search(r"--port[ =](\d+)", last_command(script))
-        port = int(port[1]) if port else self.ports[8000]
-        if port in self.servers:
-            end(self.servers.pop(port))
-        process, log = self.start(script, keep=False)
-        self.servers[port] = process
+        """Starts a server, and waits for it."""
+        process, log = self.start(script.rstrip().removesuffix("&"), keep=False)
+        self.servers[self.port(script)] = process
         until = time.monotonic() + READY_SECONDS_MAX
         while time.monotonic() < until and process.poll() is None:
             output = log.read_text()
@@ -184,6 +184,11 @@ class Runner:
                                            flags=re.MULTILINE | re.DOTALL))
             time.sleep(0.05)
         raise PageError(block.line, f"the server is not ready:\n{log.read_text()}")
+
+    def port(self, script):
+        """The port that the server of a script listens on."""
+        given = re.search(r"--port[ =](\d+)", last_command(script))
+        return int(given[1]) if given else self.ports[8000]
 
     def request(self, block):
         method, path = block.words
@@ -225,13 +230,12 @@ class Runner:
 
 
 def end(process):
-    """Ends a process and all that it started: with SIGTERM, and what that leaves with SIGKILL."""
-    for sent in (signal.SIGTERM, signal.SIGKILL):
+    """Ends a process, if any, and all that it started: what SIGTERM leaves, by SIGKILL."""
+    for sent in (signal.SIGTERM, signal.SIGKILL) if process else ():
         try:
             os.killpg(process.pid, sent)
             process.wait(timeout=END_SECONDS_MAX)
         except ProcessLookupError:
-            process.poll()
             return
         except subprocess.TimeoutExpired:
             pass
