@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+import tomllib
 import urllib.error
 import urllib.request
 
@@ -96,6 +97,8 @@ class Runner:
     def run(self, block):
         """Runs a block, and raises a PageError if it is not as the page says."""
         kind = block.kind()
+        if block.language == "toml":
+            self.check_toml(block)
         if kind == "file":
             path = self.folder / block.words[0]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,13 @@ class Runner:
             output = self.serve(block, script) if serves else self.script(block, script)
             if block.output and not matches(block.output.text, output):
                 raise PageError(block.output.line, f"what is printed is\n{output}")
+
+    @staticmethod
+    def check_toml(block):
+        try:
+            tomllib.loads(block.text)
+        except tomllib.TOMLDecodeError as error:
+            raise PageError(block.line, f"is no TOML: {error}") from None
 
     def with_ports(self, text):
         def free(found):
@@ -165,9 +175,9 @@ class Runner:
             raise PageError(block.line, "console has no line that begins with `$ `")
         for command in commands[1:]:
             typed, _, rest = command.partition("\n")
-            while typed.endswith("\\"):
+            while typed.endswith("\\") or rest.startswith("> "):
                 more, _, rest = rest.partition("\n")
-                typed += "\n" + more
+                typed += "\n" + more.removeprefix("> ")
             output = self.script(block, self.as_run(typed))
             if not matches(rest, output):
                 raise PageError(block.line, f"{typed} prints\n{output}")

@@ -1,4 +1,4 @@
-"""Pages with one fault each, which the tester must find, and one without any, which it must pass."""
+"""Pages with one fault each, which the tester must find, and one without, which it must pass."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,8 @@ FAULTY = [
     ("a flag that is none", "ends with status 2", "```sh\ntessera synth --no-such\n```"),
     ("a command within a script", "ends with status 1", "```sh\nfalse\ntrue\n```"),
     ("a server that does not start", "not ready", "```sh\ntessera serve no-such-model\n```"),
-    ("another output", "what is printed is\n    two", "```sh\necho two\n```\n\n```output\none\n```"),
+    ("another output", "what is printed is\n    two",
+     "```sh\necho two\n```\n\n```output\none\n```"),
     ("a line too many", "prints\n    one", "```console\n$ printf 'one\\ntwo\\n'\none\n```"),
     ("a program that fails", "ends with status 1", "```python\n1 / 0\n```"),
     ("a failure that does not come", "not 1", "<!-- fails: 1 -->\n```sh\ntrue\n```"),
@@ -17,6 +18,7 @@ FAULTY = [
     ("a body that is no JSON", "is no JSON", "```json POST /v1/completions\n{'a': 1}\n```"),
     ("an output of nothing", "follows nothing", "```output\none\n```"),
     ("a block that nobody runs", "neither run nor", "```bash\nfalse\n```"),
+    ("settings that are none", "is no TOML", "```toml\nport = = 1\n```"),
     ("a fence without an end", "never closed", "```sh\ntrue\n"),
     ("a link to no file", "which is not there", "[a](no-such-page.md)"),
     ("a link to no heading", "no such heading", "# One\n\n[a](#two)"),
@@ -32,7 +34,7 @@ ANSWERED = [
 ]
 GOOD = """# One
 
-[this](#one) `--port` `vllm:num_requests_running`
+[this](#one) `--port` `vllm:num_requests_running` `src/adapter/NAME.rs` `config.json`
 
 <!-- fails: 1 -->
 ```sh
@@ -46,7 +48,9 @@ export WORD=first
 ```console
 $ echo $WORD second
 first …
-$ printf 'a\\nb\\nc\\n'
+$ for word in a b c; do
+>   echo $word
+> done
 a
 …
 ```

@@ -3,14 +3,14 @@
 What a block is goes by the words after its fence:
 
     ```sh                   commands; all must end with status 0
-    ```console              `$ command` lines, each followed by what it prints
+    ```console              `$ command` lines, `> ` before further lines of one, and what it prints
     ```python               a program
     ```json POST /v1/path   a request to the page's server
     ```python train.py      a file (of any language) that later blocks of the page use
     ```output               what the block before it prints, or a request is answered; … stands
                             for anything
     ```json answer          what the request before it is answered: at least these keys
-    ```text                 for people alone
+    ```text, ```toml        for people alone
 
 and a comment right before it may hold
 
@@ -22,8 +22,8 @@ and a comment right before it may hold
 import re
 from dataclasses import dataclass, field
 
-# Those that say what a reader writes into a file, or only looks at.
-SHOWN = {"text", "output"}
+# What a reader looks at; TOML must be some.
+SHOWN = {"text", "output", "toml"}
 RUN = {"sh", "console", "python"}
 METHODS = {"GET", "POST", "DELETE", "HEAD", "OPTIONS"}
 

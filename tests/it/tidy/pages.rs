@@ -1,15 +1,11 @@
-//! The pages in docs/: what they name is there.
+//! The pages in docs/: what they name is there. `tests/docs/run.py` looks for files, links, flags and
+//! metrics, and runs what the pages have a reader run.
 
 use std::fs;
 
 use super::{LAYERS, files};
 use crate::root;
 
-/// A name that ends so is a file's, and is looked for from the repository's root.
-const FILES: &[&str] = &[".rs", ".cu", ".cuh", ".h", ".cpp", ".md", ".py", ".toml"];
-/// Folders at the root: a name that starts with one is a path.
-const FOLDERS: &[&str] =
-    &["src/", "tests/", "kernels/", "docs/", "demo/", "tools/", "benches/", ".ci/"];
 /// A name with so many underscores is a test's.
 const TEST_UNDERSCORES_MIN: usize = 4;
 
@@ -28,29 +24,6 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// A file's or folder's name, unless a part of it is to be filled in (`src/adapter/NAME.rs`).
-fn is_path(span: &str) -> bool {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
-    let is_file = FILES.iter().any(|end| span.ends_with(end) && span.len() > end.len());
-    let is_blank = |part: &str| part.split('.').next() == Some("NAME");
-    (is_file || FOLDERS.iter().any(|start| span.starts_with(start)))
-        && span.chars().all(is_plain)
-        && !span.split('/').any(is_blank)
-}
-
-#[test]
-fn every_file_that_a_page_names_is_there() {
-    let pages = pages();
-    assert!(pages.len() >= 3, "docs/ has lost pages");
-    let mut gone = Vec::new();
-    for (page, text) in &pages {
-        let paths = code_spans(text).filter(|span| is_path(span));
-        let missing = paths.filter(|path| !root().join(path).exists());
-        gone.extend(missing.map(|path| format!("docs/{page}: {path}")));
-    }
-    assert!(gone.is_empty(), "{gone:#?}");
-}
-
 #[test]
 fn every_test_that_a_page_names_is_there() {
     let mut found = Vec::new();
@@ -62,8 +35,10 @@ fn every_test_that_a_page_names_is_there() {
         let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         span.matches('_').count() >= TEST_UNDERSCORES_MIN && span.chars().all(is_plain)
     };
+    let pages = pages();
+    assert!(pages.len() >= 3, "docs/ has lost pages");
     let mut gone = Vec::new();
-    for (page, text) in pages() {
+    for (page, text) in pages {
         for test in code_spans(&text).filter(is_test) {
             // A field of a file may have as long a name, and then stands in the code as a text.
             let known = [format!("fn {test}("), format!("\"{test}\"")];
@@ -80,13 +55,6 @@ fn the_architecture_page_has_the_layers_that_are_checked() {
     let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let rows: Vec<String> = LAYERS.iter().map(|row| row.join("  ")).collect();
     assert!(text.contains(&rows.join("\n")), "expected in docs/architecture.md:\n{rows:#?}");
-}
-
-#[test]
-fn paths_are_told_from_other_words() {
-    assert!(is_path("src/adapter/lora.rs") && is_path("src/http/error/") && is_path("clippy.toml"));
-    assert!(!is_path("src/adapter/NAME.rs") && !is_path("Rows::push") && !is_path(".rs"));
-    assert!(!is_path("kernels/*.cu") && !is_path("config.json"));
 }
 
 /// Strings of the list that `name` begins in a source file.
