@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import faults
-from execute import Runner
+from execute import INSTEAD, Runner
 from markdown import PageError, blocks
 from names import Names
 
@@ -125,6 +125,8 @@ def main():
     # A tester that passes whatever it reads would not be seen otherwise.
     faults.check(lambda page: check(page, names, binary, asked.python))
     pages = asked.pages or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for typed, instead in INSTEAD:
+        print(f"in place of {typed}: {instead}")
     counts = []
     for page in pages:
         counts.append(check(page.resolve(), names, binary, asked.python))
