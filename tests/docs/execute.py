@@ -22,6 +22,9 @@ INSTEAD = [
     ("./adapters/sql", "tests/golden/llama/adapters/lora_qv"),
     ("my-org/support-lora", "tests/golden/llama/adapters/ia3"),
 ]
+# What changes the machine or takes minutes is never run: its block must say why not.
+NEVER = re.compile(r"^\s*(?:sudo )?(cargo|docker|kubectl|helm|pip|npm|apt-get|systemctl)\b",
+                   re.MULTILINE)
 # Ports that pages name; each stands for a free one.
 PORTS = range(8000, 8004)
 SERVER = re.compile(r"(?:\w+=\S+ )*tessera serve\b")
@@ -109,6 +112,9 @@ class Runner:
             self.console(block)
         elif kind == "run":
             script = self.as_run(block.text)
+            found = NEVER.search(script)
+            if found:
+                raise PageError(block.line, f"{found[1]} is never run here: say `not run`, and why")
             if block.language == "python":
                 (self.folder / ".block.py").write_text(script)
                 script = "python3 .block.py\n"

@@ -8,6 +8,7 @@ FAULTY = [
     ("a command that fails", "ends with status 1", "```sh\nfalse\n```"),
     ("a flag that is none", "ends with status 2", "```sh\ntessera synth --no-such\n```"),
     ("a command within a script", "ends with status 1", "```sh\nfalse\ntrue\n```"),
+    ("what must not be run", "is never run", "```sh\ncargo test\n```"),
     ("a server that does not start", "not ready", "```sh\ntessera serve no-such-model\n```"),
     ("another output", "what is printed is\n    two",
      "```sh\necho two\n```\n\n```output\none\n```"),
