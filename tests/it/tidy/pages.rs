@@ -1,5 +1,5 @@
-//! The pages in docs/: what they name is there. `tests/docs/run.py` looks for files, links, flags and
-//! metrics, and runs what the pages have a reader run.
+//! The pages in docs/: what they name is there. `tests/docs/run.py` looks for files, links, flags
+//! and metrics, and runs what the pages have a reader run.
 
 use std::fs;
 
