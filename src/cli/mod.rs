@@ -5,7 +5,9 @@ mod base;
 mod bench;
 mod demo;
 mod device;
+mod foreign;
 mod healthcheck;
+mod help;
 pub mod hub;
 pub mod inspect;
 mod listen;
@@ -18,12 +20,15 @@ mod serve;
 mod shutdown;
 pub mod synth;
 
+pub use foreign::{FOREIGN, Foreign};
+pub use help::EXIT_CODES;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::adapter::AdapterError;
@@ -32,7 +37,7 @@ use crate::dtype::Dtype;
 use crate::model::ModelError;
 
 #[derive(Parser)]
-#[command(name = "tessera", version, about, max_term_width = 100)]
+#[command(name = "tessera", version, about, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -102,9 +107,15 @@ impl From<AdapterError> for CliError {
     }
 }
 
+/// The whole command line: every command, flag and text of `--help`.
+pub fn command() -> clap::Command {
+    help::dressed(Cli::command())
+}
+
 /// Parses the process's arguments and runs the command they name.
 pub fn run() -> ExitCode {
-    let outcome = match parse(std::env::args_os().collect()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let outcome = match parse(&args) {
         Ok(Ok(cli)) => dispatch(cli.command),
         Ok(Err(text)) => Err(CliError::Config(text)),
         Err(asked) if !asked.use_stderr() => {
@@ -112,7 +123,11 @@ pub fn run() -> ExitCode {
             let _ = asked.print();
             return ExitCode::SUCCESS;
         }
-        Err(wrong) => Err(CliError::Usage(usage(&wrong))),
+        Err(wrong) if wrong.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = wrong.print();
+            return ExitCode::from(CliError::Usage(String::new()).exit_code());
+        }
+        Err(wrong) => Err(CliError::Usage(usage(&wrong, &args))),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,11 +141,11 @@ pub fn run() -> ExitCode {
 
 /// Parses twice where `serve` is given a settings file: once to find it, once with its values in
 /// place of the defaults. The outer error is clap's, the inner one the file's.
-fn parse(args: Vec<OsString>) -> Result<Result<Cli, String>, clap::Error> {
-    let first = Cli::try_parse_from(&args)?;
+fn parse(args: &[OsString]) -> Result<Result<Cli, String>, clap::Error> {
+    let first = Cli::from_arg_matches(&command().try_get_matches_from(args)?)?;
     let Command::Serve(config) = &first.command else { return Ok(Ok(first)) };
     let Some(path) = config.config.clone() else { return Ok(Ok(first)) };
-    let command = Cli::command();
+    let command = command();
     let Some(serve) = command.find_subcommand("serve").cloned() else { return Ok(Ok(first)) };
     let serve = match with_file(serve, &path) {
         Ok(serve) => serve,
@@ -157,17 +172,30 @@ fn dispatch(command: Command) -> Result<(), CliError> {
     }
 }
 
-/// clap's error as one line: what was wrong and its tip, without the usage block.
-fn usage(wrong: &clap::Error) -> String {
-    let help = "see tessera --help";
-    if wrong.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return format!("a command is missing; {help}");
+/// clap's error as one line: what was wrong and its tip, without the usage block; of a flag that
+/// another server has, what is written here instead.
+fn usage(wrong: &clap::Error, args: &[OsString]) -> String {
+    let shown = |kind| wrong.get(kind).map(ToString::to_string);
+    let args: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    // Other commands have no such flags: there clap's own tip is better.
+    let serves = args.get(1).is_none_or(|first| first == "serve" || first.starts_with('-'));
+    if let (ErrorKind::UnknownArgument, true) = (wrong.kind(), serves)
+        && let Some(flag) = shown(ContextKind::InvalidArg)
+        && let Some(pointer) = foreign::pointer(&args, &flag)
+    {
+        return format!("{pointer}; see tessera serve --help");
+    }
+    if wrong.kind() == ErrorKind::InvalidSubcommand
+        && let Some(word) = shown(ContextKind::InvalidSubcommand).filter(|w| w.contains('/'))
+    {
+        return format!("'{word}' is no command; to serve it: tessera serve {word}");
     }
     let text = wrong.to_string();
     let said = text.split("\n\nUsage:").next().unwrap_or(&text);
     let said = said.split("\n\nFor more information").next().unwrap_or(said);
     let said = said.strip_prefix("error: ").unwrap_or(said);
-    format!("{}; {help}", said.split_whitespace().collect::<Vec<_>>().join(" "))
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{said}; see tessera --help")
 }
 
 /// A float width in flags.
@@ -203,13 +231,56 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_written_instead_of_another_servers_flag_is_a_flag_of_serve() {
+        let command = command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let flags = serve.get_arguments().filter_map(|arg| arg.get_long());
+        let flags: Vec<String> = flags.map(|name| format!("--{name}")).collect();
+        for Foreign { names, instead, .. } in FOREIGN {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
+            let words = instead.split(|c| !is_word(c)).filter(|word| word.starts_with("--"));
+            for word in words {
+                assert!(flags.iter().any(|flag| flag == word), "{names:?}: {instead}");
+            }
+            let own = names.iter().find(|name| flags.iter().any(|flag| flag == **name));
+            assert_eq!(own, None, "a flag of our own");
+        }
+    }
+
+    #[test]
+    fn another_servers_flag_is_answered_with_what_is_written_here() {
+        let said = |args: &[&str]| {
+            let args: Vec<OsString> =
+                ["tessera"].iter().chain(args).map(|arg| OsString::from(*arg)).collect();
+            let Err(wrong) = parse(&args) else { panic!("accepted: {args:?}") };
+            usage(&wrong, &args)
+        };
+        for (args, expected) in [
+            (&["serve", "m", "--lora-modules", "a=b"][..], "--adapter NAME=DIR_OR_ID"),
+            (&["serve", "--enable-lora"], "leave it out"),
+            (&["serve", "--model", "m"], "tessera serve MODEL"),
+            (&["--model", "m"], "tessera serve MODEL"),
+            (&["serve", "-m", "m.gguf"], "tessera serve MODEL"),
+            (&["serve", "m", "-ngl", "99"], "-ngl is a flag of llama-server"),
+            (&["serve", "m", "--tensor-parallel-size=2"], "one device"),
+            (&["serve", "m", "--max_lora_rank", "64"], "leave it out"),
+            (&["serve", "m", "--ctx-size", "4096"], "--max-model-len"),
+            (&["org/name"], "tessera serve org/name"),
+            (&["load", "--max-loras", "2"], "see tessera --help"),
+        ] {
+            let text = said(args);
+            assert!(text.contains(expected) && !text.contains('\n'), "{args:?}: {text}");
+        }
     }
 
     #[test]
     fn a_usage_error_is_one_line_that_says_where_help_is() {
-        let Err(wrong) = Cli::try_parse_from(["tessera", "inspect"]) else { panic!("accepted") };
-        let text = usage(&wrong);
+        let wrong = command().try_get_matches_from(["tessera", "inspect"]).unwrap_err();
+        let text = usage(&wrong, &["tessera".into(), "inspect".into()]);
         assert!(!text.contains('\n'), "{text}");
         assert!(text.contains("<ADAPTER>") && text.ends_with("see tessera --help"), "{text}");
     }
@@ -226,5 +297,6 @@ mod tests {
             CliError::Config(text()).exit_code(),
         ];
         assert_eq!(codes, [1, 2, 2, 3, 4, 5]);
+        assert!(EXIT_CODES.iter().map(|(code, _)| *code).eq(0..=5), "each is explained");
     }
 }
