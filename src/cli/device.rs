@@ -1,13 +1,11 @@
 //! From a checkpoint to an engine on the device that was asked for.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use super::CliError;
 use super::memory::{available_bytes, human};
+use super::progress::loading;
 use crate::adapter::{Adapter, Catalog, Fits, NameOf};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
@@ -132,7 +130,7 @@ impl Start<'_> {
 
         let threads = config.threads.unwrap_or_else(cores);
         let backend = Cpu::new(threads);
-        let bar = progress(checkpoint.weight_bytes());
+        let bar = loading(checkpoint.weight_bytes());
         let loaded = |bytes| bar.inc(bytes);
         let mut model = Model::load(checkpoint, &backend, context_tokens, &loaded);
         bar.finish_and_clear();
@@ -155,7 +153,7 @@ impl Start<'_> {
         let Self { config, checkpoint, .. } = *self;
         let limits = self.limits(256, 2048, 256);
         let wanted = self.context_wanted()?;
-        let bar = progress(checkpoint.weight_bytes());
+        let bar = loading(checkpoint.weight_bytes());
         let cache = config.kernel_cache.clone().or_else(kernel_cache);
         let opened = LoadedGpu::open(
             checkpoint,
@@ -353,15 +351,4 @@ pub fn kernel_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
     cache.map(|cache| cache.join("tessera/kernels"))
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn progress(bytes: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = "loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}";
-    let style =
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(bytes).with_style(style)
 }

@@ -16,7 +16,7 @@ use crate::text::AdapterTexts;
 pub struct InspectArgs {
     /// The adapter: a directory or a Hub id.
     adapter: String,
-    /// The base model that it is for: a directory or a Hub id.
+    /// The base model that it is for: a directory or a Hub id. Default: the built-in demo model.
     #[arg(long)]
     model: Option<String>,
     /// Print JSON instead of a table.
@@ -41,8 +41,19 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let (checkpoint, texts) = base::with_texts(args.model.as_deref())?;
     file.notes.extend(text_notes(&dir, texts)?);
     let base = CheckpointBase::new(checkpoint);
-    let adapter = lower(&file, &base, args.allow_unknown_config_keys)?;
+    let adapter = lower(&file, &base, args.allow_unknown_config_keys).map_err(|error| {
+        // Most adapters are for another model than the demo, and look broken beside it.
+        let compared = format!(
+            "{error}; it was compared with the built-in demo model, name the adapter's own with \
+             --model"
+        );
+        CliError::Adapter(if args.model.is_none() { compared } else { error.to_string() })
+    })?;
     file.notes.extend(note_on_base(&file.config, args.model.as_slice()));
+    if args.model.is_none() {
+        let note = "compared with the built-in demo model; --model names the adapter's own";
+        file.notes.push(note.to_owned());
+    }
     let notes = &file.notes;
     let json = || format!("{:#}\n", adapter.describe(notes));
     print(&if args.json { json() } else { as_table(&adapter, notes) })

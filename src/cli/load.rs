@@ -5,17 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Full};
-use hyper::Request;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use super::bench::write_json;
+use super::progress::counting;
+use super::server::{Address, Client, Refused};
 use super::{CliError, print};
 use crate::config::Secret;
 
@@ -27,29 +25,43 @@ const TOKENS: u64 = 250;
 /// Flags of `tessera load`.
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
-    /// Host and port of the server.
+    /// The server, as 'ready:' prints it: http://HOST:PORT/v1, https://…, HOST:PORT or unix:PATH.
     #[arg(default_value = "127.0.0.1:8000")]
-    address: String,
+    address: Address,
     /// Models that requests name in turn; default: all that the server has.
-    #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
+    #[arg(long = "model", value_name = "NAME", value_delimiter = ',', help_heading = "Requests")]
     models: Vec<String>,
     /// Key to send, where the server asks for one.
-    #[arg(long, env = "TESSERA_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "TESSERA_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
     api_key: Option<Secret>,
+    /// The server's certificate, if it has one that the system does not vouch for.
+    #[arg(long, env = "TESSERA_SSL_CERTFILE", value_name = "FILE", help_heading = "Server")]
+    ssl_certfile: Option<PathBuf>,
     /// Requests in flight.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(
+        long,
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=65_536),
+        help_heading = "Requests"
+    )]
     concurrency: u32,
     /// Requests in all.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, help_heading = "Requests")]
     requests: usize,
     /// Tokens of a prompt, chosen at random: no two begin alike.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, help_heading = "Requests")]
     prompt_tokens: usize,
     /// Tokens of a completion.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, help_heading = "Requests")]
     max_tokens: usize,
     /// Also write the results here, as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     json: Option<PathBuf>,
 }
 
@@ -65,9 +77,9 @@ struct Results {
     prompt_tokens: usize,
     completion_tokens: usize,
     completion_tokens_per_second: f64,
-    first_token_ms: Percentiles,
-    between_tokens_ms: Percentiles,
-    request_ms: Percentiles,
+    first_token_ms: Option<Percentiles>,
+    between_tokens_ms: Option<Percentiles>,
+    request_ms: Option<Percentiles>,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,13 +90,12 @@ struct Percentiles {
 }
 
 impl Percentiles {
-    fn of(mut values: Vec<f64>) -> Self {
+    /// `None` where there are no values, as between the tokens of answers of one token.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let last = values.len().saturating_sub(1) as f64;
-            values.get((last * share).round() as usize).copied().unwrap_or(f64::NAN)
-        };
-        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99) }
+        let last = values.len().checked_sub(1)? as f64;
+        let at = |share: f64| values[(last * share).round() as usize];
+        Some(Self { p50: at(0.5), p90: at(0.9), p99: at(0.99) })
     }
 }
 
@@ -104,24 +115,36 @@ pub fn run(args: &LoadArgs) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| CliError::General(format!("no threads: {e}")))?;
     let results = runtime.block_on(load(args.clone()))?;
-    print(&table(&results))?;
     if let Some(path) = &args.json {
         write_json(path, &results)?;
     }
     match (&results.first_failure, results.failed == results.requests) {
+        // There is nothing to show of how fast it was.
         (Some(failure), true) => Err(CliError::General(format!("every request failed: {failure}"))),
-        _ => Ok(()),
+        _ => print(&table(&results)),
     }
 }
 
+/// What all clients share.
+struct Shared {
+    args: LoadArgs,
+    client: Client,
+    /// Requests that were begun.
+    begun: AtomicUsize,
+    bar: ProgressBar,
+}
+
 async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
+    let (certificate, key) = (args.ssl_certfile.as_deref(), args.api_key.clone());
+    let client = Client::new(args.address.clone(), certificate, key).map_err(CliError::Usage)?;
     if args.models.is_empty() {
-        args.models = models(&args).await?;
+        args.models = models(&client).await.map_err(|e| CliError::General(e.message))?;
     }
-    let args = Arc::new(args);
-    let next = Arc::new(AtomicUsize::new(0));
+    let bar = counting("requests", args.requests as u64);
+    let shared = Arc::new(Shared { args, client, begun: AtomicUsize::new(0), bar });
+    let args = &shared.args;
     let start = Instant::now();
-    let clients = (0..args.concurrency).map(|_| tokio::spawn(client(args.clone(), next.clone())));
+    let clients = (0..args.concurrency).map(|_| tokio::spawn(requests(shared.clone())));
     let (mut seen, mut failures) = (Vec::new(), Vec::new());
     for client in clients.collect::<Vec<_>>() {
         let (good, bad) = client.await.map_err(|e| CliError::General(e.to_string()))?;
@@ -129,13 +152,18 @@ async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
         failures.extend(bad);
     }
     let seconds = start.elapsed().as_secs_f64();
+    shared.bar.finish_and_clear();
+    let first_failure = match failures.first() {
+        Some(refused) => Some(explained(refused, &shared.client).await),
+        None => None,
+    };
     let completion_tokens = seen.iter().map(|s: &Seen| s.completion_tokens).sum();
     Ok(Results {
         models: args.models.len(),
         concurrency: args.concurrency,
         requests: args.requests,
         failed: failures.len(),
-        first_failure: failures.into_iter().next(),
+        first_failure,
         seconds,
         prompt_tokens: seen.len() * args.prompt_tokens,
         completion_tokens,
@@ -148,67 +176,42 @@ async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
     })
 }
 
+/// What went wrong; of a model that is not there, which are.
+async fn explained(refused: &Refused, client: &Client) -> String {
+    let is_model = refused.code.as_deref() == Some("model_not_found");
+    let there = if is_model { models(client).await.unwrap_or_default() } else { Vec::new() };
+    match there.is_empty() {
+        true => refused.message.clone(),
+        false => format!("{} There are: {}", refused.message, there.join(", ")),
+    }
+}
+
 /// Sends one request after another until all have been sent.
-async fn client(args: Arc<LoadArgs>, next: Arc<AtomicUsize>) -> (Vec<Seen>, Vec<String>) {
+async fn requests(shared: Arc<Shared>) -> (Vec<Seen>, Vec<Refused>) {
     let (mut seen, mut failures) = (Vec::new(), Vec::new());
     loop {
-        let index = next.fetch_add(1, Ordering::Relaxed);
-        if index >= args.requests {
+        let index = shared.begun.fetch_add(1, Ordering::Relaxed);
+        if index >= shared.args.requests {
             return (seen, failures);
         }
-        match completion(&args, index).await {
+        match completion(&shared.args, &shared.client, index).await {
             Ok(one) => seen.push(one),
             Err(failure) => failures.push(failure),
         }
+        shared.bar.inc(1);
     }
 }
 
-/// The answer's body, opened; an answer of another status than 200 is an error.
-async fn send(
-    args: &LoadArgs,
-    method: &str,
-    path: &str,
-    body: String,
-) -> Result<hyper::body::Incoming, String> {
-    let address = &args.address;
-    let stream = TcpStream::connect(address).await;
-    let stream = stream.map_err(|e| format!("no server at {address}: {e}"))?;
-    // A small request must not wait for an answer to the one before.
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    // It ends with the answer; what went wrong shows there too.
-    tokio::spawn(connection);
-    let mut request = Request::builder();
-    if let Some(key) = &args.api_key {
-        request = request.header("authorization", format!("Bearer {}", key.reveal()));
-    }
-    let request = request
-        .method(method)
-        .uri(path)
-        .header("host", address)
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|e| e.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
-    let status = answer.status();
-    if status.as_u16() == 200 {
-        return Ok(answer.into_body());
-    }
-    let body = answer.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
-    Err(format!("the server answered {status}: {}", String::from_utf8_lossy(&body)))
-}
-
-async fn models(args: &LoadArgs) -> Result<Vec<String>, CliError> {
-    let failed = CliError::General;
-    let body = send(args, "GET", "/v1/models", String::new()).await.map_err(failed)?;
-    let body = body.collect().await.map_err(|e| failed(e.to_string()))?.to_bytes();
-    let body: Value = serde_json::from_slice(&body).map_err(|e| failed(e.to_string()))?;
+/// Names of the models that the server has.
+async fn models(client: &Client) -> Result<Vec<String>, Refused> {
+    let body = client.send("GET", "/v1/models", String::new()).await?;
+    let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
+    let body: Value = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
     let data = body["data"].as_array().into_iter().flatten();
     Ok(data.filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect())
 }
 
-async fn completion(args: &LoadArgs, index: usize) -> Result<Seen, String> {
+async fn completion(args: &LoadArgs, client: &Client, index: usize) -> Result<Seen, Refused> {
     let mut state = index as u64 + 1;
     let prompt: Vec<u64> = (0..args.prompt_tokens.max(1))
         .map(|_| {
@@ -228,7 +231,7 @@ async fn completion(args: &LoadArgs, index: usize) -> Result<Seen, String> {
         "stream_options": {"include_usage": true},
     });
     let start = Instant::now();
-    let body = send(args, "POST", "/v1/completions", body.to_string()).await?;
+    let body = client.send("POST", "/v1/completions", body.to_string()).await?;
     let mut stream = Stream { body, pending: Vec::new() };
     let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     let (mut first_token_ms, mut last, mut between_tokens_ms) = (None, start, Vec::new());
@@ -239,7 +242,7 @@ async fn completion(args: &LoadArgs, index: usize) -> Result<Seen, String> {
         }
         let event: Value = serde_json::from_str(&event).map_err(|e| format!("{e}: {event}"))?;
         if !event["error"].is_null() {
-            return Err(event["error"]["message"].to_string());
+            return Err(event["error"]["message"].to_string().into());
         }
         if let Some(tokens) = event["usage"]["completion_tokens"].as_u64() {
             completion_tokens = Some(tokens as usize);
@@ -257,7 +260,7 @@ async fn completion(args: &LoadArgs, index: usize) -> Result<Seen, String> {
             let request_ms = ms(start);
             Ok(Seen { completion_tokens, first_token_ms, between_tokens_ms, request_ms })
         }
-        _ => Err("the stream ended early".into()),
+        _ => Err("the stream ended early".to_owned().into()),
     }
 }
 
@@ -304,7 +307,10 @@ fn table(results: &Results) -> String {
         ("between two tokens", &results.between_tokens_ms),
         ("whole request", &results.request_ms),
     ] {
-        text += &format!("{name:<22}{:>9.2} {:>9.2} {:>9.2}\n", p.p50, p.p90, p.p99);
+        text += &match p {
+            Some(p) => format!("{name:<22}{:>9.2} {:>9.2} {:>9.2}\n", p.p50, p.p90, p.p99),
+            None => format!("{name:<22}{0:>9} {0:>9} {0:>9}\n", "-"),
+        };
     }
     if let Some(failure) = &results.first_failure {
         text += &format!("first failure: {failure}\n");

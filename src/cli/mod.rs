@@ -16,7 +16,9 @@ mod log;
 mod memory;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
+mod progress;
 mod serve;
+mod server;
 mod shutdown;
 pub mod synth;
 
@@ -55,7 +57,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Send a running server many requests at once, and say how fast it was.
     Load(load::LoadArgs),
-    /// Exit 0 if the server on this machine is healthy (for containers).
+    /// Exit 0 if a server is healthy, else 1 (for containers).
     Healthcheck(healthcheck::HealthcheckArgs),
 }
 

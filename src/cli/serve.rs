@@ -9,6 +9,7 @@ use super::listen::listen;
 use super::log::Log;
 use super::memory::human;
 use super::otlp::Traces;
+use super::progress::counting;
 use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
@@ -228,18 +229,22 @@ fn load_adapters(
         })?;
         given.push((name.to_owned(), Given::Place(place)));
     }
+    let bar = counting("loading adapters", given.len() as u64);
     for (name, source) in given {
         let loaded = load_one(&name, &source, base_name, loader, texts, catalog);
         match loaded {
             Ok(lines) => report.extend(lines),
             Err(e) if config.skip_bad_adapters => report.push(format!("skipped {e}")),
             Err(e) => {
+                bar.finish_and_clear();
                 return Err(CliError::Adapter(format!(
                     "{e} (--skip-bad-adapters starts without it)"
                 )));
             }
         }
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     Ok(())
 }
 

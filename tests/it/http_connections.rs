@@ -156,7 +156,10 @@ fn requests_that_were_meant_for_another_server_are_refused() {
         Fake::new(Script::Echo(1), |app| app.http.hosts_allowed = Some(vec!["my.host".to_owned()]));
     let answer = raw(fake.address, b"GET /live HTTP/1.1\r\nhost: my.host\r\n\r\n");
     assert_eq!(answer.status, 200);
-    assert_eq!(get(fake.address, "/live").error().1, "host_not_allowed");
+    let refused = get(fake.address, "/live");
+    assert_eq!(refused.error().1, "host_not_allowed");
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("start it with --allowed-host "), "{message}");
 }
 
 #[test]

@@ -75,6 +75,12 @@ fn a_unix_socket_is_listened_on_alone_and_goes_with_the_server() {
     assert!(reply.starts_with("HTTP/1.0 200"), "{reply}");
     let healthy = tessera(&["healthcheck", "--uds", path.to_str().unwrap()]).output().unwrap();
     assert!(healthy.status.success(), "{healthy:?}");
+    let address = server.address.as_str();
+    let healthy = tessera(&["healthcheck", address]).output().unwrap();
+    assert!(healthy.status.success(), "{healthy:?}");
+    let load = ["load", address, "--requests", "2", "--max-tokens", "2", "--prompt-tokens", "4"];
+    let loaded = tessera(&load).output().unwrap();
+    assert!(loaded.status.success(), "{loaded:?}");
     // A second server does not take it away.
     let second = tessera(&[&["serve"], &args[..]].concat()).output().unwrap();
     let error = String::from_utf8_lossy(&second.stderr);
@@ -108,6 +114,14 @@ fn a_server_with_a_certificate_speaks_tls_and_only_tls() {
     let (is_healthy, error) = checked(&["--ssl-certfile", &text(&pem("two.pem"))]);
     assert!(!is_healthy && error.contains("another"), "{error}");
     assert!(!checked(&[]).0);
+    let url = format!("{}/v1", server.address);
+    let (is_healthy, error) = checked(&[&url, "--ssl-certfile", &one]);
+    assert!(is_healthy, "{error}");
+    let (is_healthy, error) = checked(&[&url]);
+    assert!(!is_healthy && !error.contains("it answered"), "the system knows it not: {error}");
+    let load = ["load", &url, "--requests", "2", "--max-tokens", "2", "--ssl-certfile", &one];
+    let loaded = tessera(&load).output().unwrap();
+    assert!(loaded.status.success(), "{loaded:?}");
     let mut plain = TcpStream::connect(address).unwrap();
     plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut reply = Vec::new();

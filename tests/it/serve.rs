@@ -268,6 +268,14 @@ fn the_healthcheck_asks_the_server() {
     let server = Server::start(&[&text(&golden())]);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     assert!(tessera(&["healthcheck", "--port", &port]).status().unwrap().success());
+    // As 'ready:' prints it, and shorter.
+    for address in [format!("http://{}/v1", server.address), server.address.clone(), port.clone()] {
+        let output = tessera(&["healthcheck", &address]).output().unwrap();
+        assert!(output.status.success(), "{address}: {output:?}");
+    }
+    let wrong = tessera(&["healthcheck", "ftp://x"]).output().unwrap();
+    let error = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(2) && error.contains("http://HOST:PORT"), "{error}");
     drop(server);
     let output = tessera(&["healthcheck", "--port", &port]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -355,8 +363,19 @@ fn load_tells_how_fast_a_server_is_and_what_failed() {
     assert!(results["first_token_ms"]["p50"].as_f64().unwrap() > 0.0);
     let (code, out, error) = load(&["--model", "ssf,nobody"]);
     assert!(code == Some(0) && out.contains("3 failed") && out.contains("404"), "{out} {error}");
-    let (code, _, error) = load(&["--model", "nobody"]);
-    assert!(code == Some(1) && error.contains("every request failed"), "{error}");
+    let (code, out, error) = load(&["--model", "nobody"]);
+    assert!(code == Some(1) && out.is_empty(), "there is nothing to show: {out}");
+    let once = error.matches("does not exist").count() == 1 && error.contains("nobody");
+    assert!(once && error.contains("There are: llama, ssf"), "{error}");
+    let one = ["load", &server.address, "--requests", "2", "--max-tokens", "1", "--json", &json];
+    let output = tessera(&one).output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && !out.contains("NaN"), "nothing is between tokens: {out}");
+    let results: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert!(results["between_tokens_ms"].is_null() && results["request_ms"]["p99"].is_f64());
+    let url = format!("http://{}/v1", server.address);
+    let there = tessera(&["load", &url, "--requests", "2", "--max-tokens", "2"]).output().unwrap();
+    assert!(there.status.success(), "{there:?}");
     let none = tessera(&["load", "127.0.0.1:1"]).output().unwrap();
     let error = String::from_utf8_lossy(&none.stderr).into_owned();
     assert!(none.status.code() == Some(1) && error.contains("no server at"), "{error}");

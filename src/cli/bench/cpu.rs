@@ -8,16 +8,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use indicatif::ProgressBar;
+
 use super::BenchArgs;
 use super::cases::{Case, random_adapter};
-use super::report::{Line, write_json};
+use super::report::{Line, about, write_json};
 use super::steps::{self, BLOCK_TOKENS, median};
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
 use crate::backend::{Device, Rows};
+use crate::cli::progress::{counting, loading, waiting};
 use crate::cli::{CliError, print};
 use crate::ids::Slot;
 use crate::model::{Checkpoint, Model};
+
+type Kv = <Cpu as Device>::Kv;
 
 /// More than any cache holds.
 const BANDWIDTH_BYTES: usize = 512 << 20;
@@ -34,23 +39,23 @@ pub fn run(
 ) -> Result<(), CliError> {
     let bench = Bench::new(args, cases, checkpoint, scratch)?;
     print(&bench.header())?;
+    print(&about(bench.estimate(), &format!("{} rounds", args.rounds + 1)))?;
+    let widths = args.rows.len() + usize::from(args.prefill > 0);
+    let bar = counting("steps", (widths * cases.len() * (args.rounds + 1)) as u64);
+    let show = |text: String| bar.suspend(|| print(&text));
     let mut lines = Vec::new();
     for &rows in &args.rows {
-        let step = |case: &Case, first| {
-            steps::decode(rows, args.context, |row| slot(case, first, row, rows))
-        };
-        let measured = bench.rounds(rows, step);
-        print(&bench.table(&format!("decode, {rows} rows"), rows, &measured))?;
+        let measured = bench.rounds(rows, &bar, |case, first| bench.decode(case, first, rows));
+        show(bench.table(&format!("decode, {rows} rows"), rows, &measured))?;
         lines.extend(bench.lines("decode", rows, &measured));
     }
     if args.prefill > 0 {
         let tokens = args.prefill;
-        let step =
-            |case: &Case, first| steps::prompt(0, 0, tokens, tokens, slot(case, first, 0, 1));
-        let measured = bench.rounds(tokens, step);
-        print(&bench.table(&format!("prefill, {tokens} tokens"), tokens, &measured))?;
+        let measured = bench.rounds(tokens, &bar, |case, first| bench.prefill(case, first));
+        show(bench.table(&format!("prefill, {tokens} tokens"), tokens, &measured))?;
         lines.extend(bench.lines("prefill", tokens, &measured));
     }
+    bar.finish_and_clear();
     let results = serde_json::json!({"device": "cpu", "context": args.context, "steps": lines});
     args.json.as_ref().map_or(Ok(()), |path| write_json(path, &results))
 }
@@ -103,7 +108,10 @@ impl<'a> Bench<'a> {
     ) -> Result<Self, CliError> {
         let backend = Cpu::new(args.threads);
         let positions = args.context.max(args.prefill) + 1;
-        let model = Model::load(&checkpoint, &backend, positions, &|_| {});
+        let bar = loading(checkpoint.weight_bytes());
+        let model = Model::load(&checkpoint, &backend, positions, &|bytes| bar.inc(bytes));
+        bar.finish_and_clear();
+        let bar = waiting("making adapters");
         let rows_max = args.rows.iter().copied().max().unwrap_or(1);
         let (mut adapters, mut placed) = (Vec::new(), Vec::new());
         for case in cases {
@@ -124,6 +132,7 @@ impl<'a> Bench<'a> {
             model
         });
         let buffer = vec![1u64; BANDWIDTH_BYTES / 8];
+        bar.finish_and_clear();
         Ok(Self { args, checkpoint, backend, model, merged, slots, cases: placed, buffer })
     }
 
@@ -140,12 +149,58 @@ impl<'a> Bench<'a> {
         )
     }
 
-    /// One step of each case and one pure read, round after round.
-    fn rounds(&self, width: usize, rows: impl Fn(&Case, usize) -> Rows) -> Measured {
+    /// A decode step of a case whose adapters start at slot `first`.
+    fn decode(&self, case: &Case, first: usize, rows: usize) -> Rows {
+        steps::decode(rows, self.args.context, |row| slot(case, first, row, rows))
+    }
+
+    fn prefill(&self, case: &Case, first: usize) -> Rows {
+        let tokens = self.args.prefill;
+        steps::prompt(0, 0, tokens, tokens, slot(case, first, 0, 1))
+    }
+
+    /// The KV of `width` rows, or of a prompt of as many tokens.
+    fn kv(&self, width: usize) -> Kv {
         let tokens = self.args.context.max(self.args.prefill) + 1;
         let blocks = width * steps::pages(tokens);
-        let shape = Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS);
-        let mut kv = self.backend.kv(shape);
+        self.backend.kv(Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS))
+    }
+
+    /// Seconds of one step.
+    fn step(&self, case: &Case, kv: &mut Kv, rows: &Rows) -> f64 {
+        let merged = if case.merged { self.merged.as_ref() } else { None };
+        let model = merged.unwrap_or(&self.model);
+        let start = Instant::now();
+        steps::run(&self.backend, model, &self.slots, kv, rows)
+            .expect("This is a bug: the CPU has no faults.");
+        start.elapsed().as_secs_f64()
+    }
+
+    /// Seconds that all rounds will take, by one step of the first case at each width.
+    fn estimate(&self) -> f64 {
+        let Some(&(case, first)) = self.cases.first() else { return 0.0 };
+        let decode = self.args.rows.iter().map(|&rows| (rows, self.decode(case, first, rows)));
+        let prompts = (self.args.prefill > 0).then(|| self.prefill(case, first));
+        let prompts = prompts.map(|rows| (self.args.prefill, rows));
+        // The first step of all finds the weights in no cache.
+        if let Some(&rows) = self.args.rows.first() {
+            self.step(case, &mut self.kv(rows), &self.decode(case, first, rows));
+        }
+        let read = self.read();
+        let round = |(width, rows): (usize, Rows)| {
+            self.step(case, &mut self.kv(width), &rows) * self.cases.len() as f64 + read
+        };
+        decode.chain(prompts).map(round).sum::<f64>() * (self.args.rounds + 1) as f64
+    }
+
+    /// One step of each case and one pure read, round after round.
+    fn rounds(
+        &self,
+        width: usize,
+        bar: &ProgressBar,
+        rows: impl Fn(&Case, usize) -> Rows,
+    ) -> Measured {
+        let mut kv = self.kv(width);
         let mut measured = Measured { steps: vec![Vec::new(); self.cases.len()], reads: vec![] };
         // The first round only warms caches and is not kept.
         for round in 0..=self.args.rounds {
@@ -156,13 +211,8 @@ impl<'a> Bench<'a> {
             };
             keep(self.read(), &mut measured.reads);
             for (&(case, first), times) in self.cases.iter().zip(&mut measured.steps) {
-                let rows = rows(case, first);
-                let merged = if case.merged { self.merged.as_ref() } else { None };
-                let model = merged.unwrap_or(&self.model);
-                let start = Instant::now();
-                steps::run(&self.backend, model, &self.slots, &mut kv, &rows)
-                    .expect("This is a bug: the CPU has no faults.");
-                keep(start.elapsed().as_secs_f64(), times);
+                keep(self.step(case, &mut kv, &rows(case, first)), times);
+                bar.inc(1);
             }
         }
         measured

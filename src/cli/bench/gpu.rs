@@ -7,18 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::BenchArgs;
 use super::cases::{Case, random_adapter};
 use super::check;
 use super::kernels::{self, KernelLine, Shape};
-use super::report::{Line, write_json};
+use super::report::{Line, about, write_json};
 use super::steps::{self, BLOCK_TOKENS, median};
 use crate::adapter::Adapter;
 use crate::backend::cuda::{Ceilings, Cuda, Kv, OpenError, Slots, StepLimits, kv_bytes};
 use crate::backend::{Device, Fault, Rows, SlotError};
 use crate::cli::device::kernel_cache;
+use crate::cli::progress::{counting, loading};
 use crate::cli::synth::AdapterKind;
 use crate::cli::{CliError, print};
 use crate::engine::{Gpu, GpuSettings, LoadedGpu, wait_until_ready};
@@ -59,15 +61,18 @@ pub fn open(
         recipe_parts_max: 1,
     };
     let (heard, cache) = (|text: &str| tracing::info!("{text}"), kernel_cache());
+    let bar = loading(checkpoint.weight_bytes());
     let settings = GpuSettings {
         ordinal,
         limits,
         block_tokens: BLOCK_TOKENS,
         kernel_cache: cache.as_deref(),
         heard: &heard,
-        loaded: &|_| {},
+        loaded: &|bytes| bar.inc(bytes),
     };
-    LoadedGpu::open(checkpoint, &settings)
+    let opened = LoadedGpu::open(checkpoint, &settings);
+    bar.finish_and_clear();
+    opened
 }
 
 /// Everything that is written as JSON.
@@ -104,7 +109,13 @@ pub fn run(
     let distance = bench.check(cases)?;
     print(&format!("checked: logits differ from the CPU's by {distance:.4} of their size\n"))?;
     bench.fill()?;
-    for case in cases.iter().filter(|case| !case.merged) {
+    let start = Instant::now();
+    for (done, case) in cases.iter().filter(|case| !case.merged).enumerate() {
+        if done == 1 {
+            let seconds = start.elapsed().as_secs_f64() * (cases.len() - 1) as f64;
+            let text = about(seconds, &format!("{} cases more", cases.len() - 1));
+            bench.bar.suspend(|| print(&text))?;
+        }
         bench.case(case)?;
     }
     for case in cases.iter().filter(|case| case.merged) {
@@ -113,6 +124,7 @@ pub fn run(
     if let Some(base) = cases.iter().find(|case| case.name == "base") {
         bench.again(base)?;
     }
+    bench.bar.finish_and_clear();
     print(&bench.tables())?;
     let Some(path) = &args.json else { return Ok(()) };
     let results = Results {
@@ -144,6 +156,8 @@ struct Bench<'a> {
     ceilings: Ceilings,
     lines: Vec<Line>,
     kernels: Vec<KernelLine>,
+    /// Of lines.
+    bar: ProgressBar,
 }
 
 impl<'a> Bench<'a> {
@@ -172,7 +186,9 @@ impl<'a> Bench<'a> {
         let gpu = ready.map_err(|e| CliError::Model(e.to_string()))?;
         let kv = gpu.backend.kv(shape(rows_max));
         let (lines, kernels) = (Vec::new(), Vec::new());
-        Ok(Self { args, scratch, checkpoint, gpu, kv, rows_max, ceilings, lines, kernels })
+        let widths = args.rows.len() + usize::from(args.prefill > 0);
+        let bar = counting("measurements", (widths * args.cases.len()) as u64);
+        Ok(Self { args, scratch, checkpoint, gpu, kv, rows_max, ceilings, lines, kernels, bar })
     }
 
     fn memory(&self) -> Result<(u64, u64), Fault> {
@@ -288,6 +304,7 @@ impl<'a> Bench<'a> {
         rows: usize,
         measured: Result<f64, String>,
     ) {
+        self.bar.inc(1);
         let ms = measured.as_ref().ok().map(|seconds| seconds * 1e3);
         let is_base = |l: &&Line| l.phase == phase && l.case == "base" && l.rows == rows;
         let base = match case {
@@ -368,7 +385,8 @@ impl<'a> Bench<'a> {
         let timed = timed.map_err(failed)?;
         let config = &self.checkpoint.config;
         let lines = kernels::lines(phase, &case.name, &timed, config, shape, &self.ceilings);
-        print(&kernels::table(&format!("{phase} of {} rows, {}", shape.rows, case.name), &lines))?;
+        let title = format!("{phase} of {} rows, {}", shape.rows, case.name);
+        self.bar.suspend(|| print(&kernels::table(&title, &lines)))?;
         self.kernels.extend(lines);
         Ok(())
     }

@@ -15,6 +15,7 @@ use clap::Args;
 
 use self::cases::Case;
 pub use self::report::write_json;
+use super::progress::waiting;
 use super::synth::{Preset, synth_model};
 use super::{CliError, base, parse_dtype};
 use crate::backend::cuda::OpenError;
@@ -28,38 +29,43 @@ pub struct BenchArgs {
     /// Model directory or Hub id; default: random weights of --preset's shape.
     pub model: Option<String>,
     /// Shape of the random model.
-    #[arg(long, value_enum, default_value = "403m")]
+    #[arg(long, value_enum, default_value = "403m", help_heading = "Model")]
     pub preset: Preset,
     /// Width of the weights: f32, f16 or bf16.
-    #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
+    #[arg(long, default_value = "bf16", value_parser = parse_dtype, help_heading = "Model")]
     pub dtype: Dtype,
     /// Where steps run: auto (a GPU if there is one that can be used), cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    #[arg(long, default_value = "auto", value_parser = parse_device, help_heading = "Device")]
     pub device: Device,
     /// Threads that compute, on the CPU.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, help_heading = "Device")]
     pub threads: usize,
     /// Rows of a decode step.
-    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16")]
+    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16", help_heading = "Steps")]
     pub rows: Vec<usize>,
     /// Cases: base, idle, one, eight, distinct, mos, ssf, ia3, dora, mix, merged; one@64 has rank
     /// 64 whatever --rank says.
-    #[arg(long, value_delimiter = ',', default_value = "base,one,distinct,mos,mix")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "base,one,distinct,mos,mix",
+        help_heading = "Steps"
+    )]
     pub cases: Vec<String>,
     /// Rank of the adapters.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, help_heading = "Steps")]
     pub rank: usize,
     /// Tokens that each row attends to.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, help_heading = "Steps")]
     pub context: usize,
     /// Tokens of one prefill step; 0 leaves prefill out.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, help_heading = "Steps")]
     pub prefill: usize,
     /// Rounds.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, help_heading = "Steps")]
     pub rounds: usize,
     /// Also write the results here, as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
 }
 
@@ -111,7 +117,10 @@ fn open(args: &BenchArgs, scratch: &Path) -> Result<Arc<Checkpoint>, CliError> {
         let dir = scratch.join("model");
         let mut shape = args.preset.shape();
         shape.dtype = args.dtype;
-        synth_model(&dir, &shape)?;
+        let bar = waiting("writing a model of random weights");
+        let written = synth_model(&dir, &shape);
+        bar.finish_and_clear();
+        written?;
         return Ok(Arc::new(Checkpoint::open(&dir, None)?));
     };
     base::checkpoint(Some(model), Some(args.dtype))

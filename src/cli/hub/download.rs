@@ -3,17 +3,18 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
 
 use super::cache::{Blob, Commit, Partial, is_plain};
 use super::client::{Client, Problem};
 use super::{Failure, Kind, MODEL_INDEX, MODEL_WEIGHTS, Repository, one_line};
+use crate::cli::progress;
 use crate::text::TEXT_FILES;
 
 /// Downloads of one file that may break off before the fetch is given up.
@@ -239,15 +240,11 @@ struct Bar {
 
 impl Bar {
     fn new(id: &str, files: usize, bytes: u64) -> Self {
-        let bar = if std::io::stderr().is_terminal() {
-            let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            let style = ProgressStyle::with_template(template);
-            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(bytes).with_style(style).with_message(id.to_owned())
-        } else {
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let bar = progress::bar(bytes, template).with_message(id.to_owned());
+        if bar.is_hidden() {
             tracing::info!("fetching {files} files of {id}, {} MB", bytes.div_ceil(1_000_000));
-            ProgressBar::hidden()
-        };
+        }
         Self { bar, done_bytes: Cell::new(0) }
     }
 

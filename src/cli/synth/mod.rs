@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::base;
+use super::progress::waiting;
 use super::{CliError, at, parse_dtype, print};
 use crate::dtype::Dtype;
 use crate::engine::CheckpointBase;
@@ -122,7 +123,10 @@ struct AdapterArgs {
 pub fn run(args: &SynthArgs) -> Result<(), CliError> {
     let dir = match &args.what {
         What::Model(args) => {
-            synth_model(&args.dir, &args.shape())?;
+            let bar = waiting("writing random weights");
+            let written = synth_model(&args.dir, &args.shape());
+            bar.finish_and_clear();
+            written?;
             &args.dir
         }
         What::Adapter(args) => {

@@ -76,9 +76,15 @@ impl ProtocolError {
                 "A request must have exactly one Host header, 'name' or 'name:port'.",
             ),
             Self::HostRefused { header, found } => {
+                // Of an authority, the name without its port; of an origin, all of it.
+                let (flag, name) = match *header {
+                    "Origin" => ("--allowed-origin", found.as_str()),
+                    _ => ("--allowed-host", without_port(found)),
+                };
                 let message = format!(
-                    "The {header} '{}' is not this server; add it to the allowed hosts if it is.",
-                    shown(found)
+                    "The {header} '{}' is not this server; if it is, start it with {flag} {}.",
+                    shown(found),
+                    shown(name)
                 );
                 row(403, PERMISSION, "host_not_allowed", message)
             }
@@ -87,4 +93,10 @@ impl ProtocolError {
             }
         }
     }
+}
+
+/// The name in `name:port`; an address of IPv6 stands in brackets.
+fn without_port(authority: &str) -> &str {
+    let split = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    split.map_or(authority, |(name, _)| name)
 }
