@@ -13,11 +13,16 @@ mod access;
 mod file;
 mod log;
 mod network;
+mod print;
+mod values;
 
 pub use access::{AccessConfig, Secret};
 pub use file::with_file;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
+pub use print::{FromFile, describe};
+pub use values::parse_bytes;
+use values::{parse_count, parse_share, parse_threads};
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
 #[derive(Args, Clone, Debug)]
@@ -29,6 +34,10 @@ pub struct ServeConfig {
     /// Read settings from this TOML file; its keys are the long flag names.
     #[arg(long, env = "TESSERA_CONFIG", value_name = "FILE", help_heading = "General")]
     pub config: Option<PathBuf>,
+
+    /// Print every setting, its value and where it comes from, as a file for --config, and exit.
+    #[arg(long, help_heading = "General")]
+    pub print_config: bool,
 
     /// Serve the adapter in a directory or Hub repository under this name. Repeatable.
     #[arg(
@@ -407,12 +416,6 @@ pub fn parse_device(text: &str) -> Result<Device, String> {
     .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".into())
 }
 
-/// More than 0, at most 1.
-fn parse_share(text: &str) -> Result<f64, String> {
-    let share = text.parse().ok().filter(|&share| share > 0.0 && share <= 1.0);
-    share.ok_or_else(|| "expected a number above 0 and at most 1".into())
-}
-
 /// `--dtype`: `None` is auto.
 pub type AutoDtype = Option<Dtype>;
 
@@ -432,57 +435,9 @@ pub fn parse_dtype(text: &str) -> Result<AutoDtype, String> {
     }
 }
 
-fn parse_count(text: &str) -> Result<usize, String> {
-    let count = text.parse().ok().filter(|&n| n >= 1);
-    count.ok_or_else(|| "expected a whole number of at least 1".into())
-}
-
-/// More threads than any machine has cores: a slip of the keyboard, not a wish.
-const THREADS_MAX: usize = 1024;
-
-fn parse_threads(text: &str) -> Result<usize, String> {
-    let threads = parse_count(text).ok().filter(|&n| n <= THREADS_MAX);
-    threads.ok_or_else(|| format!("expected a whole number from 1 to {THREADS_MAX}"))
-}
-
-/// A number of bytes, with an optional unit: k, m, g (powers of 1000) or KiB, MiB, GiB.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let expected = || "expected a number of bytes such as 500000000, 500MB or 4GiB".to_owned();
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
-    let number: f64 = lower[..digits].parse().map_err(|_| expected())?;
-    let unit: f64 = match lower[digits..].trim() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "t" | "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        _ => return Err(expected()),
-    };
-    let bytes = number * unit;
-    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(expected()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn byte_sizes_take_units_of_both_kinds() {
-        assert_eq!(parse_bytes("1024"), Ok(1024));
-        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
-        assert_eq!(parse_bytes("2MB"), Ok(2_000_000));
-        for bad in ["", "0", "-1", "4 parsecs", "GiB", "1e400"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn devices_are_named_with_or_without_a_number() {
@@ -490,9 +445,6 @@ mod tests {
         assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda(3)));
         for bad in ["gpu", "cuda:", "cuda:-1", "cuda:99999999", "CPU", ""] {
             assert!(parse_device(bad).is_err(), "{bad}");
-        }
-        for bad in ["0", "1.1", "nan", "-1", "many"] {
-            assert!(parse_share(bad).is_err(), "{bad}");
         }
     }
 }

@@ -47,6 +47,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
                 "reached from other machines, with a key",
             ),
             ("TESSERA_PORT=9000 tessera serve --config tessera.toml", "every flag is a variable"),
+            ("tessera serve --port 9000 --print-config", "what would be, and where it comes from"),
         ],
     ),
     (

@@ -34,7 +34,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::adapter::AdapterError;
-use crate::config::{ServeConfig, with_file};
+use crate::config::{FromFile, ServeConfig, describe, with_file};
 use crate::dtype::Dtype;
 use crate::model::ModelError;
 
@@ -59,6 +59,16 @@ enum Command {
     Load(load::LoadArgs),
     /// Exit 0 if a server is healthy, else 1 (for containers).
     Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+impl Command {
+    /// The settings of a command that loads a model to serve it, and its name.
+    fn settings(&self) -> Option<(&'static str, &ServeConfig)> {
+        match self {
+            Command::Serve(config) => Some(("serve", config)),
+            _ => None,
+        }
+    }
 }
 
 /// Why a command failed: one line for the terminal and the exit code that goes with it.
@@ -118,7 +128,8 @@ pub fn command() -> clap::Command {
 pub fn run() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let outcome = match parse(&args) {
-        Ok(Ok(cli)) => dispatch(cli.command),
+        Ok(Ok(Asked::Run(command))) => dispatch(command),
+        Ok(Ok(Asked::Settings(text))) => print(&text),
         Ok(Err(text)) => Err(CliError::Config(text)),
         Err(asked) if !asked.use_stderr() => {
             // --help and --version; a closed stdout is no failure.
@@ -141,27 +152,48 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Parses twice where `serve` is given a settings file: once to find it, once with its values in
+/// What a command line asks for.
+enum Asked {
+    /// To run a command.
+    Run(Command),
+    /// To be shown the settings.
+    Settings(String),
+}
+
+/// Parses twice where a command is given a settings file: once to find it, once with its values in
 /// place of the defaults. The outer error is clap's, the inner one the file's.
-fn parse(args: &[OsString]) -> Result<Result<Cli, String>, clap::Error> {
-    let first = Cli::from_arg_matches(&command().try_get_matches_from(args)?)?;
-    let Command::Serve(config) = &first.command else { return Ok(Ok(first)) };
-    let Some(path) = config.config.clone() else { return Ok(Ok(first)) };
+fn parse(args: &[OsString]) -> Result<Result<Asked, String>, clap::Error> {
     let command = command();
-    let Some(serve) = command.find_subcommand("serve").cloned() else { return Ok(Ok(first)) };
-    let serve = match with_file(serve, &path) {
-        Ok(serve) => serve,
-        Err(text) => return Ok(Err(text)),
+    let mut matches = command.clone().try_get_matches_from(args)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    let Some((name, config)) = cli.command.settings() else {
+        return Ok(Ok(Asked::Run(cli.command)));
     };
-    let matches = command.mut_subcommand("serve", |_| serve).try_get_matches_from(args)?;
-    Cli::from_arg_matches(&matches).map(Ok)
+    let (path, shows) = (config.config.clone(), config.print_config);
+    let mut ids = Vec::new();
+    if let Some(path) = &path
+        && let Some(own) = command.find_subcommand(name).cloned()
+    {
+        let own = match with_file(own, path) {
+            Ok((own, set)) => {
+                ids = set;
+                own
+            }
+            Err(text) => return Ok(Err(text)),
+        };
+        matches = command.clone().mut_subcommand(name, |_| own).try_get_matches_from(args)?;
+        cli = Cli::from_arg_matches(&matches)?;
+    }
+    let own = command.find_subcommand(name).zip(matches.subcommand_matches(name));
+    let (Some((own, given)), true) = (own, shows) else {
+        return Ok(Ok(Asked::Run(cli.command)));
+    };
+    let file = path.as_deref().map(|path| FromFile { path, ids: &ids });
+    Ok(Ok(Asked::Settings(describe(own, given, file.as_ref()))))
 }
 
 fn dispatch(command: Command) -> Result<(), CliError> {
-    let config = match &command {
-        Command::Serve(config) => Some(&config.log),
-        _ => None,
-    };
+    let config = command.settings().map(|(_, config)| &config.log);
     let log = log::Log::start(config);
     let log = log.map_err(|e| CliError::General(format!("the log cannot be started: {e}")))?;
     match command {

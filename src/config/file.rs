@@ -2,29 +2,34 @@
 
 use std::path::Path;
 
-/// Makes the values of a TOML file the defaults of `command`'s flags.
+/// Makes the values of a TOML file the defaults of `command`'s flags. With the command come the ids
+/// of the flags that the file has values for.
 ///
 /// # Errors
 /// One line: the file cannot be read, is not TOML, or holds a key or value that is not known.
-pub fn with_file(command: clap::Command, path: &Path) -> Result<clap::Command, String> {
+pub fn with_file(
+    command: clap::Command,
+    path: &Path,
+) -> Result<(clap::Command, Vec<String>), String> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| format!("the config file {shown} cannot be read: {e}"))?;
     let table: toml::Table = text
         .parse()
         .map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
-    table.into_iter().try_fold(command, |command, (key, value)| {
+    table.into_iter().try_fold((command, Vec::new()), |(command, mut ids), (key, value)| {
         let id = key.replace('-', "_");
         let known: Vec<String> =
             command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
-        if !known.contains(&id) || id == "config" {
+        if !known.contains(&id) || ["config", "print_config"].contains(&id.as_str()) {
             let near = nearest(&id, &known);
             return Err(format!("{shown}: unknown key '{key}'; did you mean '{near}'?"));
         }
         let values = values(&value).ok_or_else(|| {
             format!("{shown}: '{key}' must be a string, number, flag, list of strings or table")
         })?;
-        Ok(command.mut_arg(id, |arg| arg.default_values(values)))
+        ids.push(id.clone());
+        Ok((command.mut_arg(id, |arg| arg.default_values(values)), ids))
     })
 }
 

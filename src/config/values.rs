@@ -1,0 +1,79 @@
+//! Numbers in flags: counts, shares and bytes.
+
+/// More than 0, at most 1.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|&share| share > 0.0 && share <= 1.0);
+    share.ok_or_else(|| "expected a number above 0 and at most 1".into())
+}
+
+/// At least 1.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|&n| n >= 1);
+    count.ok_or_else(|| "expected a whole number of at least 1".into())
+}
+
+/// More threads than any machine has cores: a slip of the keyboard, not a wish.
+const THREADS_MAX: usize = 1024;
+
+/// As many threads as a machine may have cores.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_threads(text: &str) -> Result<usize, String> {
+    let threads = parse_count(text).ok().filter(|&n| n <= THREADS_MAX);
+    threads.ok_or_else(|| format!("expected a whole number from 1 to {THREADS_MAX}"))
+}
+
+/// A number of bytes, with an optional unit: k, m, g (powers of 1000) or KiB, MiB, GiB.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let expected = || "expected a number of bytes such as 500000000, 500MB or 4GiB".to_owned();
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+    let number: f64 = lower[..digits].parse().map_err(|_| expected())?;
+    let unit: f64 = match lower[digits..].trim() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(expected()),
+    };
+    let bytes = number * unit;
+    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(expected()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_sizes_take_units_of_both_kinds() {
+        assert_eq!(parse_bytes("1024"), Ok(1024));
+        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_bytes("2MB"), Ok(2_000_000));
+        for bad in ["", "0", "-1", "4 parsecs", "GiB", "1e400"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_above_0_and_at_most_1() {
+        assert_eq!(parse_share("1"), Ok(1.0));
+        for bad in ["0", "1.1", "nan", "-1", "many"] {
+            assert!(parse_share(bad).is_err(), "{bad}");
+        }
+    }
+}
