@@ -28,6 +28,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("tessera serve", "a built-in model and five adapters, at http://127.0.0.1:8000"),
             ("tessera serve MODEL --adapter sql=DIR", "your own, by directory or Hub id"),
             ("tessera inspect DIR --model MODEL", "would this adapter be served?"),
+            ("tessera doctor", "what this machine has, and what is missing"),
         ],
     ),
     (
@@ -48,6 +49,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
             ("TESSERA_PORT=9000 tessera serve --config tessera.toml", "every flag is a variable"),
             ("tessera serve --port 9000 --print-config", "what would be, and where it comes from"),
+        ],
+    ),
+    (
+        "doctor",
+        &[
+            ("tessera doctor", "a line for each thing, and exit code 1 if there is a problem"),
+            ("tessera doctor --device cuda --port 9000 --json", "with a GPU, for programs"),
         ],
     ),
     (

@@ -5,6 +5,7 @@ mod base;
 mod bench;
 mod demo;
 mod device;
+mod doctor;
 mod foreign;
 mod healthcheck;
 mod help;
@@ -49,6 +50,8 @@ struct Cli {
 enum Command {
     /// Serve a model and its adapters over OpenAI's API.
     Serve(Box<ServeConfig>),
+    /// Say what this machine has for serving, what is missing, and what to do about it.
+    Doctor(doctor::DoctorArgs),
     /// Say what an adapter directory holds, tensor by tensor, and whether it would be served.
     Inspect(inspect::InspectArgs),
     /// Write a model or an adapter of a given shape with random weights, for benchmarks and tests.
@@ -198,6 +201,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
     let log = log.map_err(|e| CliError::General(format!("the log cannot be started: {e}")))?;
     match command {
         Command::Serve(config) => serve::run(&config, &log),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Bench(args) => bench::run(&args),

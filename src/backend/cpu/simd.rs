@@ -36,18 +36,36 @@ enum Set {
 }
 
 impl Level {
+    /// What the kernels use of a processor beyond the least of its kind, and whether this one has
+    /// it.
+    #[cfg(target_arch = "x86_64")]
+    pub fn features() -> Vec<(&'static str, bool)> {
+        vec![
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("f16c", is_x86_feature_detected!("f16c")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+        ]
+    }
+
+    /// Nothing beyond the least: there are portable kernels alone.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn features() -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
+
     /// Those that this machine can run, slowest first.
     pub fn available() -> Vec<Level> {
         let mut levels = vec![Level(Set::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
+            let features = Self::features();
+            let has = |name| features.contains(&(name, true));
+            let avx2 = has("avx2") && has("fma") && has("f16c");
             if avx2 {
                 levels.push(Level(Set::Avx2));
             }
-            if avx2 && is_x86_feature_detected!("avx512f") {
+            if avx2 && has("avx512f") {
                 levels.push(Level(Set::Avx512));
             }
         }

@@ -17,6 +17,7 @@ use cudarc::driver::sys;
 
 pub(super) use self::blas::{Multiply, Products};
 pub(super) use self::event::{Event, Side};
+pub(super) use self::library::find as find_library;
 pub(super) use self::nvrtc::Compiler;
 pub(super) use self::stream::{Function, Graph, Module, Stream};
 use super::args::Address;

@@ -203,3 +203,40 @@ fn a_bench_on_a_card_checks_itself_and_tells_of_every_case() {
         }
     }
 }
+
+#[test]
+fn doctor_finds_a_card_and_names_the_library_that_is_missing_beside_it() {
+    let doctor = |folder: Option<&Path>| -> (Option<i32>, Value) {
+        let args = ["doctor", "--device", "cuda", "--port", "0", "--json"];
+        let mut command = on_card(&args, &[]);
+        if let Some(folder) = folder {
+            command.env("LD_LIBRARY_PATH", folder);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let check = |report: &Value, name: &str| -> Value {
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == name).unwrap().clone()
+    };
+    let (code, whole) = doctor(None);
+    assert_eq!(
+        (code, check(&whole, "gpu")["verdict"].as_str()),
+        (Some(0), Some("ok")),
+        "{whole:#}"
+    );
+    assert!(check(&whole, "gpu")["found"].to_string().contains("driver of CUDA"), "{whole:#}");
+    assert!(check(&whole, "nvrtc")["found"].to_string().contains("libnvrtc.so."), "{whole:#}");
+    if is_real() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["libcuda.so", "libcublasLt.so.13"] {
+        std::fs::copy(libraries().join(name), folder.path().join(name)).unwrap();
+    }
+    let (code, report) = doctor(Some(folder.path()));
+    let nvrtc = check(&report, "nvrtc");
+    assert_eq!((code, &nvrtc["verdict"]), (Some(1), &json!("problem")), "{report:#}");
+    assert!(nvrtc["found"].to_string().contains("tried libnvrtc.so.13, libnvrtc.so.12"), "{nvrtc}");
+    assert!(nvrtc["advice"].to_string().contains("nvidia-cuda-nvrtc"), "{nvrtc}");
+}

@@ -18,6 +18,24 @@ fn names(stem: &str, driver_version: i32) -> Vec<String> {
     runs.map(|major| format!("lib{stem}.so.{major}")).collect()
 }
 
+/// The library that a driver of this version runs, and the name that it was found under.
+///
+/// # Errors
+/// It is not there: the names that were tried.
+pub(in super::super) fn find(
+    stem: &str,
+    driver_version: i32,
+) -> Result<(String, libloading::Library), Vec<String>> {
+    let names = names(stem, driver_version);
+    for name in &names {
+        // SAFETY: CUDA's own library, whose initialisers may run at any time.
+        if let Ok(library) = unsafe { libloading::Library::new(name) } {
+            return Ok((name.clone(), library));
+        }
+    }
+    Err(names)
+}
+
 /// Opens a library for good: nothing gives it back, and so its functions stay.
 ///
 /// # Errors
@@ -28,21 +46,17 @@ pub(super) fn open(
     package: &str,
     driver_version: i32,
 ) -> Result<libloading::Library, OpenError> {
-    let names = names(stem, driver_version);
-    for name in &names {
-        // SAFETY: CUDA's own library, whose initialisers may run at any time.
-        if let Ok(library) = unsafe { libloading::Library::new(name) } {
-            return Ok(library);
-        }
-    }
-    Err(OpenError::Unusable(format!(
-        "{what} ({}) is not found beside a driver for CUDA {}.{}; install CUDA's run-time \
-         libraries or the PyPI package {package} of that version and put their folder into \
-         LD_LIBRARY_PATH",
-        names.join(" or "),
-        driver_version / 1000,
-        driver_version % 1000 / 10
-    )))
+    let found = find(stem, driver_version).map(|(_, library)| library);
+    found.map_err(|names| {
+        OpenError::Unusable(format!(
+            "{what} ({}) is not found beside a driver for CUDA {}.{}; install CUDA's run-time \
+             libraries or the PyPI package {package} of that version and put their folder into \
+             LD_LIBRARY_PATH",
+            names.join(" or "),
+            driver_version / 1000,
+            driver_version % 1000 / 10
+        ))
+    })
 }
 
 /// Declares a table of a library's functions, which says how each is called.
