@@ -96,6 +96,15 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("tessera healthcheck --port 9000 && echo healthy", "the exit code tells"),
         ],
     ),
+    (
+        "completions",
+        &[
+            ("source <(tessera completions bash)", "in this bash"),
+            ("tessera completions zsh > ~/.zfunc/_tessera", "for zsh, with ~/.zfunc in $fpath"),
+            ("tessera completions fish > ~/.config/fish/completions/tessera.fish", "for fish"),
+        ],
+    ),
+    ("man", &[("tessera man ./man && man ./man/tessera-serve.1", "write the pages, read one")]),
 ];
 
 /// The command line with its examples and exit codes.
@@ -144,7 +153,9 @@ mod tests {
     fn every_example_is_a_command_line_that_is_understood() {
         for (line, _) in EXAMPLES.iter().flat_map(|(_, lines)| *lines) {
             let words = line.split_whitespace().skip_while(|word| word.starts_with("TESSERA_"));
-            let words = words.take_while(|word| *word != "&&");
+            let words = words.map(|word| word.trim_matches(['<', '(', ')']));
+            let words = words.skip_while(|word| *word != "tessera");
+            let words = words.take_while(|word| !["&&", ">"].contains(word));
             command().try_get_matches_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
     }

@@ -14,6 +14,7 @@ pub mod inspect;
 mod listen;
 mod load;
 mod log;
+mod manual;
 mod memory;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
@@ -62,6 +63,10 @@ enum Command {
     Load(load::LoadArgs),
     /// Exit 0 if a server is healthy, else 1 (for containers).
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Print what makes a shell complete commands and flags: bash, zsh or fish.
+    Completions(manual::CompletionsArgs),
+    /// Write manual pages into a directory: tessera.1 and one for each command.
+    Man(manual::ManArgs),
 }
 
 impl Command {
@@ -207,6 +212,8 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

@@ -22,6 +22,7 @@ mod backend;
 mod broken;
 mod catalog;
 mod client;
+mod command_line;
 mod config_files;
 mod configs;
 mod conversation;
