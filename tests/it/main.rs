@@ -33,6 +33,7 @@ mod fairness;
 mod fake;
 mod families;
 mod files;
+mod generated;
 mod golden;
 mod harness;
 mod http;

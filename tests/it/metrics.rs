@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Answer, connect, message, post_stream, send};
 use crate::fake::{Fake, Script, wait_for};
+use crate::generated::{check, table};
 use crate::process::{Server, tessera};
 use crate::root;
 
@@ -179,40 +180,31 @@ fn ask(address: SocketAddr, path: &str, body: &Value) -> Answer {
 }
 
 #[test]
-fn the_page_of_metrics_lists_every_series_with_its_type_labels_and_meaning() {
-    let text = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
-    let rows = text.lines().filter(|line| line.starts_with("| `") && line.contains(":"));
-    let rows = rows.filter(|line| line.contains("| `vllm:") || line.contains("| `tessera:"));
-    let cells = |line: &str| line.split('|').map(|c| c.trim().to_owned()).collect::<Vec<_>>();
-    let listed: BTreeMap<String, Vec<String>> = rows
-        .map(|line| {
-            let cells = cells(line);
-            (cells[1].trim_matches('`').to_owned(), cells[2..5].to_vec())
+fn generated_table_of_metrics_has_every_series_with_its_type_labels_and_meaning() {
+    let server = busy();
+    let address = address(&server);
+    let page = page(address);
+    let plain = get(address, "");
+    let order =
+        plain.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let mut rows: Vec<Vec<String>> = order
+        .map(|name| {
+            let Family { kind, help, samples } = &page[name];
+            let names = samples.iter().flat_map(|(_, labels, _)| labels.keys());
+            let names: BTreeSet<&String> = names.collect();
+            let common = ["model_name", "engine", "le"];
+            let own = names.into_iter().filter(|name| !common.contains(&name.as_str()));
+            let own: Vec<String> = own.map(|name| format!("`{name}`")).collect();
+            assert!(!samples.is_empty(), "{name} says nothing");
+            let every = |name: &str| samples.iter().all(|(_, labels, _)| labels.contains_key(name));
+            assert!(every("model_name") && every("engine"), "{name}");
+            vec![format!("`{name}`"), kind.clone(), own.join(", "), help.clone()]
         })
         .collect();
-    let server = busy();
-    let page = page(address(&server));
-    let mut found = BTreeMap::new();
-    for (name, Family { kind, help, samples }) in &page {
-        let names = samples.iter().flat_map(|(_, labels, _)| labels.keys());
-        let names: BTreeSet<&String> = names.collect();
-        let common = ["model_name", "engine", "le"];
-        let own = names.into_iter().filter(|name| !common.contains(&name.as_str()));
-        let own: BTreeSet<String> = own.map(|name| format!("`{name}`")).collect();
-        assert!(!samples.is_empty(), "{name} says nothing");
-        let every = |name: &str| samples.iter().all(|(_, labels, _)| labels.contains_key(name));
-        assert!(every("model_name") && every("engine"), "{name}");
-        found.insert(name.clone(), (kind.clone(), own, help.clone()));
-    }
-    let split = |labels: &str| {
-        let labels = labels.split(", ").filter(|label| !label.is_empty());
-        labels.map(str::to_owned).collect::<BTreeSet<String>>()
-    };
-    let listed: BTreeMap<_, _> = listed
-        .into_iter()
-        .map(|(name, cells)| (name, (cells[0].clone(), split(&cells[1]), cells[2].clone())))
-        .collect();
-    assert_eq!(found, listed);
+    assert_eq!(rows.len(), page.len());
+    // vLLM's first, as they follow each other on the page.
+    rows.sort_by_key(|row| row[0].starts_with("`tessera:"));
+    check("metrics.md", "metrics", &table(&["name", "type", "labels", "meaning"], rows));
 }
 
 #[test]

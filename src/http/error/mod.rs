@@ -3,6 +3,7 @@
 
 mod access;
 mod anthropic;
+mod codes;
 mod load;
 mod protocol;
 mod request;
@@ -11,6 +12,7 @@ mod server;
 
 pub(super) use access::AccessError;
 pub(super) use anthropic::as_anthropics;
+pub use codes::ERROR_CODES;
 pub(super) use load::LoadError;
 pub(super) use protocol::ProtocolError;
 pub(super) use request::RequestError;

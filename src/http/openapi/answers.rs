@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::http::error::ERROR_CODES;
+
 /// An object of exactly these.
 pub(super) fn object(fields: &[(&str, Value)]) -> Value {
     let mut properties = Map::new();
@@ -77,6 +79,12 @@ pub(super) fn all() -> Map<String, Value> {
 
 type Named = Vec<(&'static str, Value)>;
 
+/// A stable word for programs; docs/errors.md says when each is answered.
+fn error_code() -> Value {
+    let codes: Vec<&str> = ERROR_CODES.iter().map(|(code, ..)| *code).collect();
+    json!({"type": "string", "enum": codes, "description": "A stable word for programs."})
+}
+
 fn errors() -> Named {
     let error = object(&[
         ("message", text()),
@@ -92,7 +100,7 @@ fn errors() -> Named {
             ]),
         ),
         ("param", text_or_null()),
-        ("code", json!({"type": "string", "description": "A stable word for programs."})),
+        ("code", error_code()),
     ]);
     let anthropics = object(&[
         (
