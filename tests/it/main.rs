@@ -80,6 +80,7 @@ mod served_text;
 mod spoken;
 mod structured;
 mod synth;
+mod terminal;
 mod text;
 mod text_jinja;
 mod text_template;
