@@ -121,6 +121,7 @@ fn start(config: &ServeConfig, access: Access) -> Result<(App, Vec<String>), Cli
         keys: access.keys,
         metrics_key: access.metrics_key,
         metrics_hide_names: config.access.metrics_hide_adapter_names,
+        page: !config.network.no_page,
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 
 /// Who is heard, and how.
@@ -19,6 +20,15 @@ pub struct NetworkConfig {
         help_heading = "Server"
     )]
     pub allowed_origin: Vec<String>,
+
+    /// Have no page for browsers at /.
+    #[arg(
+        long,
+        env = "TESSERA_NO_PAGE",
+        value_parser = BoolishValueParser::new(),
+        help_heading = "Server"
+    )]
+    pub no_page: bool,
 
     /// Listen on a Unix socket of this path, and not on --host and --port.
     #[arg(long, env = "TESSERA_UDS", value_name = "PATH", help_heading = "Server")]

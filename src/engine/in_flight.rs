@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{Event, FinishReason, PromptScore, Stats, Ticket};
+use super::{Event, FinishReason, PromptScore, Stats, Ticket, ViewRow};
 use crate::adapter::Adapter;
-use crate::ids::{Slot, TokenId};
+use crate::ids::{SequenceId, Slot, TokenId};
 use crate::recipe::Recipe;
 use crate::request::{Guide, Pooling, Terms, TokenMask};
+use crate::scheduler::Extent;
 
 /// Told to a client whose form is not at fault.
 const GUIDE_PANICKED: &str =
@@ -176,6 +177,22 @@ impl InFlight {
     /// The prompt's vector.
     pub fn embedding(&self) -> Vec<f32> {
         self.pooled_sum.iter().map(|sum| (sum / f64::from(self.pooled.max(1))) as f32).collect()
+    }
+
+    /// What a watcher sees of it.
+    pub fn view(&self, id: SequenceId, extent: &Extent) -> ViewRow {
+        ViewRow {
+            id,
+            caption: self.ticket.caption.clone(),
+            tenant: self.terms.share.tenant,
+            is_running: extent.is_running,
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: extent.cached_tokens as u32,
+            computed_tokens: extent.computed_tokens as u32,
+            generated_tokens: extent.generated_tokens as u32,
+            tokens_max: self.terms.tokens_max,
+            blocks: extent.blocks as u32,
+        }
     }
 
     /// Whether nobody listens any more.

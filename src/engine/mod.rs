@@ -10,12 +10,14 @@ mod in_flight;
 mod residents;
 mod stats;
 mod step;
+mod window;
 
 pub use base::CheckpointBase;
 pub use gpu::{Gpu, GpuSettings, LoadedGpu, wait_until_ready};
 pub use histogram::Histogram;
 pub use stats::{AdapterUse, LOAD_S, Progress, Sizes, Stats, TOKEN_S};
 pub use step::Engine;
+pub use window::{Caption, View, ViewRow, Window};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -129,6 +131,7 @@ pub struct Ticket {
     in_flight: Arc<AtomicUsize>,
     progress: Arc<Progress>,
     used: Option<Arc<AdapterUse>>,
+    caption: Option<Arc<Caption>>,
 }
 
 impl Ticket {
@@ -140,6 +143,12 @@ impl Ticket {
     /// Counts what becomes of its adapters on the device there.
     pub fn counting(mut self, used: Arc<AdapterUse>) -> Self {
         self.used = Some(used);
+        self
+    }
+
+    /// Is called so for those who watch the batch.
+    pub fn captioned(mut self, caption: Arc<Caption>) -> Self {
+        self.caption = Some(caption);
         self
     }
 }
@@ -184,6 +193,7 @@ impl EngineHandle {
             in_flight: self.in_flight.clone(),
             progress: Arc::new(Progress::new()),
             used: None,
+            caption: None,
         };
         Ok((0..count).map(ticket).collect())
     }

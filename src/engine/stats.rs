@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::histogram::Histogram;
+use super::window::Window;
 
 /// vLLM's bounds of the time between two tokens in seconds, and below them three for fast devices.
 pub const TOKEN_S: [f64; 22] = [
@@ -52,6 +53,8 @@ pub struct Stats {
     pub adapter_evictions_total: AtomicU64,
     /// How its tokens were spread.
     pub spread: Spread,
+    /// Where it shows its sequences.
+    pub window: Window,
     /// What does not change while it runs; set when it starts.
     pub sizes: OnceLock<Sizes>,
     /// Set when the engine thread has ended.

@@ -13,6 +13,7 @@ use super::batch::Batch;
 use super::guides::Guides;
 use super::in_flight::InFlight;
 use super::residents::Residents;
+use super::window::{View, Views};
 use super::{Command, EngineHandle, Event, Generate, PromptScore, Sizes, StartError, Stats};
 use crate::backend::{Backend, Fault, KvShape, Outputs, Sampled};
 use crate::ids::{Digest, SequenceId};
@@ -79,6 +80,7 @@ struct Running<B: Backend> {
     next_id: u64,
     inbox: mpsc::UnboundedReceiver<Command>,
     guides: Guides,
+    views: Views,
     stats: Arc<Stats>,
 }
 
@@ -92,7 +94,8 @@ impl<B: Backend> Running<B> {
         let kv = made_of.backend.kv(made_of.kv_shape);
         let residents = Residents::new(&made_of.backend, made_of.adapter_slots_max);
         let (in_flight, guides) = (BTreeMap::new(), Guides::default());
-        Self { made_of, kv, residents, scheduler, in_flight, next_id: 0, inbox, guides, stats }
+        let (next_id, views) = (0, Views::default());
+        Self { made_of, kv, residents, scheduler, in_flight, next_id, inbox, guides, views, stats }
     }
 
     fn run(mut self) {
@@ -123,6 +126,9 @@ impl<B: Backend> Running<B> {
                 }
             }
             self.publish();
+            if self.views.are_due(&self.stats.window, self.in_flight.is_empty()) {
+                self.stats.window.show(self.view());
+            }
         }
         self.stats.stopped.store(true, Ordering::Release);
     }
@@ -407,6 +413,15 @@ impl<B: Backend> Running<B> {
         }
         self.residents = Residents::new(backend, *adapter_slots_max);
         self.kv = backend.kv(*kv_shape);
+    }
+
+    /// All sequences, for those who watch.
+    fn view(&self) -> View {
+        let row = |(id, sequence): (&SequenceId, &InFlight)| {
+            self.scheduler.extent(*id).map(|extent| sequence.view(*id, &extent))
+        };
+        let rows = self.in_flight.iter().filter_map(row).collect();
+        View { rows, blocks_used: self.scheduler.counts().blocks_used }
     }
 
     fn publish(&self) {

@@ -6,6 +6,7 @@
 //! which says what differs between the routes; `wire` and `sse` write the answer. What can go
 //! wrong on the way is one enum, `error`.
 
+mod accept;
 mod access;
 mod account;
 mod adapter_root;
@@ -22,6 +23,7 @@ mod ledger;
 mod metrics;
 mod models;
 mod openapi;
+mod page;
 mod phase;
 mod random;
 mod request;

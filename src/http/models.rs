@@ -16,6 +16,7 @@ use super::sse::{Body, whole};
 use super::state::State;
 use super::wire::{ModelCard, ModelList, Permission, to_json};
 use crate::adapter::Adapter;
+use crate::engine::Caption;
 use crate::recipe::Recipe;
 use crate::text::ServedText;
 
@@ -28,6 +29,8 @@ pub(super) struct Target {
     /// How its text becomes tokens and ends.
     pub text: Arc<ServedText>,
     pub counts: AdapterCounts,
+    /// What watchers of the batch read.
+    pub caption: Arc<Caption>,
 }
 
 impl Target {
@@ -72,6 +75,7 @@ pub(super) fn resolve(
                 recipe: Recipe::base(),
                 text: own.unwrap_or_else(|| state.model.text.clone()),
                 counts: counts(state, caller, merged, false),
+                caption: caption(caller, merged),
             }),
         };
     }
@@ -83,6 +87,7 @@ pub(super) fn resolve(
                 recipe: Recipe::base(),
                 text: state.model.text.clone(),
                 counts: counts(state, caller, base_name, false),
+                caption: caption(caller, base_name),
             }),
             false => missing(name),
         };
@@ -94,7 +99,13 @@ pub(super) fn resolve(
     let recipe = Recipe::one(named.adapter);
     let text = named.alias.text.clone().unwrap_or_else(|| state.model.text.clone());
     let counts = counts(state, caller, &named.alias.name, true);
-    Ok(Target { name: name.to_owned(), recipe, text, counts })
+    let caption = caption(caller, &named.alias.name);
+    Ok(Target { name: name.to_owned(), recipe, text, counts, caption })
+}
+
+fn caption(caller: &Caller, model: &str) -> Arc<Caption> {
+    let key = caller.name().map(str::to_owned);
+    Arc::new(Caption { model: model.to_owned(), key })
 }
 
 /// What a request for an adapter, or for the base, is counted in; with a slot it is for an adapter

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderName, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, HeaderName, HeaderValue, ORIGIN, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use super::accept::accepts;
 use super::access::{self, Access};
 use super::arrival::Arrival;
 use super::caller::Caller;
@@ -20,9 +21,11 @@ use super::connection::guard;
 use super::endpoints::adapter_cards;
 use super::endpoints::adapters;
 use super::endpoints::anthropic::{self, AnthropicMessages};
+use super::endpoints::batch;
 use super::endpoints::chat::Chat;
 use super::endpoints::completions::Completions;
 use super::endpoints::embeddings;
+use super::endpoints::index;
 use super::endpoints::loglikelihood;
 use super::endpoints::responses::Responses;
 use super::endpoints::tokens;
@@ -33,6 +36,7 @@ use super::exchange::Exchange;
 use super::generation::generate;
 use super::models;
 use super::openapi;
+use super::page;
 use super::phase::Phase;
 use super::request::body;
 use super::sse::{Body, whole};
@@ -130,7 +134,7 @@ async fn answer(
             }
         }
         route if deletes => deleted(&state, route, &name),
-        route => got(&state, &caller, route, &name, &head),
+        route => got(&state, &caller, route, &name, &head).await,
     };
     let mut response = answered.unwrap_or_else(|error| failed(&arrived, &error));
     caller.mark(response.headers_mut());
@@ -144,14 +148,22 @@ fn deleted(state: &State, route: Route, name: &str) -> Result<Response<Body>, Ap
 }
 
 /// A route that reads no body.
-fn got(
-    state: &State,
+async fn got(
+    state: &Arc<State>,
     caller: &Caller,
     route: Route,
     name: &str,
     head: &Parts,
 ) -> Result<Response<Body>, ApiError> {
     match route {
+        Route::Home => Ok(home(state, head)),
+        Route::PageFile => {
+            let file = page::file(name).filter(|_| state.http.page);
+            let path = head.uri.path().to_owned();
+            Ok(file.ok_or(ProtocolError::NoRoute { path, instead: None })?)
+        }
+        Route::Index => Ok(index::index(state)),
+        Route::Batch => batch::show(state, caller.clone(), &head.headers).await,
         Route::Models => Ok(models::list(state, caller)),
         Route::Model => Ok(models::one(state, caller, name)?),
         Route::Adapters => Ok(adapter_cards::list(state, caller)),
@@ -180,6 +192,14 @@ fn got(
         // Those are asked with a body.
         Route::Post(_) => Err(ServerError::Internal.into()),
     }
+}
+
+/// A page for people, and for programs where everything is.
+fn home(state: &State, head: &Parts) -> Response<Body> {
+    let is_page = state.http.page && accepts(&head.headers, "text/html");
+    let mut response = if is_page { page::home() } else { index::index(state) };
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 /// A route that reads a body.

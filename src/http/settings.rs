@@ -137,6 +137,8 @@ pub struct HttpSettings {
     pub log_lines_lost: Option<Arc<AtomicU64>>,
     /// Where requests are told when they are over.
     pub spans: Option<Arc<dyn Spans>>,
+    /// Whether there is a page for browsers at `/`.
+    pub page: bool,
     /// Whether clients may load and unload adapters.
     pub runtime_adapters: bool,
     /// The directory that adapters may be loaded from at run time; without one, none can.
@@ -166,6 +168,8 @@ pub struct HttpSettings {
     pub text_tasks_max: usize,
     /// Adapters being loaded at once. Further ones wait.
     pub loads_max: usize,
+    /// Clients that watch the batch at once. A further one is answered 429.
+    pub watchers_max: usize,
 }
 
 impl HttpSettings {
@@ -182,6 +186,7 @@ impl HttpSettings {
             metrics_hide_names: false,
             log_lines_lost: None,
             spans: None,
+            page: true,
             runtime_adapters: false,
             adapter_root: None,
             connections_max: 4096,
@@ -197,6 +202,7 @@ impl HttpSettings {
             drain_timeout_ms: 30_000,
             text_tasks_max: 8,
             loads_max: 2,
+            watchers_max: 32,
         }
     }
 }

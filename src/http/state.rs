@@ -45,6 +45,8 @@ pub(super) struct State {
     pub text_tasks: Arc<Semaphore>,
     /// For adapters being loaded.
     pub loads: Arc<Semaphore>,
+    /// For clients that watch the batch.
+    pub watchers: Arc<Semaphore>,
 }
 
 impl State {
@@ -73,6 +75,7 @@ impl State {
             bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),
             text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),
             loads: Arc::new(Semaphore::new(http.loads_max)),
+            watchers: Arc::new(Semaphore::new(http.watchers_max)),
             engine,
             catalog,
             loader,

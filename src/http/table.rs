@@ -9,10 +9,14 @@ use super::access::Access;
 /// What a path leads to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Route {
+    Home,
+    PageFile,
+    Index,
     Models,
     Model,
     Adapters,
     Adapter,
+    Batch,
     Usage,
     TokenizerInfo,
     OpenApi,
@@ -52,9 +56,12 @@ const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 pub(super) type Row = (&'static str, &'static str, Access, Route);
 
 /// Every path as [`spelled`] gives it, its methods, and who may ask; `DELETE` takes an admin. One
-/// that ends with a slash leads to all that begin with it: the rest is a name, which may hold
+/// [of names](is_of_names) leads to all that begin with it: the rest is a name, which may hold
 /// slashes. `docs/api.md` has the same table.
 pub(super) const ROUTES: &[Row] = &[
+    ("/", GET, Access::Open, Route::Home),
+    ("/page/", GET, Access::Open, Route::PageFile),
+    ("/v1", GET, Access::Open, Route::Index),
     ("/v1/completions", POST, Access::Key, Route::Post(Post::Completions)),
     ("/v1/chat/completions", POST, Access::Key, Route::Post(Post::Chat)),
     ("/v1/messages", POST, Access::Key, Route::Post(Post::Messages)),
@@ -67,6 +74,7 @@ pub(super) const ROUTES: &[Row] = &[
     ("/v1/adapters", GET, Access::Key, Route::Adapters),
     ("/v1/adapters/validate", POST, Access::Admin, Route::Post(Post::Validate)),
     ("/v1/adapters/", GET_DELETE, Access::Key, Route::Adapter),
+    ("/v1/batch", GET, Access::Key, Route::Batch),
     ("/v1/usage", GET, Access::Key, Route::Usage),
     ("/tokenize", POST, Access::Key, Route::Post(Post::Tokenize)),
     ("/detokenize", POST, Access::Key, Route::Post(Post::Detokenize)),
@@ -109,16 +117,29 @@ const RERANK: &str = "Reranking takes another kind of model. POST /v1/embeddings
 
 /// A path as the table has it: with `/v1` where that was left out, and without a slash at its end.
 pub(super) fn spelled(path: &str) -> Cow<'_, str> {
-    let path = path.trim_end_matches('/');
+    let path = match path.trim_end_matches('/') {
+        "" => "/",
+        path => path,
+    };
     match WITHOUT_V1.contains(&path) || path.starts_with("/models/") {
         true => format!("/v1{path}").into(),
         false => path.into(),
     }
 }
 
+/// Whether a path of the table stands for all that begin with it.
+pub(super) fn is_of_names(path: &str) -> bool {
+    path.len() > 1 && path.ends_with('/')
+}
+
+/// A path of the table for readers.
+pub(super) fn shown(path: &str) -> String {
+    if is_of_names(path) { format!("{path}{{name}}") } else { path.to_owned() }
+}
+
 /// The route of a path, the one that takes the method if there are several.
 pub(super) fn find(path: &str, method: &Method) -> Option<&'static Row> {
-    let is_match = |route: &&Row| match route.0.ends_with('/') {
+    let is_match = |route: &&Row| match is_of_names(route.0) {
         true => path.len() > route.0.len() && path.starts_with(route.0),
         false => route.0 == path,
     };

@@ -25,7 +25,7 @@ mod prefix;
 mod sequence;
 
 pub use config::{InvalidConfig, SchedulerConfig};
-pub use plan::{Committed, Counts, Entry, NewSequence, Plan, PromptRows, Refused};
+pub use plan::{Committed, Counts, Entry, Extent, NewSequence, Plan, PromptRows, Refused};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -216,6 +216,12 @@ impl Scheduler {
     /// usage reports. Final with the first sampled token; `None` once the sequence is gone.
     pub fn cached_tokens(&self, id: SequenceId) -> Option<u32> {
         Some(self.sequence(id)?.cached_tokens as u32)
+    }
+
+    /// How far a sequence is, and what it holds; `None` once it is gone.
+    pub fn extent(&self, id: SequenceId) -> Option<Extent> {
+        let place = self.places.get(&id)?;
+        Some(self.sequence(id)?.extent(self.running.contains_key(place)))
     }
 
     /// Gauges and counters as of now.

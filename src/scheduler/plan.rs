@@ -91,6 +91,21 @@ pub struct Committed {
     pub finished: bool,
 }
 
+/// How far a sequence is, and what it holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Extent {
+    /// Whether it has a place in the batch.
+    pub is_running: bool,
+    /// Prompt tokens that the prefix cache spared before any preemption.
+    pub cached_tokens: usize,
+    /// Tokens whose KV is there.
+    pub computed_tokens: usize,
+    /// Tokens behind the prompt.
+    pub generated_tokens: usize,
+    /// Blocks that it references.
+    pub blocks: usize,
+}
+
 /// Gauges and counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counts {

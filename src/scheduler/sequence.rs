@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::blocks::Blocks;
 use super::flows::Place;
-use super::plan::{Entry, NewSequence, PromptRows};
+use super::plan::{Entry, Extent, NewSequence, PromptRows};
 use super::prefix::{Before, Key};
 use crate::ids::{BlockId, Digest, SequenceId, TokenId};
 use crate::recipe::Recipe;
@@ -91,6 +91,17 @@ impl Sequence {
     pub(super) fn history(&self) -> History<'_> {
         let (prompt, generated) = self.tokens.split_at(self.prompt_tokens);
         History { prompt, generated }
+    }
+
+    /// How far it is, and what it holds.
+    pub(super) fn extent(&self, is_running: bool) -> Extent {
+        Extent {
+            is_running,
+            cached_tokens: self.cached_tokens,
+            computed_tokens: self.computed,
+            generated_tokens: self.tokens.len() - self.prompt_tokens,
+            blocks: self.blocks.len(),
+        }
     }
 
     /// Whether nothing is left to compute: nothing is generated after the prompt.

@@ -80,7 +80,8 @@ fn routes() -> BTreeSet<(String, String)> {
     for row in table.split("(\"").skip(1) {
         let (path, rest) = row.split_once("\",").unwrap();
         let methods = constant(rest.split(',').next().unwrap().trim());
-        let path = if path.ends_with('/') { format!("{path}{{name}}") } else { path.to_owned() };
+        let is_of_names = path.len() > 1 && path.ends_with('/');
+        let path = if is_of_names { format!("{path}{{name}}") } else { path.to_owned() };
         let methods = methods.split(", ").filter(|method| *method != "OPTIONS");
         all.extend(methods.map(|method| (path.clone(), method.to_owned())));
     }
@@ -207,6 +208,8 @@ fn no_spelling_of_a_path_leads_past_its_key() {
         "http://localhost/v1/models",
         "/tokenizer_info/",
         "/load",
+        "/v1/batch",
+        "/v1/batch/",
     ] {
         assert_eq!(status("GET", path), 401, "{path}");
         assert_eq!(status("HEAD", path), 401, "{path}");
@@ -223,10 +226,15 @@ fn no_spelling_of_a_path_leads_past_its_key() {
         "/health/v1/models",
         "/healthx",
         "/metrics/v1/models",
-        "/v1",
-        "/",
+        "/page/../v1/models",
+        "/page/v1/models",
     ] {
         assert_eq!(status("GET", path), 404, "{path}");
+    }
+    // Where everything is, and nothing of what it is.
+    for path in ["/v1", "/"] {
+        let index = send(fake.address, "GET", path, "", b"");
+        assert!(index.status == 200 && !index.text().contains("sql"), "{}", index.text());
     }
     for path in ["/completions", "/v1/completions/", "/v1/adapters/validate/", "/tokenize/"] {
         assert_eq!(status("POST", path), 401, "{path}");

@@ -8,6 +8,8 @@ use crate::engine::Busy;
 pub(in crate::http) enum ServerError {
     /// The queue is full.
     Busy(Busy),
+    /// Too many who watch the batch.
+    WatchersFull { watchers_max: usize },
     /// Too many bytes of bodies at once.
     BodiesFull { bodies_bytes_max: usize },
     /// Shutting down.
@@ -28,6 +30,12 @@ impl ServerError {
     pub(super) fn row(&self) -> Row {
         match self {
             Self::Busy(busy) => row(429, RATE, "queue_full", busy.to_string()).retry_after_1_s(),
+            Self::WatchersFull { watchers_max } => {
+                let message = format!(
+                    "the batch is shown to {watchers_max} clients, which is the limit; retry later"
+                );
+                row(429, RATE, "watchers_full", message).retry_after_1_s()
+            }
             Self::BodiesFull { bodies_bytes_max } => {
                 let message = format!(
                     "the server is reading its limit of {bodies_bytes_max} bytes of requests; \

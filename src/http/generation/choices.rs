@@ -98,8 +98,9 @@ impl Choices {
         let of_calls = calls.as_ref().map_or(&[][..], |terms| &terms.shown);
         let of_thoughts = thoughts.as_ref().map_or(&[][..], |terms| &terms.shown);
         let shown = [of_calls, of_thoughts].concat();
-        let Target { name: _, recipe, text, counts } = target;
+        let Target { name: _, recipe, text, counts, caption } = target;
         counts.request();
+        let follow = |ticket| counts.follow(ticket).captioned(caption.clone());
         let start = |(i, (ticket, request)): (usize, (Ticket, Request))| Choice {
             detokenizer: Detokenizer::after_prompt(text.tokenizer.clone(), request.prompt())
                 .showing_special(ends.shows_special)
@@ -123,7 +124,7 @@ impl Choices {
                 &request,
                 i % samples == 0,
             ),
-            events: Some(state.engine.generate(counts.follow(ticket), request, recipe.clone())),
+            events: Some(state.engine.generate(follow(ticket), request, recipe.clone())),
         };
         let choices = sequences.into_iter().enumerate().map(start).collect();
         Self { choices, samples, turn: 0, phase: state.phase.subscribe(), arrived }

@@ -106,7 +106,7 @@ pub(in crate::http) async fn run(
             add(&mut usage, request.prompt().len() as u64, 0);
             let (sequences, counts) = (&state.metrics.sequences, &target.counts);
             let timing = Timing::new(sequences, counts, &arrived, &ticket, &request, true);
-            let ticket = counts.follow(ticket);
+            let ticket = counts.follow(ticket).captioned(target.caption.clone());
             (state.engine.generate(ticket, request, target.recipe.clone()), timing)
         };
         let running: Vec<_> = wave.into_iter().zip(tickets.drain(..)).map(start).collect();

@@ -415,9 +415,24 @@ fn server() -> Named {
     });
     // Special tokens by their names, of which a tokenizer may have any.
     info["additionalProperties"] = text_or_null();
-    vec![
+    let mut all = vec![
         ("TokenizerInfo", info),
         ("ServerLoad", object(&[("server_load", count())])),
+        (
+            "Index",
+            object(&[
+                ("object", word("index")),
+                ("name", word("tessera")),
+                ("version", text()),
+                ("page", text_or_null()),
+                ("docs", text()),
+                ("openapi", text()),
+                ("models", text()),
+                ("adapters", text()),
+                ("runtime_adapters", flag()),
+                ("routes", list(text())),
+            ]),
+        ),
         ("Version", object(&[("version", text())])),
         ("UsageList", object(&[("object", word("list")), ("data", list(at("UsageRow")))])),
         (
@@ -433,5 +448,33 @@ fn server() -> Named {
                 ("completion_tokens", count()),
             ]),
         ),
-    ]
+    ];
+    all.extend(batch());
+    all
+}
+
+fn batch() -> Named {
+    let row = object(&[
+        ("id", count()),
+        ("model", text()),
+        ("key", text_or_null()),
+        ("state", words(&[Some("waiting"), Some("prefill"), Some("decode")])),
+        ("prompt_tokens", count()),
+        ("cached_tokens", count()),
+        ("computed_tokens", count()),
+        ("completion_tokens", count()),
+        ("max_tokens", count()),
+        ("blocks", count()),
+    ]);
+    let batch = object(&[
+        ("object", word("batch")),
+        ("running", count()),
+        ("waiting", count()),
+        ("blocks_used", or_null(count())),
+        ("blocks_total", count()),
+        ("block_tokens", count()),
+        ("rows", list(at("BatchRow"))),
+        ("rows_left_out", count()),
+    ]);
+    vec![("Batch", batch), ("BatchRow", row)]
 }

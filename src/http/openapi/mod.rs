@@ -4,21 +4,22 @@
 mod answers;
 mod bodies;
 mod conversations;
+mod docs;
 mod forms;
 mod operations;
-mod page;
 
 use hyper::Response;
-use hyper::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use hyper::header::HeaderValue;
 use serde_json::{Map, Value, json};
 
 use self::answers::at;
 use self::operations::{ERRORS, Told, with_id};
 use super::access::Access;
+use super::page;
 use super::schema::Bounds;
 use super::sse::{Body, whole};
 use super::state::State;
-use super::table::{ROUTES, Route, Row, WITHOUT_V1};
+use super::table::{ROUTES, Route, Row, WITHOUT_V1, is_of_names, shown};
 use super::wire::to_json;
 
 /// The document and its page, which are made when they are first asked for.
@@ -26,7 +27,7 @@ fn made(state: &State) -> &[bytes::Bytes; 2] {
     state.openapi.get_or_init(|| {
         let bounds = Bounds { limits: &state.model.limits, hidden_size: state.model.hidden_size };
         let document = describe(&bounds);
-        [to_json(&document).into(), page::page(&document).into()]
+        [to_json(&document).into(), docs::page(&document).into()]
     })
 }
 
@@ -37,16 +38,10 @@ pub(super) fn document(state: &State) -> Response<Body> {
 
 /// `GET /docs`: a page without scripts that fetches nothing.
 pub(super) fn page(state: &State) -> Response<Body> {
-    let mut response = whole("text/html; charset=utf-8", made(state)[1].clone());
-    let headers = response.headers_mut();
-    let fixed = |text: &'static str| HeaderValue::from_static(text);
-    if let Ok(policy) = HeaderValue::try_from(page::policy()) {
-        headers.insert(HeaderName::from_static("content-security-policy"), policy);
-    }
-    headers.insert(HeaderName::from_static("x-content-type-options"), fixed("nosniff"));
-    headers.insert(HeaderName::from_static("referrer-policy"), fixed("no-referrer"));
-    headers.insert(CACHE_CONTROL, fixed("no-cache"));
-    response
+    let policy = HeaderValue::try_from(docs::policy());
+    // Plain words and the digits of a hash are legal in a header.
+    let policy = policy.unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    page::answer("text/html; charset=utf-8", made(state)[1].clone(), policy)
 }
 
 const ABOUT: &str = "OpenAI's and Anthropic's APIs, and a few of vLLM's, for one base model and \
@@ -62,24 +57,24 @@ fn describe(bounds: &Bounds<'_>) -> Value {
     schemas.extend(conversations::all().into_iter().map(|(name, is)| (name.to_owned(), is)));
     for row in ROUTES {
         let (path, methods, _, route) = *row;
-        let shown = if path.ends_with('/') { format!("{path}{{name}}") } else { path.to_owned() };
         let mut item = Map::new();
         for method in methods.split(", ") {
             item.insert(method.to_ascii_lowercase(), operation(row, method));
         }
-        if path.ends_with('/') {
+        if is_of_names(path) {
             item.insert(
                 "parameters".to_owned(),
                 json!([{
                     "name": "name",
                     "in": "path",
                     "required": true,
-                    "description": "A model's or an adapter's name; slashes may stand as they are.",
+                    "description": "A model's, an adapter's or a file's name; slashes may stand as \
+                                    they are.",
                     "schema": {"type": "string", "minLength": 1},
                 }]),
             );
         }
-        paths.insert(shown, item.into());
+        paths.insert(shown(path), item.into());
         if let Route::Post(post) = route {
             schemas.insert(body_name(&operations::of(route)), bodies::body(post, bounds));
         }

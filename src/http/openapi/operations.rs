@@ -12,6 +12,10 @@ pub(super) enum Success {
     Json(&'static str),
     /// The same, or a stream of events of another.
     Streamed(&'static str, &'static str),
+    /// JSON of a schema to programs, a page to browsers.
+    Page(&'static str),
+    /// JSON of a schema once, or a stream of it.
+    Watched(&'static str),
     /// A text of one of these types.
     Text(&'static [&'static str]),
     /// Nothing but the status.
@@ -36,11 +40,26 @@ const TOKENS: &str = "tokens";
 const ADAPTERS: &str = "models and adapters";
 const SERVER: &str = "server";
 const PLAIN: &[&str] = &["text/plain"];
+const PAGE_FILES: &[&str] = &["text/css", "text/javascript", "image/svg+xml"];
 
 /// Of every method but `DELETE` and `OPTIONS`.
 pub(super) fn of(route: Route) -> Told {
-    use Success::{Empty, Json, Text};
+    use Success::{Empty, Json, Page, Text, Watched};
     match route {
+        Route::Home => told(
+            "home",
+            SERVER,
+            "A page for browsers, and for programs where everything is",
+            Page("Index"),
+        ),
+        Route::PageFile => told("page_file", SERVER, "A part of the page", Text(PAGE_FILES)),
+        Route::Index => told("index", SERVER, "Where everything is", Json("Index")),
+        Route::Batch => told(
+            "batch",
+            SERVER,
+            "What runs and waits: now, or with Accept: text/event-stream for as long as it is read",
+            Watched("Batch"),
+        ),
         Route::Models => told(
             "list_models",
             ADAPTERS,
@@ -148,7 +167,7 @@ pub(super) const ERRORS: &[(u16, &str)] = &[
     (413, "The body is too large."),
     (415, "The body is of another type than JSON, or compressed in an unknown way."),
     (417, "Expect is something else than 100-continue."),
-    (429, "A limit of the key is reached, or the queue is full; see Retry-After."),
+    (429, "A limit of the key or of the server is reached; see Retry-After."),
     (500, "The server failed on this request."),
     (503, "The server is shutting down, or reading too much at once."),
 ];
@@ -156,7 +175,7 @@ pub(super) const ERRORS: &[(u16, &str)] = &[
 /// The statuses of [`ERRORS`] that an operation may have.
 fn statuses(access: Access, method: &str, route: Route) -> Vec<u16> {
     let mut all = vec![400, 403, 417, 500];
-    let named = matches!(route, Route::Model | Route::Adapter);
+    let named = matches!(route, Route::Model | Route::Adapter | Route::PageFile);
     match access {
         Access::Open => {}
         Access::Metrics => all.push(401),
@@ -171,8 +190,10 @@ fn statuses(access: Access, method: &str, route: Route) -> Vec<u16> {
     if let Route::Post(_) = route {
         all.extend([404, 408, 413, 415, 429, 503]);
     }
-    if matches!(route, Route::Ready) {
-        all.push(503);
+    match route {
+        Route::Ready => all.push(503),
+        Route::Batch => all.extend([429, 503]),
+        _ => {}
     }
     all.sort_unstable();
     all.dedup();
@@ -222,6 +243,14 @@ fn succeeded(success: &Success, has_body: bool) -> Value {
         _ if !has_body => json!({}),
         Success::Empty => json!({}),
         Success::Json(name) => json!({"application/json": json_of(name)}),
+        Success::Page(name) => json!({
+            "application/json": json_of(name),
+            "text/html": {"schema": {"type": "string"}},
+        }),
+        Success::Watched(name) => json!({
+            "application/json": json_of(name),
+            "text/event-stream": {"schema": event(at(name))},
+        }),
         Success::Streamed(name, of_event) => json!({
             "application/json": json_of(name),
             "text/event-stream": {"schema": event(at(of_event))},
