@@ -27,7 +27,8 @@ NEVER = re.compile(r"^\s*(?:sudo )?(cargo|docker|kubectl|helm|pip|npm|apt-get|sy
                    re.MULTILINE)
 # Ports that pages name; each stands for a free one.
 PORTS = range(8000, 8004)
-SERVER = re.compile(r"(?:\w+=\S+ )*tessera serve\b")
+# A last command that serves; with these flags it would print and end.
+SERVER = re.compile(r"(?:\w+=\S+ )*tessera serve\b(?!.* --(?:help|print-config)\b)")
 # Training scripts on a busy machine take the longest.
 BLOCK_SECONDS_MAX = 900
 READY_SECONDS_MAX = 120
