@@ -49,4 +49,5 @@ pub const ERROR_CODES: &[(&str, u16, &str)] = &[
     ("unsupported_content_encoding", 415, "The body is compressed in a way that is not read."),
     ("unsupported_media_type", 415, "`Content-Type` is not `application/json`."),
     ("unsupported_parameter", 400, "A field or value that is known and not built."),
+    ("watchers_full", 429, "As many clients watch the batch as may; with `Retry-After`."),
 ];
