@@ -1,12 +1,17 @@
 //! One file a command; flags to calls, results to text and exit codes.
 
 mod access;
+mod answering;
 mod base;
+mod batch;
 mod bench;
+mod chat;
+mod client;
 mod demo;
 mod device;
 mod doctor;
 mod foreign;
+mod generate;
 mod healthcheck;
 mod help;
 pub mod hub;
@@ -19,10 +24,12 @@ mod memory;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
 mod progress;
+mod sampling;
 mod serve;
 mod server;
 mod shutdown;
 pub mod synth;
+mod terminal;
 
 pub use foreign::{FOREIGN, Foreign};
 pub use help::EXIT_CODES;
@@ -53,6 +60,12 @@ enum Command {
     Serve(Box<ServeConfig>),
     /// Say what this machine has for serving, what is missing, and what to do about it.
     Doctor(doctor::DoctorArgs),
+    /// Talk to a model and its adapters.
+    Chat(Box<chat::ChatArgs>),
+    /// Go on with a text.
+    Generate(Box<generate::GenerateArgs>),
+    /// Answer a file of requests, each by its own adapter; a run that was ended goes on.
+    Batch(Box<batch::BatchArgs>),
     /// Say what an adapter directory holds, tensor by tensor, and whether it would be served.
     Inspect(inspect::InspectArgs),
     /// Write a model or an adapter of a given shape with random weights, for benchmarks and tests.
@@ -74,6 +87,9 @@ impl Command {
     fn settings(&self) -> Option<(&'static str, &ServeConfig)> {
         match self {
             Command::Serve(config) => Some(("serve", config)),
+            Command::Chat(args) => Some(("chat", &args.answering.config)),
+            Command::Generate(args) => Some(("generate", &args.answering.config)),
+            Command::Batch(args) => Some(("batch", &args.answering.config)),
             _ => None,
         }
     }
@@ -207,6 +223,9 @@ fn dispatch(command: Command) -> Result<(), CliError> {
     match command {
         Command::Serve(config) => serve::run(&config, &log),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Batch(args) => batch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Bench(args) => bench::run(&args),

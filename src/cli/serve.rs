@@ -40,7 +40,7 @@ pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
     runtime.block_on(async {
         let (listener, address) = listen(config).await?;
         let warning = access.warning.clone();
-        let (mut app, report) = tokio::task::block_in_place(|| start(config, access))?;
+        let (mut app, report) = tokio::task::block_in_place(|| start(config, access, &say))?;
         app.http.log_lines_lost = Some(log.lost().clone());
         app.http.spans = traces.as_ref().map(Traces::spans);
         warning.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -61,7 +61,15 @@ fn say(line: &str) {
 }
 
 /// Loads everything and starts the engine; returns the server's state and the start-up report.
-fn start(config: &ServeConfig, access: Access) -> Result<(App, Vec<String>), CliError> {
+/// `say` hears what takes time.
+///
+/// # Errors
+/// One line that says what is wrong and how to mend it.
+pub(super) fn start(
+    config: &ServeConfig,
+    access: Access,
+    say: &dyn Fn(&str),
+) -> Result<(App, Vec<String>), CliError> {
     let mut report = vec![format!("tessera {}", env!("CARGO_PKG_VERSION"))];
     let base = BaseModel::open(config.model.as_deref(), config.dtype)?;
     let checkpoint = base.checkpoint.clone();
@@ -88,7 +96,7 @@ fn start(config: &ServeConfig, access: Access) -> Result<(App, Vec<String>), Cli
     let (architecture, dtype) = (&checkpoint.config.architecture, checkpoint.dtype.name());
     report.push(format!("model {name}: {architecture}, {dtype}, {bytes} of weights"));
     report.extend(checkpoint.notes.iter().map(|note| format!("warning: model {name}: {note}")));
-    let started = device::start(config, &checkpoint, &catalog, &say, &mut report)?;
+    let started = device::start(config, &checkpoint, &catalog, say, &mut report)?;
     let merged = config.merge.clone();
     let context = started.context_tokens as u32;
     if let Some(merged) = &merged {

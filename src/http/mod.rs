@@ -41,10 +41,11 @@ mod trace_context;
 mod wire;
 
 pub use clock::unix_now_s;
-pub use connection::listener::Listener;
+pub use connection::listener::{InProcess, Listener};
 pub use connection::tls::Tls;
 pub use error::ERROR_CODES;
 pub use keys::{KeyHash, Keys};
 pub use server::serve;
 pub use settings::{App, HttpSettings, ReasoningParser, ServedModel, ToolCallParser};
 pub use spans::{EndedRequest, RanFor, Spans, TraceContext};
+pub use table::batch_paths;

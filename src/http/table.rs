@@ -92,6 +92,13 @@ pub(super) const ROUTES: &[Row] = &[
     ("/docs", GET, Access::Open, Route::Docs),
 ];
 
+/// Paths that answer a POST of whoever may use the server, and change nothing: what a line of a
+/// batch may ask.
+pub fn batch_paths() -> impl Iterator<Item = &'static str> {
+    let is_asked = |row: &&Row| matches!(row, (_, _, Access::Key, Route::Post(_)));
+    ROUTES.iter().filter(is_asked).map(|row| row.0)
+}
+
 /// Routes that are found without `/v1` too: gateways are given the server's address alone.
 pub(super) const WITHOUT_V1: &[&str] =
     &["/models", "/completions", "/chat/completions", "/responses", "/embeddings"];

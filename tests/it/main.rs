@@ -19,10 +19,12 @@
 mod accepted;
 mod attention;
 mod backend;
+mod batch;
 mod broken;
 mod catalog;
 mod client;
 mod command_line;
+mod commands;
 mod config_files;
 mod configs;
 mod conversation;

@@ -1,4 +1,4 @@
-//! Where connections come from: TCP or a Unix socket, in the clear or over TLS.
+//! Where connections come from: TCP or a Unix socket, in the clear or over TLS, or this process.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
@@ -15,6 +16,9 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::tls::Tls;
 use crate::http::settings::HttpSettings;
+
+/// Connections within this process that wait to be accepted.
+const IN_PROCESS_WAITING_MAX: usize = 64;
 
 /// A socket that is listened on.
 pub struct Listener {
@@ -25,6 +29,23 @@ pub struct Listener {
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
+    InProcess(Mutex<mpsc::Receiver<UnixStream>>),
+}
+
+/// Connects to a listener within this process.
+pub struct InProcess(mpsc::Sender<UnixStream>);
+
+impl InProcess {
+    /// A connection that nobody else can reach: it has no name in any file system or network.
+    ///
+    /// # Errors
+    /// When the server has ended, or the process has no file descriptors left.
+    pub async fn connect(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let ended = |_| io::Error::other("the server in this process has ended");
+        self.0.send(theirs).await.map_err(ended)?;
+        Ok(ours)
+    }
 }
 
 impl From<TcpListener> for Listener {
@@ -39,6 +60,13 @@ impl Listener {
         Self { socket: Socket::Unix(listener, path), tls: None }
     }
 
+    /// One that only this process can connect to.
+    pub fn in_process() -> (Self, InProcess) {
+        let (connect, accept) = mpsc::channel(IN_PROCESS_WAITING_MAX);
+        let socket = Socket::InProcess(Mutex::new(accept));
+        (Self { socket, tls: None }, InProcess(connect))
+    }
+
     /// The same, over TLS.
     pub fn with_tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -50,7 +78,7 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => Ok(listener.local_addr()?.ip().is_loopback()),
             // No web page can name it.
-            Socket::Unix(..) => Ok(false),
+            Socket::Unix(..) | Socket::InProcess(_) => Ok(false),
         }
     }
 
@@ -58,6 +86,11 @@ impl Listener {
         let stream = match &self.socket {
             Socket::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
             Socket::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
+            Socket::InProcess(accept) => match accept.lock().await.recv().await {
+                Some(stream) => Stream::Unix(stream),
+                // Whoever could connect is gone: the server goes on until it is told to end.
+                None => std::future::pending().await,
+            },
         };
         Ok(Accepted { stream, tls: self.tls.as_ref().map(Tls::current) })
     }
