@@ -71,6 +71,7 @@ mod model_folders;
 mod openapi;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod packages;
 mod process;
 mod programs;
 mod recipes;
