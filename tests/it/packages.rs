@@ -1,5 +1,5 @@
-//! What images take of the repository is there, and says one version.
-//! tools/image-check builds and tries them; that takes longer than tests may.
+//! What images and packages take of the repository is there, and says one version.
+//! tools/image-check and tools/package-check build and try them; that takes longer than tests may.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,5 +96,32 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() { files(&path, found) } else { found.push(path) }
+    }
+}
+
+#[test]
+fn what_the_debian_package_takes_is_there() {
+    let manifest = manifest();
+    let deb = &manifest["package"]["metadata"]["deb"];
+    for asset in deb["assets"].as_array().unwrap() {
+        let path = asset[0].as_str().unwrap();
+        assert!(path.starts_with("target/") || root().join(path).is_file(), "{path}");
+    }
+    let unit =
+        format!("{}/tessera.service", deb["systemd-units"]["unit-scripts"].as_str().unwrap());
+    let unit = read(&unit);
+    // The settings that are kept over an upgrade are those that the unit reads.
+    for kept in deb["conf-files"].as_array().unwrap() {
+        assert!(unit.contains(kept.as_str().unwrap()), "the unit reads {kept:?}");
+    }
+    assert!(unit.contains("ExecStart=/usr/bin/tessera "), "{unit}");
+    let settings = read("deploy/debian/tessera.env");
+    let named = settings.lines().filter_map(|line| line.strip_prefix("#TESSERA_"));
+    let mut config = vec![root().join("src/config.rs")];
+    files(&root().join("src/config"), &mut config);
+    let config: String = config.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    for variable in named.filter_map(|line| line.split_once('=')).map(|(name, _)| name) {
+        let known = format!("\"TESSERA_{variable}\"");
+        assert!(config.contains(&known), "no flag has the variable TESSERA_{variable}");
     }
 }
