@@ -200,22 +200,22 @@ def a_batch_shows_a_bar_and_goes_on_after_ctrl_c(tessera):
         batch, answers = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
         lines = [{"custom_id": f"q{i}", "method": "POST", "url": "/v1/completions",
                   "body": {"model": "pirate", "prompt": f"The fox {i}", "temperature": 0,
-                           "max_tokens": 64, "ignore_eos": True}} for i in range(120)]
+                           "max_tokens": 32, "ignore_eos": True}} for i in range(60)]
         batch.write_text("".join(json.dumps(line) + "\n" for line in lines))
         command = [tessera, "batch", str(batch), "-o", str(answers), "--concurrency", "4"]
         run = Terminal(*command)
-        run.wait_for("of 120 lines")
+        run.wait_for("of 60 lines")
         run.send(CTRL_C)
         seen, code = run.finish()
         assert code == 1 and "the same command goes on from there" in seen, seen
         seen, code = Terminal(*command).finish()
-        assert code == 0 and "120 lines: 120 answered, 0 failed" in seen, seen
+        assert code == 0 and "60 lines: 60 answered, 0 failed" in seen, seen
         ids = [json.loads(line)["custom_id"] for line in answers.read_text().splitlines()]
         assert ids == [line["custom_id"] for line in lines]
         # Where nobody looks there is no bar.
         answers.unlink()
         run = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert run.stdout.startswith("120 lines: 120 answered"), run.stdout
+        assert run.stdout.startswith("60 lines: 60 answered"), run.stdout
         assert not re.search(r"[\x1b\r]", run.stderr), run.stderr
 
 

@@ -15,7 +15,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # The first column of these pages' tables may have what other servers call it.
 FOREIGN_PAGES = ("migrating.md", "configuration.md")
 # cargo's, and guidellm's.
-OTHERS = {"--features", "--release", "--backend"}
+OTHERS = {"--target", "--time", "--features", "--release", "--backend"}
 
 
 def anchors(text):

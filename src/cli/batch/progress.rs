@@ -25,7 +25,7 @@ impl Progress {
     pub fn new(total: usize, before: &Tally) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total as u64).with_position(before.done() as u64);
-            let style = "{bar:30} {pos} of {len} lines, {msg}, {eta} left";
+            let style = "{wide_bar} {pos} of {len} lines, {msg}, {eta} left";
             bar.with_style(
                 ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()),
             )
