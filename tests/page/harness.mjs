@@ -77,6 +77,14 @@ export function load(url, names, { tokens = 400, key } = {}) {
   return { stop };
 }
 
+/** Waits until so many sequences run. */
+export async function areRunning(url, count) {
+  for (;;) {
+    if ((await (await fetch(`${url}/v1/batch`)).json()).running >= count) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
 export class Browser {
   static async open() {
     const browser = new Browser();

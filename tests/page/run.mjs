@@ -11,7 +11,7 @@ import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { api, axe, Browser, close, load, ROOT, run, serve } from "./harness.mjs";
+import { api, areRunning, axe, Browser, close, load, ROOT, run, serve } from "./harness.mjs";
 
 const { values: flags, positionals: [binary] } = parseArgs({ allowPositionals: true, options: {
   only: { type: "string" }, pictures: { type: "string" }, picture: { type: "string" } } });
@@ -59,6 +59,9 @@ async function ask(page, names, prompt = "What does a fox eat?") {
 }
 
 /** Answers that go on for long, whatever they say. */
+// With so many rows a step takes longer than a browser needs to send a request.
+const ROWS_OF_A_SLOW_STEP = 48;
+
 async function askForMuch(page, names) {
   await choose(page, names);
   await page.locator(".settings summary").click();
@@ -82,7 +85,11 @@ async function answersStreamSideBySide() {
   }
   const said = await page.textContent("#said");
   assert.match(said, /^3 answers, \d+ tokens in .* tokens\/s together\.$/);
-  await askForMuch(page, ["demo", "pirate", "poet", "json"]);
+  // Else a short answer may be over before a browser has begun to ask for the next.
+  const busy = load(open.url, Array(ROWS_OF_A_SLOW_STEP).fill("demo"));
+  await areRunning(open.url, ROWS_OF_A_SLOW_STEP);
+  // Not the base, whose own requests are in its way.
+  await askForMuch(page, ["pirate", "poet", "json", "formal"]);
   // When each text grew.
   await page.evaluate(() => {
     window.grown = new Map();
@@ -96,6 +103,7 @@ async function answersStreamSideBySide() {
   });
   await page.click("#send");
   await done(page);
+  await busy.stop();
   const grown = await page.evaluate(() => [...window.grown.values()]);
   assert.equal(grown.length, 4);
   for (const times of grown) assert(times.length > 5, `written in ${times.length} steps`);
