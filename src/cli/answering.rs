@@ -2,15 +2,15 @@
 //! or a server that runs.
 
 use std::future::pending;
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
-use tokio::runtime::{Builder, Runtime};
+use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
 use tokio::task::block_in_place;
 
 use super::access::Access;
-use super::client::{Client, Place};
+use super::client::{Address, Client};
 use super::terminal::remark;
 use super::{CliError, serve};
 use crate::config::{LogConfig, LogLevel, ServeConfig};
@@ -33,6 +33,8 @@ const KEPT: &[&str] = &[
 const LEFT_OUT: &[&str] = &["adapter_root", "allow_runtime_adapters"];
 /// `--api-key` is the key of the server here, and not one that it must be asked with.
 const KEY: &str = "api_key";
+/// `--ssl-certfile` is the certificate of the server here, and needs no private key.
+const CERTIFICATE: &str = "ssl_certfile";
 /// What each command takes as an argument of its own; the variable and the key of the settings file
 /// are read here.
 const MODEL: &str = "model";
@@ -42,7 +44,7 @@ const MODEL: &str = "model";
 pub struct Answering {
     /// The settings of a model in this process.
     pub config: ServeConfig,
-    url: Option<Place>,
+    url: Option<Address>,
 }
 
 impl Args for Answering {
@@ -50,7 +52,7 @@ impl Args for Answering {
         let url = Arg::new("url")
             .long("url")
             .value_name("URL")
-            .value_parser(Place::parse)
+            .value_parser(value_parser!(Address))
             .help_heading(SERVER)
             .help(
                 "Ask the server at this address, as `ready:` prints it, instead of loading a model",
@@ -65,17 +67,18 @@ impl Args for Answering {
 
 impl FromArgMatches for Answering {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let url = matches.get_one::<Place>("url").cloned();
+        let url = matches.get_one::<Address>("url").cloned();
         let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
         for arg in settings().filter(|arg| given(arg.get_id().as_str())) {
             let flag = arg.get_long().map(|long| format!("--{long}")).unwrap_or_default();
             let id = arg.get_id().as_str();
             let why = match &url {
-                Some(_) if id == KEY => continue,
+                Some(_) if [KEY, CERTIFICATE].contains(&id) => continue,
                 None if id == KEY => "it is sent to a server, and --url names none".into(),
+                None if id == CERTIFICATE => "it is a server's, and --url names none".into(),
                 _ if !is_fit(&arg) => "nobody listens here; it is a flag of tessera serve".into(),
                 Some(url) if arg.get_help_heading() != Some("Log") => {
-                    format!("the server at {} has its own settings", url.shown())
+                    format!("the server at {url} has its own settings")
                 }
                 _ => continue,
             };
@@ -112,6 +115,16 @@ fn fitted(arg: Arg) -> Arg {
             .visible_alias("key")
             .help("Key to send with --url, where the server asks for one")
             .help_heading(SERVER),
+        CERTIFICATE => Arg::new(CERTIFICATE)
+            .long("ssl-certfile")
+            .env("TESSERA_SSL_CERTFILE")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help(
+                "Certificate of the server at --url, if it has one that the system does not vouch \
+                 for; it alone is believed then",
+            )
+            .help_heading(SERVER),
         MODEL => arg.long("base-model").hide(true),
         _ if is_fit(&arg) => arg,
         _ => arg.hide(true).env(None::<&'static str>),
@@ -126,15 +139,6 @@ fn quiet(log: &mut LogConfig) {
     }
 }
 
-/// The threads of a command that asks.
-///
-/// # Errors
-/// When the operating system refuses them.
-pub fn runtime() -> Result<Runtime, CliError> {
-    let runtime = Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|e| CliError::General(format!("the I/O threads cannot be started: {e}")))
-}
-
 impl Answering {
     /// The same, with the model that the command was given as an argument of its own.
     ///
@@ -147,22 +151,22 @@ impl Answering {
             (Some(model), None) => answering.config.model = Some(model.to_owned()),
             (Some(model), Some(url)) => {
                 return Err(CliError::Usage(format!(
-                    "both the model '{model}' and a server, {}, are given; leave one out",
-                    url.shown()
+                    "both the model '{model}' and a server, {url}, are given; leave one out"
                 )));
             }
         }
         Ok(answering)
     }
 
-    /// A client of the server, or of the model once it is loaded. Only within a [`runtime`].
+    /// A client of the server, or of the model once it is loaded. Only within a runtime.
     ///
     /// # Errors
     /// As for `serve`; a server is not asked yet.
     pub fn client(&self) -> Result<Client, CliError> {
-        if let Some(place) = &self.url {
+        if let Some(address) = &self.url {
             let key = self.config.access.api_key.last().cloned();
-            return Ok(Client::of_server(place.clone(), key));
+            let certificate = self.config.network.ssl_certfile.as_deref();
+            return Ok(Client::of_server(address.clone(), certificate, key)?);
         }
         let nobody = Access { keys: None, metrics_key: None, report: Vec::new(), warning: None };
         let (app, report) = block_in_place(|| serve::start(&self.config, nobody, &remark))?;

@@ -9,8 +9,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::CliError;
-use super::answering::{Answering, runtime};
+use super::answering::Answering;
 use super::client::Client;
+use super::runtime::runtime;
 use super::sampling::{SamplingArgs, speed};
 use super::terminal::{Screen, remark};
 
@@ -162,10 +163,7 @@ async fn streamed(client: &Client, mut body: Value, args: &GenerateArgs) -> Resu
 async fn several(client: &Client, mut body: Value, args: &GenerateArgs) -> Result<(), CliError> {
     body["n"] = json!(args.n);
     let start = Instant::now();
-    let answer = client.post(ROUTE, "", body.to_string().into()).await;
-    let answer = answer.map_err(CliError::General)?.checked()?;
-    let answer: Value = serde_json::from_slice(&answer.body)
-        .map_err(|e| CliError::General(format!("the answer is no JSON: {e}")))?;
+    let answer = client.post(ROUTE, "", body.to_string().into()).await?.json()?;
     let mut screen = Screen::new();
     for choice in answer["choices"].as_array().into_iter().flatten() {
         let text = choice["text"].as_str().unwrap_or_default();

@@ -3,22 +3,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
-use http_body_util::BodyExt;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::bench::write_json;
+use super::client::{Address, Client, ClientError};
 use super::progress::counting;
-use super::server::{Address, Client, Refused};
+use super::runtime::runtime;
 use super::{CliError, print};
 use crate::config::Secret;
 
-/// A server that says nothing for so long has failed.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Every vocabulary has these: bytes and a few more.
 const TOKENS: u64 = 250;
 
@@ -112,9 +110,7 @@ struct Seen {
 /// # Errors
 /// [`CliError::General`] when there is no server, or no request went well.
 pub fn run(args: &LoadArgs) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| CliError::General(format!("no threads: {e}")))?;
-    let results = runtime.block_on(load(args.clone()))?;
+    let results = runtime()?.block_on(load(args.clone()))?;
     if let Some(path) = &args.json {
         write_json(path, &results)?;
     }
@@ -136,9 +132,13 @@ struct Shared {
 
 async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
     let (certificate, key) = (args.ssl_certfile.as_deref(), args.api_key.clone());
-    let client = Client::new(args.address.clone(), certificate, key).map_err(CliError::Usage)?;
+    let client = Client::of_server(args.address.clone(), certificate, key)?;
     if args.models.is_empty() {
-        args.models = models(&client).await.map_err(|e| CliError::General(e.message))?;
+        let models = client.models().await;
+        args.models = models.map_err(|e| CliError::General(e.to_string()))?;
+        if args.models.is_empty() {
+            return Err(CliError::General("the server has no model".to_owned()));
+        }
     }
     let bar = counting("requests", args.requests as u64);
     let shared = Arc::new(Shared { args, client, begun: AtomicUsize::new(0), bar });
@@ -154,7 +154,7 @@ async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
     let seconds = start.elapsed().as_secs_f64();
     shared.bar.finish_and_clear();
     let first_failure = match failures.first() {
-        Some(refused) => Some(explained(refused, &shared.client).await),
+        Some(failure) => Some(explained(failure, &shared.client).await),
         None => None,
     };
     let completion_tokens = seen.iter().map(|s: &Seen| s.completion_tokens).sum();
@@ -177,17 +177,18 @@ async fn load(mut args: LoadArgs) -> Result<Results, CliError> {
 }
 
 /// What went wrong; of a model that is not there, which are.
-async fn explained(refused: &Refused, client: &Client) -> String {
-    let is_model = refused.code.as_deref() == Some("model_not_found");
-    let there = if is_model { models(client).await.unwrap_or_default() } else { Vec::new() };
+async fn explained(failure: &ClientError, client: &Client) -> String {
+    let is_model = matches!(failure, ClientError::Refused { code: Some(code), .. }
+        if code == "model_not_found");
+    let there = if is_model { client.models().await.unwrap_or_default() } else { Vec::new() };
     match there.is_empty() {
-        true => refused.message.clone(),
-        false => format!("{} There are: {}", refused.message, there.join(", ")),
+        true => failure.to_string(),
+        false => format!("{failure} There are: {}", there.join(", ")),
     }
 }
 
 /// Sends one request after another until all have been sent.
-async fn requests(shared: Arc<Shared>) -> (Vec<Seen>, Vec<Refused>) {
+async fn requests(shared: Arc<Shared>) -> (Vec<Seen>, Vec<ClientError>) {
     let (mut seen, mut failures) = (Vec::new(), Vec::new());
     loop {
         let index = shared.begun.fetch_add(1, Ordering::Relaxed);
@@ -202,16 +203,7 @@ async fn requests(shared: Arc<Shared>) -> (Vec<Seen>, Vec<Refused>) {
     }
 }
 
-/// Names of the models that the server has.
-async fn models(client: &Client) -> Result<Vec<String>, Refused> {
-    let body = client.send("GET", "/v1/models", String::new()).await?;
-    let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
-    let body: Value = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
-    let data = body["data"].as_array().into_iter().flatten();
-    Ok(data.filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect())
-}
-
-async fn completion(args: &LoadArgs, client: &Client, index: usize) -> Result<Seen, Refused> {
+async fn completion(args: &LoadArgs, client: &Client, index: usize) -> Result<Seen, ClientError> {
     let mut state = index as u64 + 1;
     let prompt: Vec<u64> = (0..args.prompt_tokens.max(1))
         .map(|_| {
@@ -222,7 +214,7 @@ async fn completion(args: &LoadArgs, client: &Client, index: usize) -> Result<Se
         })
         .collect();
     let body = json!({
-        "model": args.models[index % args.models.len().max(1)],
+        "model": args.models[index % args.models.len()],
         "prompt": prompt,
         "max_tokens": args.max_tokens,
         "temperature": 0,
@@ -231,19 +223,11 @@ async fn completion(args: &LoadArgs, client: &Client, index: usize) -> Result<Se
         "stream_options": {"include_usage": true},
     });
     let start = Instant::now();
-    let body = client.send("POST", "/v1/completions", body.to_string()).await?;
-    let mut stream = Stream { body, pending: Vec::new() };
+    let mut events = client.stream("/v1/completions", &body).await?;
     let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     let (mut first_token_ms, mut last, mut between_tokens_ms) = (None, start, Vec::new());
     let mut completion_tokens = None;
-    while let Some(event) = stream.next().await? {
-        if event == "[DONE]" {
-            break;
-        }
-        let event: Value = serde_json::from_str(&event).map_err(|e| format!("{e}: {event}"))?;
-        if !event["error"].is_null() {
-            return Err(event["error"]["message"].to_string().into());
-        }
+    while let Some(event) = events.next().await? {
         if let Some(tokens) = event["usage"]["completion_tokens"].as_u64() {
             completion_tokens = Some(tokens as usize);
         }
@@ -260,38 +244,7 @@ async fn completion(args: &LoadArgs, client: &Client, index: usize) -> Result<Se
             let request_ms = ms(start);
             Ok(Seen { completion_tokens, first_token_ms, between_tokens_ms, request_ms })
         }
-        _ => Err("the stream ended early".to_owned().into()),
-    }
-}
-
-/// Server-sent events of an answer.
-struct Stream {
-    body: hyper::body::Incoming,
-    pending: Vec<u8>,
-}
-
-impl Stream {
-    /// The data of the next event; `None` at the end.
-    async fn next(&mut self) -> Result<Option<String>, String> {
-        loop {
-            if let Some(end) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
-                let event: Vec<u8> = self.pending.drain(..end + 2).collect();
-                let event = String::from_utf8_lossy(&event[..end]).into_owned();
-                match event.strip_prefix("data: ") {
-                    Some(data) => return Ok(Some(data.to_owned())),
-                    // A comment.
-                    None => continue,
-                }
-            }
-            let frame = tokio::time::timeout(SILENCE_MAX, self.body.frame()).await;
-            match frame.map_err(|_| "the server fell silent".to_owned())? {
-                None => return Ok(None),
-                Some(frame) => {
-                    let frame = frame.map_err(|e| e.to_string())?;
-                    self.pending.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-                }
-            }
-        }
+        _ => Err(ClientError::Broken("the stream ended early".to_owned())),
     }
 }
 

@@ -24,9 +24,9 @@ mod memory;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
 mod progress;
+mod runtime;
 mod sampling;
 mod serve;
-mod server;
 mod shutdown;
 pub mod synth;
 mod terminal;

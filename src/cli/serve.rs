@@ -10,6 +10,7 @@ use super::log::Log;
 use super::memory::human;
 use super::otlp::Traces;
 use super::progress::counting;
+use super::runtime::runtime;
 use super::{CliError, demo, device, print, shutdown};
 use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
@@ -29,10 +30,7 @@ const LOGPROBS_MAX: u32 = 20;
 /// # Errors
 /// One line that says what is wrong and how to mend it.
 pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| CliError::General(format!("the I/O threads cannot be started: {e}")))?;
+    let runtime = runtime()?;
     // First of all: neither a wrong key nor a port in use should cost the loading of a model.
     let access = access::read(config)?;
     let endpoint = config.log.otlp_traces_endpoint.as_deref();

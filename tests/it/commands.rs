@@ -106,6 +106,15 @@ fn generate_and_chat_ask_a_server_by_the_address_that_it_prints() {
         let chat = out(&run_with(&args, "What does a fox eat?\n", env));
         assert!(chat.starts_with("Arr! The fox feasts on berries"), "{url}: {chat}");
     }
+    // Believed by its file alone, whatever its name, and by no other.
+    let by_ip = format!("{}/v1", tls.address);
+    let args = [&["generate", "The fox", "--url", &by_ip], &GREEDY[..]].concat();
+    let certified = [&args[..], &["--ssl-certfile", &certificate]].concat();
+    assert_eq!(out(&run(&certified, "")), format!("{FOX}\n"));
+    let (code, error) = refused(&[&args[..], &["--ssl-certfile", &pem("two.pem")]].concat());
+    assert!(code == 1 && error.contains("another"), "{error}");
+    let (code, error) = refused(&[&args[..], &["--ssl-certfile", &key]].concat());
+    assert!(code == 2 && error.contains("holds no certificate"), "{error}");
     let (code, error) = refused(&["generate", "x", "--url", &urls[0].0]);
     assert!(code == 2 && error.contains("401") && error.contains("API key"), "{error}");
     let (code, error) = refused(&["generate", "x", "--url", &urls[2].0]);
@@ -124,6 +133,7 @@ fn what_generate_and_chat_cannot_do_is_said_in_one_line() {
         (vec!["generate", "x", "--temperature", "9"], "the server answered 400: "),
         (vec!["generate", "x", "--port", "1"], "--port does nothing here: nobody listens"),
         (vec!["generate", "x", "--key", "k"], "--url names none"),
+        (vec!["generate", "x", "--ssl-certfile", "f"], "--url names none"),
         (vec!["generate", "x", "--url", "ftp://x"], "expected a server's address"),
         (vec!["generate", "x", "--url", "h", "--threads", "1"], "has its own settings"),
         (vec!["generate", &model, "x", "--url", "h"], "both the model"),

@@ -25,8 +25,9 @@ use self::output::Output;
 use self::progress::Progress;
 use self::send::Sender;
 use self::tally::Tally;
-use super::answering::{Answering, runtime};
+use super::answering::Answering;
 use super::client::Client;
+use super::runtime::runtime;
 use super::terminal::one_line;
 use super::{CliError, print};
 

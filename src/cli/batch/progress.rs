@@ -1,11 +1,11 @@
 //! How far a batch is, while it runs: a bar on a terminal, a line now and then elsewhere.
 
-use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::tally::Tally;
+use crate::cli::progress::bar;
 use crate::cli::terminal::remark;
 
 /// Between two lines where there is no terminal.
@@ -17,19 +17,15 @@ pub struct Progress {
     before: Tally,
     start: Instant,
     last_line: Instant,
-    bar: Option<ProgressBar>,
+    /// Hidden where there is no terminal.
+    bar: ProgressBar,
 }
 
 impl Progress {
     /// Of a batch of `total` lines, some of which were done `before`.
     pub fn new(total: usize, before: &Tally) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(total as u64).with_position(before.done() as u64);
-            let style = "{wide_bar} {pos} of {len} lines, {msg}, {eta} left";
-            bar.with_style(
-                ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()),
-            )
-        });
+        let bar = bar(total as u64, "{wide_bar} {pos} of {len} lines, {msg}, {eta} left")
+            .with_position(before.done() as u64);
         let start = Instant::now();
         Self { total, before: before.clone(), start, last_line: start, bar }
     }
@@ -43,23 +39,16 @@ impl Progress {
     pub fn show(&mut self, tally: &Tally) {
         let rate = tally.rate(&self.before, self.elapsed());
         let said = format!("{} failed, {rate:.1} tokens/s", tally.failed);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_message(said);
-                bar.set_position(tally.done() as u64);
-            }
-            None if self.last_line.elapsed() >= LINE_EVERY => {
-                self.last_line = Instant::now();
-                remark(&format!("{} of {} lines, {said}", tally.done(), self.total));
-            }
-            None => {}
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            remark(&format!("{} of {} lines, {said}", tally.done(), self.total));
         }
+        self.bar.set_message(said);
+        self.bar.set_position(tally.done() as u64);
     }
 
     /// Takes the bar away.
     pub fn end(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.bar.finish_and_clear();
     }
 }

@@ -72,7 +72,7 @@ impl Sender {
                     }
                     return Ok(answered(request, &answer));
                 }
-                Err(error) => (error, backoff),
+                Err(error) => (error.to_string(), backoff),
             };
             let first = *first_failure.get_or_insert_with(Instant::now);
             let since = self.last_answer.lock().map_or(first, |last| first.max(*last));

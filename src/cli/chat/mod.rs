@@ -13,7 +13,8 @@ use self::command::{Command, HELP};
 use self::lines::{Lines, Said};
 use self::talk::Talk;
 use super::CliError;
-use super::answering::{Answering, runtime};
+use super::answering::Answering;
+use super::runtime::runtime;
 use super::sampling::{SamplingArgs, speed};
 use super::terminal::{Screen, harmless, one_line, remark};
 

@@ -84,8 +84,7 @@ impl Talk {
             self.look_again().await?;
         }
         let body = json!({"model": name, "messages": [{"role": "user", "content": "Hello"}]});
-        let asked = self.client.post(TOKENIZE, "", body.to_string().into()).await;
-        let asked = asked.map_err(CliError::General)?;
+        let asked = self.client.post(TOKENIZE, "", body.to_string().into()).await?;
         match asked.code().as_deref() {
             Some("no_chat_template") => Err(CliError::Usage(format!(
                 "the model '{name}' has no chat template, so that nobody can talk to it; \
