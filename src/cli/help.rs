@@ -8,7 +8,7 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
     (
         1,
         "failed in a way that has no code of its own: no healthy server, a disk that is full, a \
-         problem that doctor found",
+         problem that doctor found, a line of a batch that failed",
     ),
     (
         2,
@@ -56,6 +56,36 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("tessera doctor", "a line for each thing, and exit code 1 if there is a problem"),
             ("tessera doctor --device cuda --port 9000 --json", "with a GPU, for programs"),
+        ],
+    ),
+    (
+        "chat",
+        &[
+            ("tessera chat", "with the built-in model; /model pirate goes on with an adapter"),
+            ("tessera chat ./base --adapter sql=./sql --model sql", "with an adapter of your own"),
+            ("tessera chat --url http://10.0.0.7:8000/v1 --key KEY", "on a server that runs"),
+        ],
+    ),
+    (
+        "generate",
+        &[
+            ("tessera generate 'The fox' --max-tokens 9", "the built-in model goes on with a text"),
+            ("tessera generate ./base --file prompt.txt --n 3 --seed 1", "three texts of a file"),
+            ("tessera generate hello --url unix:/run/tessera.sock", "on a server that runs"),
+        ],
+    ),
+    (
+        "batch",
+        &[
+            ("tessera batch in.jsonl -o out.jsonl", "each line names its model; again, it goes on"),
+            (
+                "tessera batch ./base in.jsonl -o out.jsonl --adapter sql=./sql",
+                "your own model and adapter, in this process",
+            ),
+            (
+                "tessera batch in.jsonl -o out.jsonl --url http://10.0.0.7:8000/v1",
+                "on a server that runs",
+            ),
         ],
     ),
     (

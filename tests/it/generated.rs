@@ -58,6 +58,7 @@ fn row(arg: &Arg) -> Vec<String> {
     let names = arg.get_value_names().unwrap_or_default();
     let name = names.first().map_or_else(|| arg.get_id().as_str(), |name| name.as_str());
     let flag = match (arg.get_long(), arg.get_action()) {
+        (None, _) if names.len() > 1 => names.join(" "),
         (None, _) => name.to_owned(),
         (Some(long), ArgAction::SetTrue) => format!("--{long}"),
         (Some(long), _) => format!("--{long} {name}"),
@@ -67,11 +68,15 @@ fn row(arg: &Arg) -> Vec<String> {
         _ => arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned()).collect(),
     };
     let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned());
-    vec![code(&flag), code(&variable.unwrap_or_default()), code(&default.join(",")), help(arg)]
+    let others = arg.get_visible_aliases().unwrap_or_default().into_iter();
+    let flags = std::iter::once(code(&flag)).chain(others.map(|name| code(&format!("--{name}"))));
+    let flags = flags.collect::<Vec<_>>().join(", ");
+    vec![flags, code(&variable.unwrap_or_default()), code(&default.join(",")), help(arg)]
 }
 
 fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
-    let is_own = |arg: &&Arg| !["help", "version"].contains(&arg.get_id().as_str());
+    let is_own =
+        |arg: &&Arg| !["help", "version"].contains(&arg.get_id().as_str()) && !arg.is_hide_set();
     command.get_arguments().filter(is_own)
 }
 
@@ -110,7 +115,9 @@ fn others(command: &Command, serve: &Command, path: &str, found: &mut Vec<String
         };
         let own = settings(sub).filter(|arg| !is_serves(arg));
         let rows = table(&["flag", "variable", "default", "meaning"], own.map(row));
-        let more = if takes_all { "\nAnd the flags of `tessera serve`.\n" } else { "" };
+        let more = "\nAnd those of `tessera serve` that make sense where nobody listens: \
+                    [who answers](batch.md#who-answers).\n";
+        let more = if takes_all { more } else { "" };
         found.push(format!("### `{path}`\n\n{about}\n\n{rows}{more}"));
     }
 }
