@@ -35,7 +35,7 @@ positive_data_acceptance.expected-statuses = ["2XX", "400", "404", "429"]
 def serve(binary, root):
     """The server as a user starts it, on a free port, and its address."""
     command = [binary, "serve", "--port", "0", "--api-key", KEY, "--metrics-key", "another",
-               "--allow-runtime-adapters", "--adapter-root", root]
+               "--allow-runtime-adapters", "--adapter-root", root, "--no-access-log"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         found = re.match(r"ready: (http://[^/\s]+)", line)
