@@ -22,7 +22,7 @@ pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
 pub use print::{FromFile, describe};
 pub use values::parse_bytes;
-use values::{parse_count, parse_share, parse_threads};
+use values::{parse_count, parse_host, parse_share, parse_threads};
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
 #[derive(Args, Clone, Debug)]
@@ -179,6 +179,7 @@ pub struct ServeConfig {
         env = "TESSERA_ALLOWED_HOST",
         value_name = "NAME",
         value_delimiter = ',',
+        value_parser = parse_host,
         action = ArgAction::Append,
         help_heading = "Server"
     )]

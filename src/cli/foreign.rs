@@ -38,7 +38,11 @@ pub const FOREIGN: &[Foreign] = &[
     row(MANY, &["--model", "-m"], MODEL),
     row(SGLANG, &["--model-path"], MODEL),
     row(LORAX, &["--model-id"], MODEL),
-    row(LLAMA, &["--hf-repo"], "write the model's Hub id without a flag: tessera serve ORG/NAME"),
+    row(
+        LLAMA,
+        &["--hf-repo", "-hf", "-hfr"],
+        "write the model's Hub id without a flag: tessera serve ORG/NAME",
+    ),
     row(VLLM, &["--lora-modules"], ADAPTER),
     row(SGLANG, &["--lora-paths"], ADAPTER),
     row(LORAX, &["--adapter-id"], ADAPTER),
@@ -165,6 +169,7 @@ mod tests {
         let said = |typed: &str, wrong: &str| pointer(&[typed.to_owned()], wrong);
         assert!(said("--lora_modules=a=b", "--lora_modules").unwrap().contains("--adapter NAME="));
         assert!(said("-ngl", "-n").unwrap().contains("--device cuda"));
+        assert!(said("-hf=org/name", "-hf").unwrap().contains("Hub id"));
         assert_eq!(said("--no-such-flag", "--no-such-flag"), None);
         assert_eq!(said("--lora", "--lor"), pointer(&["--lora".into()], "--lora"));
     }

@@ -152,6 +152,12 @@ pub fn command() -> clap::Command {
 pub fn run() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let outcome = match parse(&args) {
+        Err(asked)
+            if asked.kind() == ErrorKind::DisplayHelp
+                && let Some(text) = hub_flag(&args) =>
+        {
+            Err(CliError::Usage(text))
+        }
         Ok(Ok(Asked::Run(command))) => dispatch(command),
         Ok(Ok(Asked::Settings(text))) => print(&text),
         Ok(Err(text)) => Err(CliError::Config(text)),
@@ -170,10 +176,17 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Not eprintln!, which panics where stderr is closed.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let error_text = error.to_string();
+            let _ = writeln!(std::io::stderr(), "error: {}", terminal::harmless(&error_text));
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// llama-server's `-hf`, which would otherwise be read as `-h` and ask for help.
+fn hub_flag(args: &[OsString]) -> Option<String> {
+    let typed = args.iter().find(|arg| arg.to_str().is_some_and(|arg| arg.starts_with("-hf")))?;
+    foreign::pointer(&[typed.to_string_lossy().into_owned()], "-hf")
 }
 
 /// What a command line asks for.

@@ -1,4 +1,4 @@
-//! Numbers in flags: counts, shares and bytes.
+//! Values of flags: counts, shares, bytes and hosts.
 
 /// More than 0, at most 1.
 ///
@@ -55,9 +55,35 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(expected()) }
 }
 
+/// A name or an address, as it stands in a `Host` header before the port.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_host(text: &str) -> Result<String, String> {
+    let is_v6 = text.starts_with('[') && text.ends_with(']');
+    let is_of_host =
+        |c: char| c.is_ascii_alphanumeric() || "-._".contains(c) || is_v6 && "[:]".contains(c);
+    match !text.is_empty() && text.chars().all(is_of_host) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("expected a host such as models.example.org, without http:// and a port".to_owned())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for good in ["models.example.org", "10.0.0.7", "[::1]"] {
+            assert_eq!(parse_host(good), Ok(good.to_owned()));
+        }
+        for bad in ["", "http://box", "a b", "box/v1", "box:8000"] {
+            assert!(parse_host(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn byte_sizes_take_units_of_both_kinds() {

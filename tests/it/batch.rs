@@ -309,6 +309,7 @@ fn answer(
         let mut script = script.lock().unwrap();
         let (status, headers) = if script.is_empty() { (200, "") } else { script.remove(0) };
         let body = match status {
+            200 if headers.contains("text/html") => "<p>Log in.</p>",
             200 => r#"{"id": "cmpl-1", "created": 5, "choices": []}"#,
             _ => r#"{"error": {"message": "not now", "code": "c"}}"#,
         };
@@ -341,7 +342,7 @@ fn what_passes_is_tried_again_and_what_does_not_ends_the_run() {
     // A wrong key would be wrong for each line: none of them is written.
     for (script, expected) in [
         (vec![(401, "")], "line 1: 401: not now; 0 of 1 lines are answered"),
-        (vec![(503, "retry-after: 2\r\n")], "line 1: 503: not now (tried again for 1 s"),
+        (vec![(503, "retry-after: 2\r\n")], "line 1: 503: not now (given up after"),
     ] {
         let folder = Folder::new(&one);
         let (url, _) = scripted(&script);
@@ -357,4 +358,9 @@ fn what_passes_is_tried_again_and_what_does_not_ends_the_run() {
     let (url, _) = scripted(&[(500, "")]);
     assert_eq!(folder.run(&["--url", &url]).status.code(), Some(1));
     assert_eq!(folder.written()[0]["response"]["status_code"], 500);
+    // A page of a proxy is no answer of a model, whatever its status.
+    let folder = Folder::new(&one);
+    let (url, _) = scripted(&[(200, "content-type: text/html\r\n")]);
+    assert_eq!(folder.run(&["--url", &url]).status.code(), Some(1));
+    assert_eq!(folder.written()[0]["error"]["code"], "invalid_answer");
 }

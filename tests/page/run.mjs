@@ -236,6 +236,19 @@ async function theBatchIsSeenAsItRuns() {
   await close(page);
 }
 
+async function aWrongSettingIsShownThoughItsPartWasClosed() {
+  const page = await browser.page(open.url);
+  const settings = page.locator(".settings");
+  await settings.locator("summary").click();
+  await page.fill("#temperature", "9");
+  await settings.locator("summary").click();
+  assert.equal(await settings.getAttribute("open"), null);
+  await page.click("#send");
+  assert.equal(await settings.getAttribute("open"), "");
+  assert(await page.locator("#temperature").evaluate((field) => field === document.activeElement));
+  await close(page);
+}
+
 async function theKeyboardAloneIsEnough() {
   const page = await browser.page(open.url);
   await page.locator("#adapters > li").first().waitFor();
@@ -456,7 +469,8 @@ async function aPictureIsTaken() {
 
 const checks = [answersStreamSideBySide, aStopEndsAllAnswers,
   tokensAreShadedAndTellWhatElseTheyCouldHaveBeen, adaptersAreListedInspectedLoadedAndUnloaded,
-  theBatchIsSeenAsItRuns, theKeyboardAloneIsEnough, whatServersAndModelsSayIsText,
+  theBatchIsSeenAsItRuns, aWrongSettingIsShownThoughItsPartWasClosed, theKeyboardAloneIsEnough,
+  whatServersAndModelsSayIsText,
   amongManyNamesSomeAreFoundByTyping, aKeyIsAskedForAndKeptInMemoryAlone,
   nobodyIsLeftOutInEitherSchemeOrOnAPhone, nothingMovesForWhoWantsNothingToMove];
 try {

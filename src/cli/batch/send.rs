@@ -79,7 +79,11 @@ impl Sender {
             let wait = wait.min(BACKOFF_MAX);
             if since.elapsed() + wait > self.retry {
                 let seconds = self.retry.as_secs();
-                return Err(format!("{why} (tried again for {seconds} s, --retry-seconds)"));
+                let tried = since.elapsed().as_secs_f64();
+                return Err(format!(
+                    "{why} (given up after {tried:.1} s: the next try would come later than \
+                     --retry-seconds {seconds} lets it)"
+                ));
             }
             sleep(wait).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -98,8 +102,16 @@ impl Sender {
 }
 
 fn answered(request: &Request, answer: &Answer) -> Answered {
-    let body = serde_json::from_slice(&answer.body);
-    let body = body.unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&answer.body)));
+    let body = match serde_json::from_slice(&answer.body) {
+        Ok(body) => body,
+        // As of a proxy that wants people to log in: nothing that a model has said.
+        Err(error) if answer.status == StatusCode::OK => {
+            let message = format!("the answer of status 200 is no JSON: {error}");
+            let failure = Failure { code: "invalid_answer".to_owned(), message };
+            return Answered::new(request, Err(failure));
+        }
+        Err(_) => Value::from(String::from_utf8_lossy(&answer.body)),
+    };
     Answered::new(
         request,
         Ok(Response {

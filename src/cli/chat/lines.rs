@@ -6,6 +6,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::cli::CliError;
+use crate::cli::terminal::remark;
 
 /// Longest line; a longer one ends the command.
 const LINE_BYTES_MAX: u64 = 32 << 20;
@@ -53,15 +54,21 @@ impl Lines {
     /// When it cannot be read.
     pub fn next(&mut self, prompt: &str) -> Result<Said, CliError> {
         let Self::Editor(editor) = self else { return plain() };
-        match editor.readline(prompt) {
-            Ok(line) => {
-                // Only a file could refuse it.
-                let _ = editor.add_history_entry(line.as_str());
-                Ok(Said::Line(line))
-            }
-            Err(ReadlineError::Interrupted) => Ok(Said::Interrupt),
-            Err(ReadlineError::Eof) => Ok(Said::End),
-            Err(error) => Err(failed(error)),
+        loop {
+            return match editor.readline(prompt) {
+                Ok(line) => {
+                    // Only a file could refuse it.
+                    let _ = editor.add_history_entry(line.as_str());
+                    Ok(Said::Line(line))
+                }
+                Err(ReadlineError::Interrupted) => Ok(Said::Interrupt),
+                Err(ReadlineError::Eof) => Ok(Said::End),
+                Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                    remark("that was no UTF-8, and is not said; write it again");
+                    continue;
+                }
+                Err(error) => Err(failed(error)),
+            };
         }
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
-use crate::http::table::{ROUTES, shown};
+use crate::http::table::{ROUTES, Route, Row, shown};
 use crate::http::wire::to_json;
 
 /// Fields may be added; those that are here keep their names.
@@ -28,6 +28,7 @@ struct Index {
 
 /// Where everything is.
 pub(in crate::http) fn index(state: &State) -> Response<Body> {
+    let is_there = |row: &&Row| state.http.page || !matches!(row, (.., Route::PageFile));
     let index = Index {
         object: "index",
         name: "tessera",
@@ -38,7 +39,7 @@ pub(in crate::http) fn index(state: &State) -> Response<Body> {
         models: "/v1/models",
         adapters: "/v1/adapters",
         runtime_adapters: state.http.runtime_adapters && state.model.merged.is_none(),
-        routes: ROUTES.iter().map(|(path, ..)| shown(path)).collect(),
+        routes: ROUTES.iter().filter(is_there).map(|(path, ..)| shown(path)).collect(),
     };
     whole("application/json", to_json(&index))
 }

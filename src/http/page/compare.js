@@ -131,6 +131,12 @@ export function start(whenDone) {
     event.preventDefault();
     if (running === null) ask().finally(() => { setRunning(null); whenDone(); });
   });
+  // A field that is hidden could not say what is wrong with it.
+  form.addEventListener("invalid", ({ target }) => {
+    for (let at = target.closest("details"); at; at = at.parentElement.closest("details")) {
+      at.open = true;
+    }
+  }, true);
   byId("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
