@@ -144,6 +144,32 @@ pub const FOREIGN: &[Foreign] = &[
     row(VLLM, &["--uvicorn-log-level"], "write --log-level LEVEL"),
     row(VLLM, &["--allowed-origins"], "write --allowed-origin ORIGIN, once for each"),
     row(VLLM, &["--root-path"], "there is none: a proxy that adds a path must take it off again"),
+    row(
+        LLAMA,
+        &["--chat-template-file"],
+        "put it into the model's directory as chat_template.jinja",
+    ),
+    row(VLLM, &["--kv-cache-memory-bytes"], "write --kv-cache-bytes BYTES"),
+    row(MANY, &["--cors-origins", "--cors-allow-origin"], "write --allowed-origin ORIGIN"),
+    row(LLAMA, &["--reasoning-format"], "write --reasoning-parser NAME, or none"),
+    row(LORAX, &["--hostname"], "write --host IP"),
+    row(LORAX, &["--json-output"], "write --log-format json"),
+    row(LORAX, &["--otlp-endpoint"], "write --otlp-traces-endpoint URL, in a build with otlp"),
+    row(LORAX, &["--adapter-memory-fraction"], "write --adapter-gpu-bytes BYTES"),
+    row(
+        LORAX,
+        &["--adapter-cycle-time-s"],
+        "leave it out: who waits gets its turn by tokens served",
+    ),
+    row(SGLANG, &["--lora-eviction-policy"], "leave it out: the longest unused leaves its slot"),
+    row(SGLANG, &["--max-queued-requests"], "write --queue-requests N"),
+    row(SGLANG, &["--admin-api-key"], "write --keys FILE, with admin = true for that key"),
+    row(SGLANG, &["--enable-metrics", "--enable-deterministic-inference"], ALWAYS),
+    row(
+        SGLANG,
+        &["--enable-priority-scheduling"],
+        "leave it out: 'priority' of a request always counts, lower first",
+    ),
     row(MANY, &["--seed"], "there is none: each request has its own 'seed'"),
 ];
 

@@ -166,7 +166,7 @@ def main():
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv/clients")
     parser.add_argument("clients", nargs="*", metavar="CLIENT")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     unknown = set(asked.clients) - {client.name for client in CLIENTS}
     if unknown:
         parser.error(f"no such client: {', '.join(sorted(unknown))}")
