@@ -164,7 +164,7 @@ def all_in(labels, line):
 def main():
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: {sys.argv[0]} PATH_TO_TESSERA")
-    binary = sys.argv[1]
+    binary = str(Path(sys.argv[1]).resolve())
     check_kubectl()
     server, known = told_of_server(binary), schemas()
     rendered = {name: Manifests(render(folder)) for name, folder in OVERLAYS.items()}
