@@ -175,9 +175,7 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Not eprintln!, which panics where stderr is closed.
-            let error_text = error.to_string();
-            let _ = writeln!(std::io::stderr(), "error: {}", terminal::harmless(&error_text));
+            terminal::remark(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -103,19 +103,14 @@ pub fn batch_paths() -> impl Iterator<Item = &'static str> {
 pub(super) const WITHOUT_V1: &[&str] =
     &["/models", "/completions", "/chat/completions", "/responses", "/embeddings"];
 
-/// Paths without a route, as [`spelled`] gives them, for which it can be said what there is: those
-/// that people try first, and routes of other servers.
+/// Routes of other servers that are not here, as [`spelled`] gives them, and what is.
 pub(super) const ELSEWHERE: &[(&str, &str)] = &[
-    ("", LISTED),
-    ("/v1", LISTED),
     ("/v1/score", SCORE),
     ("/score", SCORE),
     ("/v1/rerank", RERANK),
     ("/v2/rerank", RERANK),
     ("/rerank", RERANK),
 ];
-const LISTED: &str = "GET /docs lists the routes, and GET /openapi.json does for programs; clients \
-                      of OpenAI's API take this server's address with /v1 as their base URL.";
 const SCORE: &str = "Scoring pairs of texts takes another kind of model. POST /v1/loglikelihood \
                      tells how likely a continuation is; POST /v1/embeddings gives vectors to \
                      compare.";
