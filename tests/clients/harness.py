@@ -61,6 +61,10 @@ def long_demo(binary, log=None):
         config = json.loads((model / "config.json").read_text())
         config["max_position_embeddings"] = CONTEXT_TOKENS
         (model / "config.json").write_text(json.dumps(config))
+        # A client that says no temperature must not draw another answer in each run.
+        sampling = json.loads((model / "generation_config.json").read_text())
+        sampling["temperature"] = 0
+        (model / "generation_config.json").write_text(json.dumps(sampling))
         adapters = [flag for name in ADAPTERS
                     for flag in ("--adapter", f"{name}={DEMO / 'adapters' / name}")]
         server = Server(binary, str(model), "--served-model-name", "demo", *adapters, log=log)

@@ -137,7 +137,7 @@ def response_tools(url):
     for provider in PROVIDERS:
         reply = litellm.responses(
             model=provider + "demo", api_base=url, api_key="none", input=ASKED, tools=[flat],
-            tool_choice="required", max_output_tokens=ANSWER_TOKENS)
+            tool_choice="required", temperature=0, max_output_tokens=ANSWER_TOKENS)
         call = next(item for item in reply.output if item.type == "function_call")
         assert call.name == "answer" and is_answer(json.loads(call.arguments))
 
