@@ -21,8 +21,8 @@ pub use file::with_file;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
 pub use print::{FromFile, describe};
-pub use values::parse_bytes;
-use values::{parse_count, parse_host, parse_share, parse_threads};
+pub use values::{NamedPlace, parse_bytes};
+use values::{parse_adapter, parse_count, parse_host, parse_share, parse_threads};
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
 #[derive(Args, Clone, Debug)]
@@ -44,11 +44,11 @@ pub struct ServeConfig {
         long = "adapter",
         env = "TESSERA_ADAPTER",
         value_name = "NAME=DIR_OR_ID",
-        value_delimiter = ',',
+        value_parser = parse_adapter,
         action = ArgAction::Append,
         help_heading = "Adapters"
     )]
-    pub adapter: Vec<String>,
+    pub adapter: Vec<NamedPlace>,
 
     /// Fold this adapter into the weights and serve it alone (single tenant, no per-row work).
     #[arg(long, env = "TESSERA_MERGE", value_name = "NAME", help_heading = "Adapters")]
@@ -178,7 +178,6 @@ pub struct ServeConfig {
         long = "allowed-host",
         env = "TESSERA_ALLOWED_HOST",
         value_name = "NAME",
-        value_delimiter = ',',
         value_parser = parse_host,
         action = ArgAction::Append,
         help_heading = "Server"

@@ -349,6 +349,9 @@ fn cores() -> usize {
 /// Where compiled kernels are kept when not told; `None` where no user has a folder.
 pub fn kernel_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    let cache = folder("XDG_CACHE_HOME").or_else(|| {
+        let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+        home.map(|home| home.join(".cache"))
+    });
     cache.map(|cache| cache.join("tessera/kernels"))
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::base;
 use super::{CliError, print};
 use crate::adapter::{Adapter, AdapterFile, FileLimits, lower, note_on_base};
+use crate::config::parse_bytes;
 use crate::engine::CheckpointBase;
 use crate::text::AdapterTexts;
 
@@ -25,9 +26,15 @@ pub struct InspectArgs {
     /// Accept fields of adapter_config.json that are not known here.
     #[arg(long)]
     allow_unknown_config_keys: bool,
-    /// The largest adapter_model.safetensors to read, in bytes.
-    #[arg(long, default_value_t = 4 << 30)]
-    adapter_bytes_max: u64,
+    /// Largest adapter file that is read.
+    #[arg(
+        long,
+        env = "TESSERA_ADAPTER_FILE_BYTES",
+        value_name = "BYTES",
+        default_value = "4GiB",
+        value_parser = parse_bytes
+    )]
+    adapter_file_bytes: u64,
 }
 
 /// Runs the command. Success means that the adapter would be served.
@@ -37,7 +44,7 @@ pub struct InspectArgs {
 pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let dir = base::find_adapter(&args.adapter)?;
     // Read first: a directory without an adapter is told without loading a model.
-    let mut file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_bytes_max), None)?;
+    let mut file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_file_bytes), None)?;
     let (checkpoint, texts) = base::with_texts(args.model.as_deref())?;
     file.notes.extend(text_notes(&dir, texts)?);
     let base = CheckpointBase::new(checkpoint);

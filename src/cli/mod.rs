@@ -23,6 +23,7 @@ mod manual;
 mod memory;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
+mod parse;
 mod progress;
 mod runtime;
 mod sampling;
@@ -39,11 +40,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use parse::{Asked, Unusable};
 
 use crate::adapter::AdapterError;
-use crate::config::{FromFile, ServeConfig, describe, with_file};
+use crate::config::ServeConfig;
 use crate::dtype::Dtype;
 use crate::model::ModelError;
 
@@ -151,26 +153,19 @@ pub fn command() -> clap::Command {
 /// Parses the process's arguments and runs the command they name.
 pub fn run() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let outcome = match parse(&args) {
-        Err(asked)
-            if asked.kind() == ErrorKind::DisplayHelp
-                && let Some(text) = hub_flag(&args) =>
-        {
-            Err(CliError::Usage(text))
+    let outcome = match parse::parse(&args) {
+        Ok(Asked::Run(command)) => dispatch(command),
+        Ok(Asked::Settings(text)) => print(&text),
+        Err(Unusable::Shown(text)) => {
+            // A closed stdout is no failure.
+            let _ = text.print();
+            Ok(())
         }
-        Ok(Ok(Asked::Run(command))) => dispatch(command),
-        Ok(Ok(Asked::Settings(text))) => print(&text),
-        Ok(Err(text)) => Err(CliError::Config(text)),
-        Err(asked) if !asked.use_stderr() => {
-            // --help and --version; a closed stdout is no failure.
-            let _ = asked.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(wrong) if wrong.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = wrong.print();
+        Err(Unusable::NoCommand(help)) => {
+            let _ = help.print();
             return ExitCode::from(CliError::Usage(String::new()).exit_code());
         }
-        Err(wrong) => Err(CliError::Usage(usage(&wrong, &args))),
+        Err(Unusable::Wrong(error)) => Err(error),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -179,52 +174,6 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-/// llama-server's `-hf`, which would otherwise be read as `-h` and ask for help.
-fn hub_flag(args: &[OsString]) -> Option<String> {
-    let typed = args.iter().find(|arg| arg.to_str().is_some_and(|arg| arg.starts_with("-hf")))?;
-    foreign::pointer(&[typed.to_string_lossy().into_owned()], "-hf")
-}
-
-/// What a command line asks for.
-enum Asked {
-    /// To run a command.
-    Run(Command),
-    /// To be shown the settings.
-    Settings(String),
-}
-
-/// Parses twice where a command is given a settings file: once to find it, once with its values in
-/// place of the defaults. The outer error is clap's, the inner one the file's.
-fn parse(args: &[OsString]) -> Result<Result<Asked, String>, clap::Error> {
-    let command = command();
-    let mut matches = command.clone().try_get_matches_from(args)?;
-    let mut cli = Cli::from_arg_matches(&matches)?;
-    let Some((name, config)) = cli.command.settings() else {
-        return Ok(Ok(Asked::Run(cli.command)));
-    };
-    let (path, shows) = (config.config.clone(), config.print_config);
-    let mut ids = Vec::new();
-    if let Some(path) = &path
-        && let Some(own) = command.find_subcommand(name).cloned()
-    {
-        let own = match with_file(own, path) {
-            Ok((own, set)) => {
-                ids = set;
-                own
-            }
-            Err(text) => return Ok(Err(text)),
-        };
-        matches = command.clone().mut_subcommand(name, |_| own).try_get_matches_from(args)?;
-        cli = Cli::from_arg_matches(&matches)?;
-    }
-    let own = command.find_subcommand(name).zip(matches.subcommand_matches(name));
-    let (Some((own, given)), true) = (own, shows) else {
-        return Ok(Ok(Asked::Run(cli.command)));
-    };
-    let file = path.as_deref().map(|path| FromFile { path, ids: &ids });
-    Ok(Ok(Asked::Settings(describe(own, given, file.as_ref()))))
 }
 
 fn dispatch(command: Command) -> Result<(), CliError> {
@@ -245,32 +194,6 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }
-}
-
-/// clap's error as one line: what was wrong and its tip, without the usage block; of a flag that
-/// another server has, what is written here instead.
-fn usage(wrong: &clap::Error, args: &[OsString]) -> String {
-    let shown = |kind| wrong.get(kind).map(ToString::to_string);
-    let args: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    // Other commands have no such flags: there clap's own tip is better.
-    let serves = args.get(1).is_none_or(|first| first == "serve" || first.starts_with('-'));
-    if let (ErrorKind::UnknownArgument, true) = (wrong.kind(), serves)
-        && let Some(flag) = shown(ContextKind::InvalidArg)
-        && let Some(pointer) = foreign::pointer(&args, &flag)
-    {
-        return format!("{pointer}; see tessera serve --help");
-    }
-    if wrong.kind() == ErrorKind::InvalidSubcommand
-        && let Some(word) = shown(ContextKind::InvalidSubcommand).filter(|w| w.contains('/'))
-    {
-        return format!("'{word}' is no command; to serve it: tessera serve {word}");
-    }
-    let text = wrong.to_string();
-    let said = text.split("\n\nUsage:").next().unwrap_or(&text);
-    let said = said.split("\n\nFor more information").next().unwrap_or(said);
-    let said = said.strip_prefix("error: ").unwrap_or(said);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{said}; see tessera --help")
 }
 
 /// A float width in flags.
@@ -324,40 +247,6 @@ mod tests {
             let own = names.iter().find(|name| flags.iter().any(|flag| flag == **name));
             assert_eq!(own, None, "a flag of our own");
         }
-    }
-
-    #[test]
-    fn another_servers_flag_is_answered_with_what_is_written_here() {
-        let said = |args: &[&str]| {
-            let args: Vec<OsString> =
-                ["tessera"].iter().chain(args).map(|arg| OsString::from(*arg)).collect();
-            let Err(wrong) = parse(&args) else { panic!("accepted: {args:?}") };
-            usage(&wrong, &args)
-        };
-        for (args, expected) in [
-            (&["serve", "m", "--lora-modules", "a=b"][..], "--adapter NAME=DIR_OR_ID"),
-            (&["serve", "--enable-lora"], "leave it out"),
-            (&["serve", "--model", "m"], "tessera serve MODEL"),
-            (&["--model", "m"], "tessera serve MODEL"),
-            (&["serve", "-m", "m.gguf"], "tessera serve MODEL"),
-            (&["serve", "m", "-ngl", "99"], "-ngl is a flag of llama-server"),
-            (&["serve", "m", "--tensor-parallel-size=2"], "one device"),
-            (&["serve", "m", "--max_lora_rank", "64"], "leave it out"),
-            (&["serve", "m", "--ctx-size", "4096"], "--max-model-len"),
-            (&["org/name"], "tessera serve org/name"),
-            (&["load", "--max-loras", "2"], "see tessera --help"),
-        ] {
-            let text = said(args);
-            assert!(text.contains(expected) && !text.contains('\n'), "{args:?}: {text}");
-        }
-    }
-
-    #[test]
-    fn a_usage_error_is_one_line_that_says_where_help_is() {
-        let wrong = command().try_get_matches_from(["tessera", "inspect"]).unwrap_err();
-        let text = usage(&wrong, &["tessera".into(), "inspect".into()]);
-        assert!(!text.contains('\n'), "{text}");
-        assert!(text.contains("<ADAPTER>") && text.ends_with("see tessera --help"), "{text}");
     }
 
     #[test]

@@ -12,10 +12,10 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TOKENS")]
     max_tokens: Option<u32>,
     /// 0 takes the likeliest token each time; default: the model's own.
-    #[arg(long, value_name = "NUMBER", value_parser = number)]
+    #[arg(long, value_name = "NUMBER", value_parser = number, allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Draw from the likeliest tokens that make up this share; default: the model's own.
-    #[arg(long, value_name = "SHARE", value_parser = number)]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Equal seeds give equal answers; default: a random one.
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
@@ -58,7 +58,8 @@ pub fn speed(tokens: Option<u64>, first_s: Option<f64>, all_s: f64) -> String {
         0 | 1 => String::new(),
         more => format!(", then {:.1} tokens/s", (more - 1) as f64 / drawn_s),
     };
-    format!("{tokens} tokens, the first after {:.0} ms{rate}", first_s * 1e3)
+    let noun = if tokens == 1 { "token" } else { "tokens" };
+    format!("{tokens} {noun}, the first after {:.0} ms{rate}", first_s * 1e3)
 }
 
 #[cfg(test)]
@@ -71,7 +72,7 @@ mod tests {
             speed(Some(11), Some(0.5), 1.5),
             "11 tokens, the first after 500 ms, then 10.0 tokens/s"
         );
-        assert_eq!(speed(Some(1), Some(0.25), 0.3), "1 tokens, the first after 250 ms");
+        assert_eq!(speed(Some(1), Some(0.25), 0.3), "1 token, the first after 250 ms");
         assert_eq!(speed(None, None, 0.5), "no token in 0.50 s");
     }
 }

@@ -230,12 +230,7 @@ fn load_adapters(
     if base.is_demo {
         given.extend(demo::ADAPTERS.iter().map(|a| (a.name.to_owned(), Given::Demo(a))));
     }
-    for entry in &config.adapter {
-        let (name, place) = entry.split_once('=').ok_or_else(|| {
-            CliError::Config(format!("--adapter must be NAME=DIR_OR_ID, got '{entry}'"))
-        })?;
-        given.push((name.to_owned(), Given::Place(place)));
-    }
+    given.extend(config.adapter.iter().map(|a| (a.name.clone(), Given::Place(&a.place))));
     let bar = counting("loading adapters", given.len() as u64);
     for (name, source) in given {
         let loaded = load_one(&name, &source, base_name, loader, texts, catalog);
@@ -279,7 +274,13 @@ fn load_one(
     let (file, own, source) = match given {
         Given::Demo(files) => (files.read(loader), nothing, Source::BuiltIn),
         Given::Place(place) => {
-            let dir = find_adapter(place).map_err(|e| failed(&e))?;
+            let dir = find_adapter(place).map_err(|e| match place.contains(',') {
+                true => failed(&format_args!(
+                    "{e} (to serve several, give --adapter once for each: commas separate in \
+                     TESSERA_ADAPTER alone)"
+                )),
+                false => failed(&e),
+            })?;
             let file = loader.read(&dir, None);
             let own = texts.read(&dir, None).map_err(|e| failed(&e))?;
             (file, own, Source::Start((*place).to_owned()))

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+/// Flags that say where settings are, or what to do with them.
+pub(super) const NO_SETTINGS: &[&str] = &["config", "help", "print_config", "version"];
+
 /// Makes the values of a TOML file the defaults of `command`'s flags. With the command come the ids
 /// of the flags that the file has values for.
 ///
@@ -19,9 +22,19 @@ pub fn with_file(
         .map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
     table.into_iter().try_fold((command, Vec::new()), |(command, mut ids), (key, value)| {
         let id = key.replace('-', "_");
+        let ids_known = command.get_arguments().map(|arg| arg.get_id().to_string());
         let known: Vec<String> =
-            command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
-        if !known.contains(&id) || ["config", "print_config"].contains(&id.as_str()) {
+            ids_known.filter(|id| !NO_SETTINGS.contains(&id.as_str())).collect();
+        if NO_SETTINGS.contains(&id.as_str()) {
+            return Err(format!("{shown}: '{key}' is no setting; it is a flag alone"));
+        }
+        if value.is_table() && id != "adapter" {
+            return Err(format!(
+                "{shown}: '{key}' is a table; settings stand at the top of the file, and [adapter] \
+                 alone is a table"
+            ));
+        }
+        if !known.contains(&id) {
             let near = nearest(&id, &known);
             return Err(format!("{shown}: unknown key '{key}'; did you mean '{near}'?"));
         }

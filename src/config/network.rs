@@ -14,7 +14,6 @@ pub struct NetworkConfig {
         long = "allowed-origin",
         env = "TESSERA_ALLOWED_ORIGIN",
         value_name = "ORIGIN",
-        value_delimiter = ',',
         value_parser = parse_origin,
         action = ArgAction::Append,
         help_heading = "Server"

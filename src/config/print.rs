@@ -6,6 +6,8 @@ use std::path::Path;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::file::NO_SETTINGS;
+
 /// A file of settings, and the ids of the flags that it has values for.
 pub struct FromFile<'a> {
     /// The file.
@@ -13,9 +15,6 @@ pub struct FromFile<'a> {
     /// Ids, as clap has them.
     pub ids: &'a [String],
 }
-
-/// Not settings: they say where settings are, or what to do with them.
-const NONE: &[&str] = &["config", "help", "print_config", "version"];
 
 /// Every setting of `serve`, its value and its origin. `--config` reads the text back: what has no
 /// value and what is secret stands in comments.
@@ -25,7 +24,7 @@ pub fn describe(serve: &Command, matches: &ArgMatches, file: Option<&FromFile<'_
          beats the default.\n",
         env!("CARGO_PKG_VERSION")
     );
-    let args = || serve.get_arguments().filter(|arg| !NONE.contains(&arg.get_id().as_str()));
+    let args = || serve.get_arguments().filter(|arg| !NO_SETTINGS.contains(&arg.get_id().as_str()));
     let mut headings: Vec<&str> = Vec::new();
     for heading in args().map(|arg| arg.get_help_heading().unwrap_or("Model")) {
         if !headings.contains(&heading) {

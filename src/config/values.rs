@@ -55,6 +55,28 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(expected()) }
 }
 
+/// `--adapter`: a name, and where what is served under it lies.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NamedPlace {
+    /// Requests' name for it.
+    pub name: String,
+    /// A directory or a Hub id.
+    pub place: String,
+}
+
+/// `NAME=DIR_OR_ID`; a directory may have `=` and commas in its name.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_adapter(text: &str) -> Result<NamedPlace, String> {
+    match text.split_once('=') {
+        Some((name, place)) if !name.is_empty() && !place.is_empty() => {
+            Ok(NamedPlace { name: name.to_owned(), place: place.to_owned() })
+        }
+        _ => Err("expected NAME=DIR_OR_ID".to_owned()),
+    }
+}
+
 /// A name or an address, as it stands in a `Host` header before the port.
 ///
 /// # Errors
@@ -82,6 +104,15 @@ mod tests {
         }
         for bad in ["", "http://box", "a b", "box/v1", "box:8000"] {
             assert!(parse_host(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_adapter_is_a_name_and_a_place() {
+        let given = parse_adapter("a=/srv/b=c,d").unwrap();
+        assert_eq!((given.name.as_str(), given.place.as_str()), ("a", "/srv/b=c,d"));
+        for bad in ["", "a", "a=", "=b", "="] {
+            assert!(parse_adapter(bad).is_err(), "{bad}");
         }
     }
 

@@ -38,6 +38,7 @@ mod sse;
 mod state;
 mod table;
 mod trace_context;
+mod watchers;
 mod wire;
 
 pub use clock::unix_now_s;

@@ -168,7 +168,8 @@ pub struct HttpSettings {
     pub text_tasks_max: usize,
     /// Adapters being loaded at once. Further ones wait.
     pub loads_max: usize,
-    /// Clients that watch the batch at once. A further one is answered 429.
+    /// Clients that watch the batch at once; of one key, a quarter of them. A further one is answered
+    /// 429.
     pub watchers_max: usize,
 }
 

@@ -15,6 +15,7 @@ use super::ledger::Ledger;
 use super::metrics::Metrics;
 use super::phase::Phase;
 use super::settings::{App, HttpSettings, ServedModel};
+use super::watchers::Watchers;
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::structured::Forms;
@@ -46,7 +47,7 @@ pub(super) struct State {
     /// For adapters being loaded.
     pub loads: Arc<Semaphore>,
     /// For clients that watch the batch.
-    pub watchers: Arc<Semaphore>,
+    pub watchers: Arc<Watchers>,
 }
 
 impl State {
@@ -75,7 +76,7 @@ impl State {
             bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),
             text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),
             loads: Arc::new(Semaphore::new(http.loads_max)),
-            watchers: Arc::new(Semaphore::new(http.watchers_max)),
+            watchers: Watchers::new(http.watchers_max),
             engine,
             catalog,
             loader,

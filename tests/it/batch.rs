@@ -325,9 +325,10 @@ fn answer(
 
 #[test]
 fn what_passes_is_tried_again_and_what_does_not_ends_the_run() {
+    const PASSED: &str = "retry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
     let one = [line("x", "/v1/completions", json!({"model": "m", "prompt": "p"}))];
     let folder = Folder::new(&one);
-    let script = [(429, "retry-after: 1\r\n"), (503, ""), (0, ""), (502, "retry-after: 0\r\n")];
+    let script = [(429, "retry-after: 1\r\n"), (503, ""), (0, ""), (502, PASSED)];
     let (url, heads) = scripted(&script);
     let done = folder.run(&["--url", &url, "--key", "secret"]);
     assert!(done.status.success(), "{}", said(&done));
@@ -342,15 +343,15 @@ fn what_passes_is_tried_again_and_what_does_not_ends_the_run() {
     // A wrong key would be wrong for each line: none of them is written.
     for (script, expected) in [
         (vec![(401, "")], "line 1: 401: not now; 0 of 1 lines are answered"),
-        (vec![(503, "retry-after: 2\r\n")], "line 1: 503: not now (given up after"),
+        (vec![(503, "retry-after: 3600\r\n")], "line 1: 503: not now (given up after 0."),
     ] {
         let folder = Folder::new(&one);
         let (url, _) = scripted(&script);
-        let ended = folder.run(&["--url", &url, "--retry-seconds", "1"]);
+        let ended = folder.run(&["--url", &url, "--retry-seconds", "60"]);
         let error = said(&ended);
         assert_eq!(ended.status.code(), Some(1), "{error}");
         assert!(error.contains(expected), "{error}");
-        assert!(fs::read(folder.output()).unwrap().is_empty());
+        assert!(!folder.output().exists(), "nothing was answered");
         assert!(folder.run(&["--url", &url]).status.success());
     }
     // Another fault is of the line.
@@ -363,4 +364,43 @@ fn what_passes_is_tried_again_and_what_does_not_ends_the_run() {
     let (url, _) = scripted(&[(200, "content-type: text/html\r\n")]);
     assert_eq!(folder.run(&["--url", &url]).status.code(), Some(1));
     assert_eq!(folder.written()[0]["error"]["code"], "invalid_answer");
+}
+
+#[test]
+fn a_refused_run_leaves_no_file_and_one_that_lost_its_file_says_so() {
+    let folder = Folder::new(&[question(1, "demo", "fox"), question(2, "nobody", "owl")]);
+    let refused = folder.run(&[]);
+    assert!(refused.status.code() == Some(2) && said(&refused).contains("nobody"));
+    assert!(!folder.output().exists(), "it was refused");
+    fs::write(folder.output(), "").unwrap();
+    assert!(!folder.run(&[]).status.success());
+    assert!(folder.output().exists(), "another's file stays");
+    let input = folder.input();
+    let piped = tessera(&["batch", path(&input), "-o", "-"]).output().unwrap();
+    assert!(said(&piped).contains("--output must be a file"), "{}", said(&piped));
+
+    let folder = Folder::new(&questions(60));
+    let args = folder.args(&["--concurrency", "1"]);
+    let mut command = tessera(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while fs::metadata(folder.output()).map_or(0, |found| found.len()) == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    fs::remove_file(folder.output()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(said(&ended).contains("removed or replaced while the batch ran"), "{}", said(&ended));
+}
+
+#[test]
+fn a_byte_order_mark_before_the_first_line_is_no_part_of_it() {
+    let folder = Folder::new(&questions(2));
+    let lines = fs::read_to_string(folder.input()).unwrap();
+    fs::write(folder.input(), format!("\u{feff}{lines}")).unwrap();
+    let done = folder.run(&[]);
+    assert!(done.status.success(), "{}", said(&done));
+    // Without the mark the answers are to the same lines.
+    fs::write(folder.input(), lines).unwrap();
+    let again = folder.run(&["--device", "cuda:99"]);
+    assert!(again.status.success(), "{}", said(&again));
 }

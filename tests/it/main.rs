@@ -82,6 +82,7 @@ mod schedules;
 mod serve;
 mod serve_answers;
 mod served_text;
+mod settings;
 mod spoken;
 mod structured;
 mod synth;

@@ -107,7 +107,7 @@ fn a_bad_start_is_one_line_that_names_what_to_mend() {
     let port = taken.local_addr().unwrap().port().to_string();
     let model = text(&golden());
     let bad_adapter = format!("bad={}", path("empty"));
-    let twice = format!("a={0},a={0}", adapter("ia3"));
+    let once = format!("a={}", adapter("ia3"));
     let base_name = format!("llama={}", adapter("ia3"));
 
     let cases: Vec<(Vec<&str>, i32, &str)> = vec![
@@ -118,8 +118,8 @@ fn a_bad_start_is_one_line_that_names_what_to_mend() {
         (vec![&*path("yarn").leak()], 3, "yarn"),
         (vec![&*path("mute").leak()], 3, "tokenizer.json"),
         (vec![&model, "--adapter", &bad_adapter], 2, "'bad'"),
-        (vec![&model, "--adapter", "nameless"], 5, "NAME=DIR_OR_ID"),
-        (vec![&model, "--adapter", &twice], 2, "already loaded"),
+        (vec![&model, "--adapter", "nameless"], 2, "NAME=DIR_OR_ID"),
+        (vec![&model, "--adapter", &once, "--adapter", &once], 2, "already loaded"),
         (vec![&model, "--adapter", &base_name], 2, "the base model has this name"),
         (vec![&model, "--merge", "nobody"], 5, "nobody"),
         (vec![&model, "--max-model-len", "100000"], 5, "--max-model-len"),

@@ -25,6 +25,9 @@ const FAULTS_TOLD_MAX: usize = 10;
 /// Hexadecimal digits of what a line's answer is known by.
 const ID_DIGITS: usize = 32;
 
+/// A byte order mark.
+const BOM: &[u8] = "\u{feff}".as_bytes();
+
 /// A line as OpenAI's batch API has it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +110,12 @@ impl Input {
                 break;
             }
             let is_beyond = bytes > LINE_BYTES_MAX || number > LINES_MAX;
+            if number == 1 && line.starts_with(BOM) {
+                // As some editors write it; no line's request holds it.
+                line.drain(..BOM.len());
+                offset += BOM.len() as u64;
+            }
+            let bytes = line.len();
             let checked = match is_beyond {
                 true => Err(format!(
                     "a line may have {LINE_BYTES_MAX} bytes and a batch {LINES_MAX} lines"

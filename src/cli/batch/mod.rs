@@ -160,7 +160,8 @@ impl Run<'_> {
     async fn all(mut self, concurrency: usize) -> Result<(), CliError> {
         let outcome = self.lines(concurrency).await;
         // What is there is kept, however it ended.
-        block_in_place(|| self.output.sync()).and(outcome)
+        let kept = block_in_place(|| self.output.sync());
+        kept.and(self.output.check_in_place()).and(outcome)
     }
 
     async fn lines(&mut self, concurrency: usize) -> Result<(), CliError> {

@@ -16,6 +16,18 @@ pub struct Output {
     path: PathBuf,
     file: File,
     is_synced: bool,
+    /// Made by this run, which has written nothing yet.
+    is_unused: bool,
+}
+
+/// A run that was refused leaves no file behind.
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.is_unused && self.is_in_place() {
+            // It is empty: nothing is lost where it stays.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Output {
@@ -26,6 +38,11 @@ impl Output {
     pub fn open(path: &Path, input: &Input, tally: &mut Tally) -> Result<Self, CliError> {
         let shown = path.display();
         let failed = |e: io::Error| CliError::General(format!("{shown} cannot be written: {e}"));
+        if path == Path::new("-") {
+            return Err(CliError::Usage(
+                "--output must be a file: what is in it says where to go on".to_owned(),
+            ));
+        }
         let is_new = !path.exists();
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
@@ -50,7 +67,7 @@ impl Output {
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         }
-        let mut output = Self { path: path.to_owned(), file, is_synced: false };
+        let mut output = Self { path: path.to_owned(), file, is_synced: false, is_unused: is_new };
         let end = output.read_all(input, tally)?;
         output.file.set_len(end).map_err(|e| output.failed(&e))?;
         output.file.seek(SeekFrom::Start(end)).map_err(|e| output.failed(&e))?;
@@ -104,7 +121,7 @@ impl Output {
     /// # Errors
     /// When the disk is full, for example; what is half written is taken away by the next run.
     pub fn append(&mut self, line: &[u8]) -> Result<(), CliError> {
-        self.is_synced = false;
+        (self.is_synced, self.is_unused) = (false, false);
         self.file.write_all(line).map_err(|e| self.failed(&e))
     }
 
@@ -118,6 +135,28 @@ impl Output {
             self.is_synced = true;
         }
         Ok(())
+    }
+
+    /// What is written to a file that has no name any more is lost.
+    ///
+    /// # Errors
+    /// When the file was moved away, removed or replaced while the batch ran.
+    pub fn check_in_place(&self) -> Result<(), CliError> {
+        match self.is_in_place() {
+            true => Ok(()),
+            false => Err(CliError::General(format!(
+                "{} was moved, removed or replaced while the batch ran: what was answered is not \
+                 there",
+                self.path.display()
+            ))),
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        let same = |(a, b): (std::fs::Metadata, std::fs::Metadata)| {
+            (a.dev(), a.ino()) == (b.dev(), b.ino())
+        };
+        self.file.metadata().ok().zip(self.path.metadata().ok()).is_some_and(same)
     }
 
     fn failed(&self, error: &io::Error) -> CliError {

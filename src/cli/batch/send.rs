@@ -15,7 +15,7 @@ use crate::cli::client::{Answer, Client};
 
 /// Before the first further try, where the server names no time. Doubles with each.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
-/// Longest wait between two tries, whatever the server says.
+/// Longest wait between two tries, where the server names no time.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// What passes: too many requests, and a server or gateway that starts, ends or is full.
 const RETRIED: &[StatusCode] = &[
@@ -76,7 +76,6 @@ impl Sender {
             };
             let first = *first_failure.get_or_insert_with(Instant::now);
             let since = self.last_answer.lock().map_or(first, |last| first.max(*last));
-            let wait = wait.min(BACKOFF_MAX);
             if since.elapsed() + wait > self.retry {
                 let seconds = self.retry.as_secs();
                 let tried = since.elapsed().as_secs_f64();
@@ -122,8 +121,13 @@ fn answered(request: &Request, answer: &Answer) -> Answered {
     )
 }
 
-/// Seconds that the server asks for.
+/// How long the server asks to wait: a number of seconds, or the date of RFC 9110.
 fn retry_after(answer: &Answer) -> Option<Duration> {
-    let seconds = answer.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = answer.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    text.parse().map(Duration::from_secs).ok().or_else(|| {
+        let at = jiff::fmt::rfc2822::parse(text).ok()?;
+        let wait = at.timestamp().duration_since(jiff::Timestamp::now());
+        // What has passed already is no wait.
+        Some(Duration::try_from(wait).unwrap_or_default())
+    })
 }

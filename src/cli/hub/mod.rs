@@ -59,7 +59,11 @@ const ID_PART_CHARS_MAX: usize = 96;
 impl HubSettings {
     /// As the process's environment says.
     pub fn from_env() -> Self {
-        Self::from_lookup(&|key| std::env::var(key).ok())
+        Self::from_lookup(&|key| match key {
+            // As the system knows it where no variable says, as in most service managers.
+            "HOME" => std::env::home_dir().map(|home| home.to_string_lossy().into_owned()),
+            _ => std::env::var(key).ok(),
+        })
     }
 
     /// As the variables that `get` knows say. Empty ones count as unset, as in Python's client.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::Response;
 use hyper::header::{HeaderMap, HeaderValue, VARY};
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::engine::{View, ViewRow};
@@ -17,6 +17,7 @@ use crate::http::error::{ApiError, ServerError};
 use crate::http::phase::{Phase, reached};
 use crate::http::sse::{self, Body, Events, PING, whole};
 use crate::http::state::State;
+use crate::http::watchers::WatcherPlace;
 use crate::http::wire::to_json;
 use crate::ids::SequenceId;
 
@@ -93,16 +94,15 @@ struct Watcher {
     /// What its rows are called, so that no key can count the sequences of others.
     numbers: BTreeMap<SequenceId, u64>,
     next_number: u64,
-    _place: OwnedSemaphorePermit,
+    _place: WatcherPlace,
 }
 
 type Sent = Result<(), mpsc::error::SendError<bytes::Bytes>>;
 
 impl Watcher {
     fn new(state: &Arc<State>, caller: Caller) -> Result<Self, ServerError> {
-        let place = state.watchers.clone().try_acquire_owned();
-        let watchers_max = state.http.watchers_max;
-        let place = place.map_err(|_| ServerError::WatchersFull { watchers_max })?;
+        let place = state.watchers.take(caller.name());
+        let place = place.map_err(|watchers_max| ServerError::WatchersFull { watchers_max })?;
         Ok(Self {
             views: state.engine.stats().window.watch(),
             phase: state.phase.subscribe(),

@@ -32,7 +32,7 @@ impl ServerError {
             Self::Busy(busy) => row(429, RATE, "queue_full", busy.to_string()).retry_after_1_s(),
             Self::WatchersFull { watchers_max } => {
                 let message = format!(
-                    "the batch is shown to {watchers_max} clients, which is the limit; retry later"
+                    "{watchers_max} clients watch the batch already, which is the limit; retry later"
                 );
                 row(429, RATE, "watchers_full", message).retry_after_1_s()
             }
