@@ -21,8 +21,8 @@ pub use file::with_file;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
 pub use print::{FromFile, describe};
-pub use values::{NamedPlace, parse_bytes};
-use values::{parse_adapter, parse_count, parse_host, parse_share, parse_threads};
+pub use values::{NamedPlace, ROWS_MAX, count_to, parse_bytes};
+use values::{QUEUE_MAX, THREADS_MAX, TOKENS_MAX, parse_adapter, parse_host, parse_share};
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
 #[derive(Args, Clone, Debug)]
@@ -131,13 +131,25 @@ pub struct ServeConfig {
     )]
     pub adapter_file_bytes: u64,
 
+    /// Largest rank of an adapter's change at a module; each step takes as long as the largest
+    /// needs.
+    #[arg(
+        long,
+        env = "TESSERA_MAX_ADAPTER_RANK",
+        value_name = "RANK",
+        default_value = "1024",
+        value_parser = count_to(ROWS_MAX),
+        help_heading = "Adapters"
+    )]
+    pub max_adapter_rank: usize,
+
     /// Distinct adapters in one batch; requests for further ones wait for a place. Default: 64, and
     /// 256 on a GPU.
     #[arg(
         long,
         env = "TESSERA_ADAPTER_SLOTS",
         value_name = "N",
-        value_parser = parse_count,
+        value_parser = count_to(ROWS_MAX),
         help_heading = "Adapters"
     )]
     pub adapter_slots: Option<usize>,
@@ -242,7 +254,7 @@ pub struct ServeConfig {
         env = "TESSERA_QUEUE_REQUESTS",
         value_name = "N",
         default_value = "512",
-        value_parser = parse_count,
+        value_parser = count_to(QUEUE_MAX),
         help_heading = "Server"
     )]
     pub queue_requests: usize,
@@ -256,6 +268,16 @@ pub struct ServeConfig {
         help_heading = "Server"
     )]
     pub drain_seconds: u64,
+
+    /// A step that takes longer makes /health and /ready answer 503, until it ends.
+    #[arg(
+        long,
+        env = "TESSERA_STEP_SECONDS_MAX",
+        value_name = "SECONDS",
+        default_value = "300",
+        help_heading = "Server"
+    )]
+    pub step_seconds_max: u64,
 
     /// Where the model runs: auto (a GPU if there is one that can be used), cpu, cuda or cuda:N.
     #[arg(
@@ -301,7 +323,7 @@ pub struct ServeConfig {
         long,
         env = "TESSERA_THREADS",
         value_name = "N",
-        value_parser = parse_threads,
+        value_parser = count_to(THREADS_MAX),
         help_heading = "Engine"
     )]
     pub threads: Option<usize>,
@@ -312,7 +334,7 @@ pub struct ServeConfig {
         long,
         env = "TESSERA_MAX_MODEL_LEN",
         value_name = "TOKENS",
-        value_parser = parse_count,
+        value_parser = count_to(TOKENS_MAX),
         help_heading = "Engine"
     )]
     pub max_model_len: Option<usize>,
@@ -322,7 +344,7 @@ pub struct ServeConfig {
         long,
         env = "TESSERA_MAX_NUM_SEQS",
         value_name = "N",
-        value_parser = parse_count,
+        value_parser = count_to(ROWS_MAX),
         help_heading = "Engine"
     )]
     pub max_num_seqs: Option<usize>,
@@ -333,7 +355,7 @@ pub struct ServeConfig {
         long,
         env = "TESSERA_MAX_NUM_BATCHED_TOKENS",
         value_name = "TOKENS",
-        value_parser = parse_count,
+        value_parser = count_to(TOKENS_MAX),
         help_heading = "Engine"
     )]
     pub max_num_batched_tokens: Option<usize>,

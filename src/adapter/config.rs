@@ -3,7 +3,7 @@
 //! A field a method reads is known. Any other is harmless only while its value is null, false,
 //! zero or empty; else the adapter is refused by that field's name.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
@@ -57,22 +57,44 @@ const ESSENTIAL: &[&str] = &[
     "use_rslora",
 ];
 
+/// Entries of one list or object: more than a model has modules. Each is compared with each module.
+const ENTRIES_MAX: usize = 16_384;
+/// Patterns of one config that are more than plain names. Each is compiled, and takes up to half a
+/// megabyte.
+const PATTERNS_MAX: usize = 128;
+
 /// A view of the config that remembers what was read.
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
     read: RefCell<BTreeSet<&'static str>>,
+    patterns: Cell<usize>,
 }
 
 impl<'a> Config<'a> {
     /// A view with nothing read yet.
     pub fn new(map: &'a Map<String, Value>) -> Self {
-        Self { map, read: RefCell::default() }
+        Self { map, read: RefCell::default(), patterns: Cell::new(0) }
     }
 
     /// The value of `key`, unless it is absent or null.
     pub fn get(&self, key: &'static str) -> Option<&'a Value> {
         self.read.borrow_mut().insert(key);
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Counts a pattern of the field `key` that is about to be compiled.
+    ///
+    /// # Errors
+    /// When there are more than [`PATTERNS_MAX`].
+    pub fn count_pattern(&self, key: &'static str) -> Result<(), AdapterError> {
+        self.patterns.set(self.patterns.get() + 1);
+        match self.patterns.get() <= PATTERNS_MAX {
+            true => Ok(()),
+            false => Err(AdapterError::Invalid(format!(
+                "adapter_config.json: '{key}' goes beyond {PATTERNS_MAX} patterns in one config; \
+                 write plain names of modules, of which there may be {ENTRIES_MAX}"
+            ))),
+        }
     }
 
     /// A whole number of at least 1.
@@ -133,6 +155,7 @@ impl<'a> Config<'a> {
             None => Ok(None),
             Some(Value::String(one)) => Ok(Some(vec![one.clone()])),
             Some(value) => {
+                check_entries(key, value)?;
                 strings(value).map(Some).ok_or_else(|| bad(key, "a list of strings", value))
             }
         }
@@ -144,6 +167,7 @@ impl<'a> Config<'a> {
     /// When it is anything else.
     pub fn indices(&self, key: &'static str) -> Result<Option<Vec<usize>>, AdapterError> {
         let Some(value) = self.get(key) else { return Ok(None) };
+        check_entries(key, value)?;
         let one = whole(value).map(|n| vec![n]);
         let many = || value.as_array()?.iter().map(whole).collect::<Option<Vec<_>>>();
         one.or_else(many).map(Some).ok_or_else(|| bad(key, "whole numbers", value))
@@ -155,6 +179,7 @@ impl<'a> Config<'a> {
     /// When it is anything else.
     pub fn numbers(&self, key: &'static str) -> Result<Vec<(String, f64)>, AdapterError> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        check_entries(key, value)?;
         let pairs = || {
             let object = value.as_object()?;
             object.iter().map(|(k, v)| Some((k.clone(), finite(v)?))).collect::<Option<Vec<_>>>()
@@ -189,6 +214,21 @@ impl<'a> Config<'a> {
                 short(value)
             ))),
         }
+    }
+}
+
+/// A list or object of so many entries is read.
+fn check_entries(key: &str, found: &Value) -> Result<(), AdapterError> {
+    let entries = match found {
+        Value::Array(items) => items.len(),
+        Value::Object(fields) => fields.len(),
+        _ => 0,
+    };
+    match entries <= ENTRIES_MAX {
+        true => Ok(()),
+        false => Err(AdapterError::Invalid(format!(
+            "adapter_config.json: '{key}' has {entries} entries; at most {ENTRIES_MAX} are read"
+        ))),
     }
 }
 

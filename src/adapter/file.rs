@@ -6,7 +6,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use serde_json::{Map, Value};
 
 use super::error::AdapterError;
@@ -27,6 +27,11 @@ pub struct FileLimits {
     /// header of 100 MB costs over a gigabyte to parse.
     pub header_bytes_max: u64,
 }
+
+/// Enough of a file to see what it is.
+const START_BYTES: u64 = 64;
+/// Bytes of one tensor's name; names of modules have some fifty.
+const NAME_BYTES_MAX: usize = 1024;
 
 impl FileLimits {
     /// Limits of a server whose adapters may hold `tensors_bytes_max`.
@@ -74,14 +79,18 @@ impl AdapterFile {
         if !config_path.exists() {
             return Err(folder::without_config(dir));
         }
-        let config = read_file(&config_path, limits.config_bytes_max, within)?;
+        let any = |_: &mut Vec<u8>, _: &mut File, _: u64| Ok(());
+        let config = read_file(&config_path, limits.config_bytes_max, within, any)?;
         let tensors_path = dir.join(folder::TENSORS);
         if !tensors_path.exists() {
             let config = parse_object(folder::CONFIG, &config)?;
             return Err(folder::without_tensors(dir, &config));
         }
         folder::check_complete(dir)?;
-        let bytes = read_file(&tensors_path, limits.tensors_bytes_max, within)?;
+        let header = |bytes: &mut Vec<u8>, file: &mut File, size: u64| {
+            check_header(bytes, file, size, limits)
+        };
+        let bytes = read_file(&tensors_path, limits.tensors_bytes_max, within, header)?;
         let mut file = Self::parse(&config, bytes, limits)?;
         file.notes.extend(folder::notes(dir));
         Ok(file)
@@ -101,7 +110,9 @@ impl AdapterFile {
         let digest = Digest(*hasher.finalize().as_bytes());
         let config = parse_object(folder::CONFIG, config)?;
         folder::check_config(&config)?;
-        let tensors = parse_tensors(&bytes, limits)?;
+        let size = bytes.len() as u64;
+        let header = 8..8 + header_len(&bytes, size, limits)?;
+        let tensors = parse_header(&bytes[header], size)?;
         let notes = note_on_names(&config, &tensors).into_iter().collect();
         Ok(Self { config, tensors, digest, bytes, notes })
     }
@@ -120,7 +131,12 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-fn read_file(path: &Path, bytes_max: u64, within: Option<&Path>) -> Result<Vec<u8>, AdapterError> {
+/// A regular file of at most `bytes_max`, opened, and its size.
+fn open_file(
+    path: &Path,
+    bytes_max: u64,
+    within: Option<&Path>,
+) -> Result<(File, u64), AdapterError> {
     let name = file_name(path);
     let failed = |e: std::io::Error| invalid(format!("{name} cannot be read: {}", e.kind()));
     let real: PathBuf = path.canonicalize().map_err(failed)?;
@@ -135,16 +151,39 @@ fn read_file(path: &Path, bytes_max: u64, within: Option<&Path>) -> Result<Vec<u
     if !metadata.is_file() {
         return Err(invalid(format!("{name} is a pipe, socket or device, not a regular file")));
     }
-    if metadata.len() > bytes_max {
-        let found = metadata.len();
-        return Err(invalid(format!("{name} is {found} bytes; at most {bytes_max} are read")));
+    let size = metadata.len();
+    if size > bytes_max {
+        return Err(invalid(format!("{name} is {size} bytes; at most {bytes_max} are read")));
     }
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    let file = File::open(&real).map_err(failed)?;
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(invalid(format!("{name} grew past {bytes_max} bytes while it was read")));
+    File::open(&real).map(|file| (file, size)).map_err(failed)
+}
+
+/// Reads a whole file. `check` comes after its first bytes: it is given those, the file, of which
+/// it may read on into them, and the size, and refuses what is not worth reading.
+fn read_file(
+    path: &Path,
+    bytes_max: u64,
+    within: Option<&Path>,
+    check: impl Fn(&mut Vec<u8>, &mut File, u64) -> Result<(), AdapterError>,
+) -> Result<Vec<u8>, AdapterError> {
+    let name = file_name(path);
+    let failed = |e: std::io::Error| invalid(format!("{name} cannot be read: {}", e.kind()));
+    let (mut file, size) = open_file(path, bytes_max, within)?;
+    let mut bytes = Vec::new();
+    (&mut file).take(START_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    check_start(&name, &bytes)?;
+    check(&mut bytes, &mut file, size)?;
+    bytes.reserve_exact((size as usize).saturating_sub(bytes.len()));
+    let rest = (size + 1).saturating_sub(bytes.len() as u64);
+    file.take(rest).read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 == size {
+        true => Ok(bytes),
+        false => Err(invalid(format!("{name} changed while it was read"))),
     }
+}
+
+/// What often lies in the place of a file.
+fn check_start(name: &str, bytes: &[u8]) -> Result<(), AdapterError> {
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(invalid(format!(
             "{name} is a Git LFS pointer, not the file itself; run 'git lfs pull' where it came \
@@ -157,7 +196,7 @@ fn read_file(path: &Path, bytes_max: u64, within: Option<&Path>) -> Result<Vec<u
             "{name} is an HTML page, perhaps an error or log-in page saved in its place"
         )));
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Parses a JSON object and refuses a key that is there twice, which serde_json would let pass.
@@ -216,36 +255,67 @@ fn note_on_names(
     ))
 }
 
-fn parse_tensors(
-    bytes: &[u8],
-    limits: &FileLimits,
-) -> Result<BTreeMap<String, RawTensor>, AdapterError> {
-    const NAME: &str = "adapter_model.safetensors";
+/// The length of the header that a tensor file of `size` bytes announces.
+fn header_len(bytes: &[u8], size: u64, limits: &FileLimits) -> Result<usize, AdapterError> {
+    const NAME: &str = folder::TENSORS;
     let Some(prefix) = bytes.first_chunk::<8>() else {
-        let found = bytes.len();
-        return Err(invalid(format!("{NAME} is {found} bytes; a safetensors file has at least 8")));
+        return Err(invalid(format!("{NAME} is {size} bytes; a safetensors file has at least 8")));
     };
     let header = u64::from_le_bytes(*prefix);
-    if header > limits.header_bytes_max || header > bytes.len() as u64 - 8 {
-        let (max, size) = (limits.header_bytes_max, bytes.len());
+    if header > limits.header_bytes_max || header > size - 8 {
+        let max = limits.header_bytes_max;
         return Err(invalid(format!(
             "{NAME} announces a header of {header} bytes; the file is {size} bytes and at most \
              {max} are read: not a safetensors file, or a truncated one"
         )));
     }
-    parse_object(NAME, &bytes[8..8 + header as usize])?;
-    let parsed = SafeTensors::deserialize(bytes)
-        .map_err(|e| invalid(format!("{NAME} is not a valid safetensors file: {e}")))?;
-    let base = bytes.as_ptr() as usize;
-    let tensors = parsed.iter().map(|(name, view)| {
-        let start = view.data().as_ptr() as usize - base;
-        let range = start..start + view.data().len();
-        let shape = view.shape().to_vec();
-        (name.to_owned(), RawTensor { dtype: view.dtype(), shape, range })
-    });
-    let tensors: BTreeMap<_, _> = tensors.collect();
-    if tensors.is_empty() {
-        return Err(invalid(format!("{NAME} holds no tensors")));
+    Ok(header as usize)
+}
+
+/// Reads the header and checks it against the size of the file, before the rest is read.
+fn check_header(
+    bytes: &mut Vec<u8>,
+    file: &mut File,
+    size: u64,
+    limits: &FileLimits,
+) -> Result<(), AdapterError> {
+    let end = 8 + header_len(bytes, size, limits)?;
+    let more = end.saturating_sub(bytes.len()) as u64;
+    let read = file.take(more).read_to_end(bytes);
+    read.map_err(|e| invalid(format!("{} cannot be read: {}", folder::TENSORS, e.kind())))?;
+    match bytes.get(8..end) {
+        Some(header) => parse_header(header, size).map(drop),
+        None => Err(invalid(format!("{} changed while it was read", folder::TENSORS))),
     }
-    Ok(tensors)
+}
+
+/// The tensors that a header says are in a file of `size` bytes.
+fn parse_header(header: &[u8], size: u64) -> Result<BTreeMap<String, RawTensor>, AdapterError> {
+    const NAME: &str = folder::TENSORS;
+    parse_object(NAME, header)?;
+    let broken = |e: String| invalid(format!("{NAME} is not a valid safetensors file: {e}"));
+    let parsed: Metadata = serde_json::from_slice(header).map_err(|e| broken(e.to_string()))?;
+    let start = 8 + header.len();
+    let expected = (start as u64).saturating_add(parsed.data_len() as u64);
+    if expected != size {
+        return Err(broken(format!("by its header it has {expected} bytes, and it has {size}")));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, info) in parsed.tensors() {
+        if name.len() > NAME_BYTES_MAX {
+            let (shown, bytes) = (name.chars().take(40).collect::<String>(), name.len());
+            return Err(invalid(format!(
+                "{NAME} names a tensor '{shown}…' by {bytes} bytes; at most {NAME_BYTES_MAX} are \
+                 read"
+            )));
+        }
+        let (from, to) = info.data_offsets;
+        let shape = info.shape.clone();
+        let raw = RawTensor { dtype: info.dtype, shape, range: start + from..start + to };
+        tensors.insert(name, raw);
+    }
+    match tensors.is_empty() {
+        true => Err(invalid(format!("{NAME} holds no tensors"))),
+        false => Ok(tensors),
+    }
 }

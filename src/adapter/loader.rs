@@ -13,7 +13,7 @@ use super::method::{Base, Input, Method};
 use super::store::Adapter;
 use super::tensors::Tensors;
 use super::{dora, ia3, lora, mos, saved, ssf};
-use crate::delta::Delta;
+use crate::delta::{Delta, SiteDelta};
 use crate::dtype::Dtype;
 
 /// Every method this server can read. The first whose [`Method::reads`] says so gets the file.
@@ -55,8 +55,39 @@ pub struct Loader<B> {
     pub limits: FileLimits,
     /// The names of the base model, for adapters that say which one they are for.
     pub base_names: Vec<String>,
-    /// Serve an adapter although its config has fields that are not known here.
-    pub allow_unknown_config_keys: bool,
+    /// What they may have.
+    pub allowed: Allowed,
+}
+
+/// What an adapter may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed {
+    /// Fields of its config that are not known here.
+    pub unknown_config_keys: bool,
+    /// Rank of a module's change. Every row of a batch waits for the one that costs most, and the
+    /// cost of a change grows with its rank.
+    pub rank_max: usize,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self { unknown_config_keys: false, rank_max: 1024 }
+    }
+}
+
+impl Allowed {
+    fn check(&self, delta: &Delta, base: &dyn Base) -> Result<(), AdapterError> {
+        let rank = |change: &SiteDelta| change.low_rank.as_ref().map_or(0, |change| change.rank);
+        let beyond = delta.sites.iter().find(|(_, change)| rank(change) > self.rank_max);
+        let Some((site, change)) = beyond else { return Ok(()) };
+        Err(AdapterError::Invalid(format!(
+            "the adapter has rank {} at {}, and {} is allowed (--max-adapter-rank): each step \
+             would take longer for all who are served beside it",
+            rank(change),
+            base.sites().get(*site).name,
+            self.rank_max
+        )))
+    }
 }
 
 impl<B: Base> LoadAdapter for Loader<B> {
@@ -67,7 +98,7 @@ impl<B: Base> LoadAdapter for Loader<B> {
     }
 
     fn lower(&self, file: &AdapterFile) -> Result<Adapter, AdapterError> {
-        let adapter = lower(file, &self.base, self.allow_unknown_config_keys)?;
+        let adapter = lower(file, &self.base, self.allowed)?;
         let fits = self.fits.as_ref().map_or(Ok(()), |fits| fits(&adapter.delta));
         fits.map(|()| adapter).map_err(AdapterError::Invalid)
     }
@@ -80,7 +111,7 @@ impl<B: Base> LoadAdapter for Loader<B> {
 pub fn lower(
     file: &AdapterFile,
     base: &dyn Base,
-    allow_unknown_config_keys: bool,
+    allowed: Allowed,
 ) -> Result<Adapter, AdapterError> {
     let invalid = AdapterError::Invalid;
     let config = Config::new(&file.config);
@@ -98,9 +129,10 @@ pub fn lower(
     let mut lowering = Lowering::new(base.modules());
     method.lower(&input, &mut lowering)?;
     saved::lower(&input, &mut lowering)?;
-    input.config.finish(allow_unknown_config_keys)?;
+    input.config.finish(allowed.unknown_config_keys)?;
     let mut report = input.tensors.finish(base.modules())?;
     let delta = lowering.finish(base.adapter_dtype());
+    allowed.check(&delta, base)?;
     if let Some((site, part)) = delta.not_finite() {
         let (site, dtype) = (&base.sites().get(site).name, base.adapter_dtype());
         let advice = match dtype {

@@ -11,11 +11,16 @@ use super::error::AdapterError;
 
 /// A longer pattern is refused. Trainers write a few kilobytes where they name every module.
 const PATTERN_BYTES_MAX: usize = 64 << 10;
-/// Compiled patterns may not take more than this; a hostile config cannot make us spend memory.
+/// Bytes that a compiled pattern may take, and its engine's cache beside it; a hostile config
+/// cannot make us spend memory.
 const COMPILED_BYTES_MAX: usize = 1 << 20;
+const CACHE_BYTES_MAX: usize = 256 << 10;
 /// Steps back while one name is matched, about a millisecond's worth. Patterns of trainers take a
 /// few dozen.
 const BACKTRACKS_MAX: usize = 100_000;
+/// Looks ahead and behind, back-references and the like. Each parts a pattern into two that are
+/// compiled alone.
+const PARTINGS_MAX: usize = 64;
 
 /// A compiled pattern of one field.
 #[derive(Debug)]
@@ -69,10 +74,17 @@ impl PythonPattern {
             let reason = format!("it is {found} bytes long; at most {PATTERN_BYTES_MAX} are read");
             return Err(unusable(&reason));
         }
-        let inner = Reader::new(text).read().map_err(|reason| unusable(&reason))?;
+        let (inner, partings) = Reader::new(text).read().map_err(|reason| unusable(&reason))?;
+        if partings > PARTINGS_MAX {
+            return Err(unusable(&format!(
+                "it looks ahead, behind or back {partings} times; at most {PARTINGS_MAX} are read"
+            )));
+        }
+        let parts = 2 * partings + 1;
         let built = RegexBuilder::new(&format!(r"\A(?:{inner}){end}"))
             .backtrack_limit(BACKTRACKS_MAX)
-            .delegate_size_limit(COMPILED_BYTES_MAX)
+            .delegate_size_limit(COMPILED_BYTES_MAX / parts)
+            .delegate_dfa_size_limit(CACHE_BYTES_MAX / parts)
             .build();
         match built {
             Ok(regex) => Ok(Self { regex, key, shown }),
@@ -130,6 +142,8 @@ struct Reader<'a> {
     at_start: bool,
     /// Whether a quantifier may come next.
     repeatable: bool,
+    /// What the engine parts a pattern at, so far.
+    partings: usize,
     /// Groups that capture, so far.
     groups: usize,
     /// The numbers of named groups. The engine takes numbers only beside no names.
@@ -145,13 +159,15 @@ impl<'a> Reader<'a> {
             out: String::new(),
             at_start: true,
             repeatable: false,
+            partings: 0,
             groups: 0,
             named: BTreeMap::new(),
             open: Vec::new(),
         }
     }
 
-    fn read(mut self) -> Result<String, String> {
+    /// The pattern as the engine reads it, and how often it is parted.
+    fn read(mut self) -> Result<(String, usize), String> {
         while let Some(c) = self.rest.chars().next() {
             self.rest = &self.rest[c.len_utf8()..];
             let at_start = std::mem::take(&mut self.at_start);
@@ -170,7 +186,7 @@ impl<'a> Reader<'a> {
             }
         }
         match self.open.is_empty() {
-            true => Ok(self.out),
+            true => Ok((self.out, self.partings)),
             false => Err("unclosed group".into()),
         }
     }
@@ -224,6 +240,7 @@ impl<'a> Reader<'a> {
         if self.open.contains(&Some(group)) {
             return Err(format!("'{shown}' refers to a group that is still open"));
         }
+        self.partings += 1;
         // Brackets keep digits that follow apart.
         self.put(&format!(r"(?:\{group})"), true);
         Ok(())
@@ -294,6 +311,7 @@ impl<'a> Reader<'a> {
         }
         for opening in [":", "=", "!", "<=", "<!", ">"] {
             if self.take(opening) {
+                self.partings += usize::from(opening != ":");
                 self.open.push(None);
                 self.put(&format!("(?{opening}"), false);
                 return Ok(());
@@ -363,6 +381,7 @@ impl<'a> Reader<'a> {
             return Err(format!("there is nothing that '{text}' could repeat"));
         }
         let mode = ["?", "+"].into_iter().find(|mode| self.take(mode)).unwrap_or("");
+        self.partings += usize::from(mode == "+");
         self.put(&format!("{text}{mode}"), false);
         Ok(())
     }

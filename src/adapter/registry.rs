@@ -67,8 +67,9 @@ pub enum NameError {
     Taken(String),
     /// A name with characters or a form that is not served.
     #[error(
-        "an adapter name must be 1 to 256 of the characters A-Z a-z 0-9 . _ : / - , must not start \
-         with '/' and must not hold '..'; got '{0}'"
+        "an adapter name must be 1 to 256 of the characters A-Z a-z 0-9 . _ : / - , hold no '..', \
+         have more than '.' between '/' and at its ends, and not be '{OTHERS}', which metrics call \
+         all further names; got '{0}'"
     )]
     Illegal(String),
 }
@@ -119,6 +120,9 @@ impl Registry {
     }
 }
 
+/// What metrics call all names beyond those that they list.
+const OTHERS: &str = "other";
+
 /// Names end up in URLs, metrics and logs: a small alphabet keeps all three harmless.
 ///
 /// # Errors
@@ -127,7 +131,9 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._:/-".contains(c);
     let fine = (1..=256).contains(&name.len())
         && name.chars().all(legal)
-        && !name.starts_with('/')
-        && !name.contains("..");
+        // As in a path: clients put names into URLs, and libraries clean those.
+        && name.split('/').all(|part| !["", "."].contains(&part))
+        && !name.contains("..")
+        && name != OTHERS;
     if fine { Ok(()) } else { Err(NameError::Illegal(name.chars().take(64).collect())) }
 }

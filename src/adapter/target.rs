@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::config::{Config, bad, short};
 use super::error::AdapterError;
+use super::names::{NamePattern, Place};
 use super::pattern::PythonPattern;
 use crate::ids::ModuleId;
 use crate::site::{Module, ModuleMap, SiteKind};
@@ -104,7 +105,7 @@ pub fn targets(
     Ok(found)
 }
 
-fn any_matches(patterns: &[PythonPattern], name: &str) -> Result<bool, AdapterError> {
+fn any_matches(patterns: &[NamePattern], name: &str) -> Result<bool, AdapterError> {
     for pattern in patterns {
         if pattern.matches(name)? {
             return Ok(true);
@@ -114,11 +115,10 @@ fn any_matches(patterns: &[PythonPattern], name: &str) -> Result<bool, AdapterEr
 }
 
 /// Modules in `modules_to_save` are never wrapped as well.
-fn saved_patterns(config: &Config<'_>) -> Result<Vec<PythonPattern>, AdapterError> {
+fn saved_patterns(config: &Config<'_>) -> Result<Vec<NamePattern>, AdapterError> {
     const KEY: &str = "modules_to_save";
     let saved = config.texts(KEY)?.unwrap_or_default();
-    let around = [r"(^|.*\.)", r"($|\..*)"];
-    saved.iter().map(|name| PythonPattern::within(KEY, around, name)).collect()
+    saved.iter().map(|name| NamePattern::read(config, KEY, Place::Within, name)).collect()
 }
 
 /// `layers_to_transform` and `layers_pattern`.
@@ -133,7 +133,10 @@ impl Layers {
         let named = config.texts("layers_pattern")?.unwrap_or_default();
         let named = named.iter().filter(|pattern| !pattern.is_empty());
         let around = [r"(?:^|.*?\.)", r"\.(\d+)\."];
-        let numbered = |pattern: &str| PythonPattern::within("layers_pattern", around, pattern);
+        let numbered = |pattern: &str| {
+            config.count_pattern("layers_pattern")?;
+            PythonPattern::within("layers_pattern", around, pattern)
+        };
         let mut patterns = named.map(|name| numbered(name)).collect::<Result<Vec<_>, _>>()?;
         if patterns.is_empty() {
             let around = [r".*?\.", r"\.(\d+)\."];
@@ -176,7 +179,7 @@ pub fn saved(config: &Config<'_>, modules: &ModuleMap) -> Result<Vec<ModuleId>, 
 /// `rank_pattern` or `alpha_pattern`: the first key (in the order of the file) that matches the
 /// end of a module's name decides its value.
 pub struct Pattern {
-    entries: Vec<(PythonPattern, f64)>,
+    entries: Vec<(NamePattern, f64)>,
 }
 
 impl Pattern {
@@ -186,7 +189,7 @@ impl Pattern {
     /// When it is not an object of numbers, or a key is not a usable pattern.
     pub fn read(config: &Config<'_>, key: &'static str) -> Result<Self, AdapterError> {
         let entries = config.numbers(key)?.into_iter().map(|(pattern, value)| {
-            Ok((PythonPattern::within(key, [r"(.*\.)?(", ")$"], &pattern)?, value))
+            Ok((NamePattern::read(config, key, Place::End, &pattern)?, value))
         });
         Ok(Self { entries: entries.collect::<Result<_, AdapterError>>()? })
     }

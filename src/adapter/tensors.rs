@@ -14,7 +14,7 @@ use crate::site::ModuleMap;
 
 /// Wrappers that training frameworks leave in names.
 const WRAPPERS: &[&str] =
-    &["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
+    &["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// What names of tensors begin with below a module, and what in a config would ask for them.
 const FIELDS: &[(&str, &str)] = &[
@@ -243,21 +243,13 @@ impl<'a> Tensors<'a> {
 
 /// `base_model.model.` and what frameworks wrap around it are not part of a module's name.
 fn normal_name(name: &str) -> String {
-    let mut name = name.to_owned();
-    for wrapper in WRAPPERS {
-        while let Some(at) = segment(&name, wrapper) {
-            name.replace_range(at..at + wrapper.len(), "");
-        }
-    }
+    let last = name.split('.').count() - 1;
+    let parts = name.split('.').enumerate();
+    let parts = parts.filter(|(i, part)| *i == last || !WRAPPERS.contains(part));
+    let name = parts.map(|(_, part)| part).collect::<Vec<_>>().join(".");
     let name = name.strip_prefix(PEFT_PREFIX).unwrap_or(&name);
     // Written by code that saves the wrapped module's state directly, adapter name included.
     name.replacen(".default.", ".", 1).trim_end_matches(".default").to_owned()
-}
-
-/// Where `wrapper` stands at the start of a segment of `name`.
-fn segment(name: &str, wrapper: &str) -> Option<usize> {
-    let found = name.match_indices(wrapper).map(|(at, _)| at);
-    found.into_iter().find(|&at| at == 0 || name.as_bytes()[at - 1] == b'.')
 }
 
 fn why_unused(name: &str, modules: &ModuleMap) -> String {

@@ -56,8 +56,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn upload_vector(&self, vector: &[f32]) -> Self::Vector;
     /// Copies rotary tables to the device.
     fn upload_rope(&self, rope: RopeTable) -> Self::Rope;
-    /// Takes the memory of the whole KV cache at once.
-    fn kv(&self, shape: KvShape) -> Self::Kv;
+    /// Takes the memory of the whole KV cache at once, and touches it.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    fn kv(&self, shape: KvShape) -> Result<Self::Kv, Fault>;
     /// `count` empty slots.
     fn slots(&self, count: usize) -> Self::Slots;
     /// Puts an adapter into a slot, replacing what was there. Its rows may run once

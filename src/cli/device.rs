@@ -13,7 +13,7 @@ use crate::backend::cpu::simd::Level;
 use crate::backend::cuda::{Cuda, OpenError, StepLimits, kv_bytes, room};
 use crate::config::{Device, ServeConfig};
 use crate::delta::Delta;
-use crate::engine::{Engine, EngineHandle, GpuSettings, LoadedGpu};
+use crate::engine::{Engine, EngineHandle, GpuSettings, LoadedGpu, StartError};
 use crate::model::{Checkpoint, Model};
 use crate::scheduler::SchedulerConfig;
 
@@ -125,7 +125,13 @@ impl Start<'_> {
         let full = (wanted.div_ceil(BLOCK_TOKENS) * limits.sequences) as u64 * block_bytes;
         let share = available_bytes().map_or(full, |bytes| bytes / KV_MEMORY_SHARE);
         let budget = config.kv_cache_bytes.unwrap_or_else(|| full.min(share));
-        let blocks = (budget / block_bytes) as usize;
+        if let Some(available) = available_bytes().filter(|&available| budget > available) {
+            return Err(CliError::Config(format!(
+                "--kv-cache-bytes {budget} is more than the {available} bytes of memory that are \
+                 available; give less"
+            )));
+        }
+        let blocks = (budget / block_bytes).min(u64::from(u32::MAX)) as usize;
         let context_tokens = self.context(wanted, blocks, budget, block_bytes)?;
 
         let threads = config.threads.unwrap_or_else(cores);
@@ -217,8 +223,10 @@ impl Start<'_> {
         let sequences = config.max_num_seqs.unwrap_or(sequences);
         Limits {
             sequences,
-            // A step has room for one token of each sequence at least.
-            batch_tokens: config.max_num_batched_tokens.unwrap_or(batch_tokens.max(sequences)),
+            // A step has room for one token of each sequence, and for some of a prompt.
+            batch_tokens: config
+                .max_num_batched_tokens
+                .unwrap_or(batch_tokens.max(sequences + BLOCK_TOKENS)),
             slots: if self.merged.is_some() { 1 } else { config.adapter_slots.unwrap_or(slots) },
         }
     }
@@ -336,8 +344,15 @@ impl Start<'_> {
         let recipe_parts_max = RECIPE_PARTS_MAX;
         let engine =
             Engine { backend, model, kv_shape, scheduler, adapter_slots_max, recipe_parts_max };
-        engine.start(requests_max).map_err(|e| {
-            CliError::Config(format!("{e}; see --max-num-seqs and --max-num-batched-tokens"))
+        engine.start(requests_max).map_err(|e| match e {
+            StartError::Limits(e) => {
+                CliError::Config(format!("{e}; see --max-num-seqs and --max-num-batched-tokens"))
+            }
+            StartError::Thread(_) => CliError::General(format!(
+                "{e}; the system may limit threads (ulimit -u, or pids of a container)"
+            )),
+            StartError::Device(_) => CliError::Config(format!("{e}; see --kv-cache-bytes")),
+            StartError::Ended => CliError::General(format!("{e}. This is a bug")),
         })
     }
 }

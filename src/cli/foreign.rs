@@ -63,7 +63,7 @@ pub const FOREIGN: &[Foreign] = &[
     row(LORAX, &["--max-active-adapters"], SLOTS),
     row(VLLM, &["--max-cpu-loras"], "write --adapter-host-bytes BYTES: memory bounds them"),
     row(SGLANG, &["--max-loaded-loras"], "write --adapter-host-bytes BYTES: memory bounds them"),
-    row(MANY, &["--max-lora-rank"], "leave it out: each adapter has the rank of its file"),
+    row(MANY, &["--max-lora-rank"], "write --max-adapter-rank RANK, or leave it out: 1024"),
     row(
         VLLM,
         &["--lora-dtype", "--fully-sharded-loras", "--lora-extra-vocab-size"],

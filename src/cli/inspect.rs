@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::base;
 use super::{CliError, print};
-use crate::adapter::{Adapter, AdapterFile, FileLimits, lower, note_on_base};
-use crate::config::parse_bytes;
+use crate::adapter::{Adapter, AdapterFile, Allowed, FileLimits, lower, note_on_base};
+use crate::config::{ROWS_MAX, count_to, parse_bytes};
 use crate::engine::CheckpointBase;
 use crate::text::AdapterTexts;
 
@@ -35,6 +35,15 @@ pub struct InspectArgs {
         value_parser = parse_bytes
     )]
     adapter_file_bytes: u64,
+    /// Largest rank of a module's change.
+    #[arg(
+        long,
+        env = "TESSERA_MAX_ADAPTER_RANK",
+        value_name = "RANK",
+        default_value = "1024",
+        value_parser = count_to(ROWS_MAX)
+    )]
+    max_adapter_rank: usize,
 }
 
 /// Runs the command. Success means that the adapter would be served.
@@ -48,7 +57,11 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let (checkpoint, texts) = base::with_texts(args.model.as_deref())?;
     file.notes.extend(text_notes(&dir, texts)?);
     let base = CheckpointBase::new(checkpoint);
-    let adapter = lower(&file, &base, args.allow_unknown_config_keys).map_err(|error| {
+    let allowed = Allowed {
+        unknown_config_keys: args.allow_unknown_config_keys,
+        rank_max: args.max_adapter_rank,
+    };
+    let adapter = lower(&file, &base, allowed).map_err(|error| {
         // Most adapters are for another model than the demo, and look broken beside it.
         let compared = format!(
             "{error}; it was compared with the built-in demo model, name the adapter's own with \

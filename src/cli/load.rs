@@ -32,6 +32,7 @@ pub struct LoadArgs {
     /// Key to send, where the server asks for one.
     #[arg(
         long,
+        visible_alias = "key",
         env = "TESSERA_API_KEY",
         value_name = "KEY",
         hide_env_values = true,

@@ -154,12 +154,14 @@ fn usage(wrong: &clap::Error, args: &[OsString]) -> String {
     let shown = |kind| wrong.get(kind).map(ToString::to_string);
     let args: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     // Other commands have no such flags: there clap's own tip is better.
-    let serves = args.get(1).is_none_or(|first| first == "serve" || first.starts_with('-'));
+    let first = args.get(1).map_or("serve", String::as_str);
+    let of = if first.starts_with('-') { "serve" } else { first };
+    let serves = ["serve", "chat", "generate", "batch"].contains(&of);
     if let (ErrorKind::UnknownArgument, true) = (wrong.kind(), serves)
         && let Some(flag) = shown(ContextKind::InvalidArg)
         && let Some(pointer) = foreign::pointer(&args, &flag)
     {
-        return format!("{pointer}; see tessera serve --help");
+        return format!("{pointer}; see tessera {of} --help");
     }
     if wrong.kind() == ErrorKind::InvalidSubcommand
         && let Some(word) = shown(ContextKind::InvalidSubcommand).filter(|w| w.contains('/'))
@@ -200,8 +202,9 @@ mod tests {
             (&["serve", "-m", "m.gguf"], "tessera serve MODEL"),
             (&["serve", "m", "-ngl", "99"], "-ngl is a flag of llama-server"),
             (&["serve", "m", "--tensor-parallel-size=2"], "one device"),
-            (&["serve", "m", "--max_lora_rank", "64"], "leave it out"),
+            (&["serve", "m", "--max_lora_rank", "64"], "--max-adapter-rank"),
             (&["serve", "m", "--ctx-size", "4096"], "--max-model-len"),
+            (&["chat", "--lora-modules", "a=b"], "see tessera chat --help"),
             (&["org/name"], "tessera serve org/name"),
             (&["load", "--max-loras", "2"], "see tessera --help"),
         ] {

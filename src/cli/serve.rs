@@ -12,7 +12,7 @@ use super::otlp::Traces;
 use super::progress::counting;
 use super::runtime::runtime;
 use super::{CliError, demo, device, print, shutdown};
-use crate::adapter::{Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
+use crate::adapter::{Allowed, Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
 use crate::engine::CheckpointBase;
 use crate::http::{self, App, HttpSettings, ServedModel, unix_now_s};
@@ -35,7 +35,8 @@ pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
     let access = access::read(config)?;
     let endpoint = config.log.otlp_traces_endpoint.as_deref();
     let traces = endpoint.map(Traces::start).transpose()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
+        shutdown::outlive_hangup();
         let (listener, address) = listen(config).await?;
         let warning = access.warning.clone();
         let (mut app, report) = tokio::task::block_in_place(|| start(config, access, &say))?;
@@ -48,7 +49,10 @@ pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
         served.map_err(|e| CliError::General(format!("serving ended: {e}")))?;
         say("stopped");
         Ok(())
-    })
+    });
+    // A thread that reads from a disk which does not answer is not waited for.
+    runtime.shutdown_background();
+    served
 }
 
 /// A line of the start-up report. Whoever reads it may go away; serving goes on.
@@ -84,7 +88,10 @@ pub(super) fn start(
         fits,
         limits: FileLimits::new(config.adapter_file_bytes),
         base_names: std::iter::once(base.name.clone()).chain(config.model.clone()).collect(),
-        allow_unknown_config_keys: config.allow_unknown_config_keys,
+        allowed: Allowed {
+            unknown_config_keys: config.allow_unknown_config_keys,
+            rank_max: config.max_adapter_rank,
+        },
     };
     let catalog = Arc::new(Catalog::new(config.adapter_host_bytes));
     let texts = Arc::new(texts(config, &base, &mut report)?);
@@ -131,6 +138,7 @@ pub(super) fn start(
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),
+        step_ms_max: config.step_seconds_max.saturating_mul(1000),
         ..HttpSettings::standard()
     };
     let loader = Arc::new(loader(started.fits));

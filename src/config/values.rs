@@ -9,26 +9,23 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "expected a number above 0 and at most 1".into())
 }
 
-/// At least 1.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_count(text: &str) -> Result<usize, String> {
-    let count = text.parse().ok().filter(|&n| n >= 1);
-    count.ok_or_else(|| "expected a whole number of at least 1".into())
+/// A whole number from 1 to `max`. What it takes for each is taken at the start: beyond that it is
+/// a slip of the keyboard.
+pub fn count_to(max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
+    move |text| {
+        let count = text.parse().ok().filter(|n| (1..=max).contains(n));
+        count.ok_or_else(|| format!("expected a whole number from 1 to {max}"))
+    }
 }
 
-/// More threads than any machine has cores: a slip of the keyboard, not a wish.
-const THREADS_MAX: usize = 1024;
-
-/// As many threads as a machine may have cores.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_threads(text: &str) -> Result<usize, String> {
-    let threads = parse_count(text).ok().filter(|&n| n <= THREADS_MAX);
-    threads.ok_or_else(|| format!("expected a whole number from 1 to {THREADS_MAX}"))
-}
+/// More threads than any machine has cores.
+pub const THREADS_MAX: usize = 1024;
+/// Of what runs in one batch.
+pub const ROWS_MAX: usize = 65_536;
+/// Of what waits.
+pub const QUEUE_MAX: usize = 1_000_000;
+/// Tokens of a step or a context.
+pub const TOKENS_MAX: usize = 1 << 27;
 
 /// A number of bytes, with an optional unit: k, m, g (powers of 1000) or KiB, MiB, GiB.
 ///

@@ -129,7 +129,7 @@ impl Gpu {
     /// A fault of the card.
     pub fn warm_up(&self, kv: KvShape, ranks: &[usize]) -> Result<(), OpenError> {
         let Self { backend, model, limits, .. } = self;
-        let (mut kv, slots) = (backend.kv(kv), backend.slots(limits.adapter_slots));
+        let (mut kv, slots) = (backend.kv(kv)?, backend.slots(limits.adapter_slots));
         let params = SamplingParams::greedy();
         let history = History { prompt: &[0], generated: &[] };
         let draw = Want::Draw(Draw { params: &params, history, mask: None, logprobs: None });

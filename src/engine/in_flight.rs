@@ -179,6 +179,17 @@ impl InFlight {
         self.pooled_sum.iter().map(|sum| (sum / f64::from(self.pooled.max(1))) as f32).collect()
     }
 
+    /// Its row has numbers that nothing can be drawn from. Where it has adapters, they are to
+    /// blame.
+    pub fn not_finite(&self) -> Event {
+        match self.recipe.is_base() {
+            true => {
+                Event::Failed("the model produced no finite numbers for this request".to_owned())
+            }
+            false => Event::NotFinite,
+        }
+    }
+
     /// What a watcher sees of it.
     pub fn view(&self, id: SequenceId, extent: &Extent) -> ViewRow {
         ViewRow {

@@ -82,6 +82,8 @@ pub enum Event {
     Failed(String),
     /// The last event of a sequence whose own rules allow none of the tokens that could come next.
     NoTokenLeft,
+    /// The last event of a sequence whose adapters make numbers that are not finite.
+    NotFinite,
     /// The last event of a sequence whose form could not be followed any further; the request's.
     Astray(String),
 }
@@ -115,6 +117,12 @@ pub enum StartError {
     /// No thread could be had.
     #[error("the engine's thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
+    /// The device has no room for the KV cache, or failed on the first step.
+    #[error("the first step failed: {0}")]
+    Device(#[from] crate::backend::Fault),
+    /// The thread ended by a panic, which it has told.
+    #[error("the engine's thread ended before its first step")]
+    Ended,
 }
 
 /// The queue is full: 429 for the client.

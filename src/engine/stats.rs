@@ -57,8 +57,48 @@ pub struct Stats {
     pub window: Window,
     /// What does not change while it runs; set when it starts.
     pub sizes: OnceLock<Sizes>,
+    /// Whether steps go on.
+    pub pulse: Pulse,
     /// Set when the engine thread has ended.
     pub stopped: AtomicBool,
+}
+
+/// Tells a step that never ends from an engine that has nothing to do.
+#[derive(Debug)]
+pub struct Pulse {
+    since: Instant,
+    /// Milliseconds after `since` at which the step that runs began, and 0 while none does.
+    beat_ms: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { since: Instant::now(), beat_ms: AtomicU64::new(0) }
+    }
+}
+
+impl Pulse {
+    fn now_ms(&self) -> u64 {
+        self.since.elapsed().as_millis() as u64 + 1
+    }
+
+    /// A step begins.
+    pub fn beat(&self) {
+        self.beat_ms.store(self.now_ms(), Ordering::Release);
+    }
+
+    /// There is nothing to do.
+    pub fn rest(&self) {
+        self.beat_ms.store(0, Ordering::Release);
+    }
+
+    /// How long the step that runs has been running, in milliseconds; 0 while none does.
+    pub fn step_ms(&self) -> u64 {
+        match self.beat_ms.load(Ordering::Acquire) {
+            0 => 0,
+            beat => self.now_ms().saturating_sub(beat),
+        }
+    }
 }
 
 /// How the engine's tokens were spread over time and steps.

@@ -15,9 +15,11 @@ use super::in_flight::InFlight;
 use super::residents::Residents;
 use super::window::{View, Views};
 use super::{Command, EngineHandle, Event, Generate, PromptScore, Sizes, StartError, Stats};
-use crate::backend::{Backend, Fault, KvShape, Outputs, Sampled};
-use crate::ids::{Digest, SequenceId};
+use crate::backend::{Backend, Draw, Fault, KvShape, Outputs, Rows, Sampled, Want};
+use crate::ids::{BlockId, Digest, SequenceId};
 use crate::model::Model;
+use crate::recipe::Recipe;
+use crate::request::{History, SamplingParams};
 use crate::scheduler::{
     Committed, Entry, NewSequence, Plan, PromptRows, Scheduler, SchedulerConfig,
 };
@@ -25,8 +27,6 @@ use crate::scheduler::{
 /// Steps that may fail one after another before the engine gives up: a fault that comes back at
 /// once is not a bad request but a broken device or a bug, and health must say so.
 const FAILED_STEPS_MAX: u32 = 3;
-/// Told to a client whose row of logits nothing can be drawn from.
-const NOT_FINITE: &str = "the model produced no finite logits for this request";
 /// While sequences exist but none can run.
 const NOTHING_TO_RUN_PAUSE: Duration = Duration::from_millis(1);
 
@@ -64,9 +64,30 @@ impl<B: Backend> Engine<B> {
         };
         // Its stats are new, and have none.
         let _ = stats.sizes.set(sizes);
+        let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = thread::Builder::new().name("engine".into());
-        thread.spawn(move || Running::new(self, scheduler, inbox, stats).run())?;
+        thread.spawn(move || {
+            let _stopped = Stopped(stats.clone());
+            let begun = Running::new(self, scheduler, inbox, stats).and_then(Running::begun);
+            let (running, began) = match begun {
+                Ok(running) => (Some(running), Ok(())),
+                Err(fault) => (None, Err(fault)),
+            };
+            // Nobody waits where the start was given up.
+            let _ = ready.send(began);
+            running.map(Running::run);
+        })?;
+        is_ready.recv().map_err(|_| StartError::Ended)??;
         Ok(handle)
+    }
+}
+
+/// However the thread ends, it is told.
+struct Stopped(Arc<Stats>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.stopped.store(true, Ordering::Release);
     }
 }
 
@@ -90,17 +111,44 @@ impl<B: Backend> Running<B> {
         scheduler: Scheduler,
         inbox: mpsc::UnboundedReceiver<Command>,
         stats: Arc<Stats>,
-    ) -> Self {
-        let kv = made_of.backend.kv(made_of.kv_shape);
+    ) -> Result<Self, Fault> {
+        let kv = made_of.backend.kv(made_of.kv_shape)?;
         let residents = Residents::new(&made_of.backend, made_of.adapter_slots_max);
         let (in_flight, guides) = (BTreeMap::new(), Guides::default());
         let (next_id, views) = (0, Views::default());
-        Self { made_of, kv, residents, scheduler, in_flight, next_id, inbox, guides, views, stats }
+        Ok(Self {
+            made_of,
+            kv,
+            residents,
+            scheduler,
+            in_flight,
+            next_id,
+            inbox,
+            guides,
+            views,
+            stats,
+        })
+    }
+
+    /// After one step of one row, which nobody has asked for: what is wrong with the device or the
+    /// model is known before requests are taken, and weights are in memory.
+    fn begun(mut self) -> Result<Self, Fault> {
+        let Engine { backend, model, .. } = &self.made_of;
+        let mut rows = Rows::default();
+        rows.push(&[0], 0, &Recipe::base(), vec![BlockId(0)]);
+        rows.logit_rows.push(0);
+        let outputs = model.forward(backend, &rows, &self.residents.slots, &mut self.kv);
+        let params = SamplingParams::greedy();
+        let history = History { prompt: &[0], generated: &[] };
+        let draw = Want::Draw(Draw { params: &params, history, mask: None, logprobs: None });
+        outputs.logits.map(|logits| backend.sample(&logits, &[draw])).transpose()?;
+        Ok(self)
     }
 
     fn run(mut self) {
         let mut failed_steps = 0;
         while self.receive() {
+            self.stats.pulse.beat();
             self.drop_cancelled();
             let step = catch_unwind(AssertUnwindSafe(|| self.step()));
             match step {
@@ -130,12 +178,12 @@ impl<B: Backend> Running<B> {
                 self.stats.window.show(self.view());
             }
         }
-        self.stats.stopped.store(true, Ordering::Release);
     }
 
     /// Takes what has arrived; waits when there is nothing else to do. False when it is over.
     fn receive(&mut self) -> bool {
         if self.in_flight.is_empty() {
+            self.stats.pulse.rest();
             match self.inbox.blocking_recv() {
                 Some(command) => self.accept(command),
                 None => return false,
@@ -308,9 +356,10 @@ impl<B: Backend> Running<B> {
                 continue;
             }
             let Some(token) = sampled.token else {
-                let event = match owner.draws && sequence.terms.sampling.rules.forbid() {
+                let is_forbidden = owner.draws && sequence.terms.sampling.rules.forbid();
+                let event = match is_forbidden {
                     true => Event::NoTokenLeft,
-                    false => Event::Failed(NOT_FINITE.to_owned()),
+                    false => sequence.not_finite(),
                 };
                 failed.push((owner.id, event));
                 continue;
@@ -384,7 +433,9 @@ impl<B: Backend> Running<B> {
         }
         if sequence.terms.pooling.is_some() {
             let embedding = sequence.embedding();
-            sequence.send(Event::Embedding(embedding));
+            let is_finite = embedding.iter().all(|x| x.is_finite());
+            let event = if is_finite { Event::Embedding(embedding) } else { sequence.not_finite() };
+            sequence.send(event);
         }
     }
 
@@ -407,12 +458,12 @@ impl<B: Backend> Running<B> {
 
     /// After a panic nothing the step touched can be trusted, but the model is as it was.
     fn start_over(&mut self) {
-        let Engine { backend, kv_shape, scheduler, adapter_slots_max, .. } = &self.made_of;
+        let Engine { backend, scheduler, adapter_slots_max, .. } = &self.made_of;
         if let Ok(fresh) = Scheduler::new(scheduler.clone()) {
             self.scheduler = fresh;
         }
+        // What its pages hold is looked up by nobody any more.
         self.residents = Residents::new(backend, *adapter_slots_max);
-        self.kv = backend.kv(*kv_shape);
     }
 
     /// All sequences, for those who watch.

@@ -176,7 +176,7 @@ async fn got(
         }
         Route::Live => Ok(empty(StatusCode::OK)),
         Route::Ready => Ok(empty(match state.phase() {
-            Phase::Serving if state.check_open().is_ok() => StatusCode::OK,
+            Phase::Serving if state.check_open().is_ok() && !state.is_stuck() => StatusCode::OK,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         })),
         Route::Version => {

@@ -164,12 +164,14 @@ pub struct HttpSettings {
     pub drain_notice_ms: u64,
     /// How long requests in flight may go on after that. Then they end with an error.
     pub drain_timeout_ms: u64,
+    /// A step of the engine that takes longer makes `/ready` say that nothing can be asked for.
+    pub step_ms_max: u64,
     /// Requests being parsed and tokenized at once. Further ones wait.
     pub text_tasks_max: usize,
     /// Adapters being loaded at once. Further ones wait.
     pub loads_max: usize,
-    /// Clients that watch the batch at once; of one key, a quarter of them. A further one is answered
-    /// 429.
+    /// Clients that watch the batch at once; of one key, a quarter of them. A further one is
+    /// answered 429.
     pub watchers_max: usize,
 }
 
@@ -201,6 +203,7 @@ impl HttpSettings {
             keep_alive_ms: 15_000,
             drain_notice_ms: 0,
             drain_timeout_ms: 30_000,
+            step_ms_max: 300_000,
             text_tasks_max: 8,
             loads_max: 2,
             watchers_max: 32,

@@ -90,6 +90,11 @@ impl State {
         *self.phase.borrow()
     }
 
+    /// Whether the step that runs has been running for longer than any should.
+    pub fn is_stuck(&self) -> bool {
+        self.engine.stats().pulse.step_ms() > self.http.step_ms_max
+    }
+
     /// Whether new generations are taken.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ impl ModelConfig {
         let family = family(&fields)?;
         let Defaults { vocabulary, inner, positions, .. } = family.defaults;
         let heads = Heads::read(&fields, &family.defaults)?;
-        let layers = fields.count("num_hidden_layers", Some(Defaults::LAYERS))?;
+        let layers = fields.layers()?;
         let positions = fields.count("max_position_embeddings", Some(positions))?;
         let Rotary { rope, positions_max } =
             Rotary::read(&fields, heads.dim, positions, &mut notes)?;

@@ -9,6 +9,13 @@ use super::error::ModelError;
 use super::family::Defaults;
 use crate::dtype::Dtype;
 
+/// More layers than any model has; what is kept for each would take all memory.
+const LAYERS_MAX: u64 = 1024;
+/// Every other width and count: products of two of them are numbers.
+const COUNT_MAX: u64 = 1 << 27;
+/// Characters of a value in an error: enough to find it.
+const SHOWN_CHARS_MAX: usize = 80;
+
 /// A config, or an object in it, that remembers what was read.
 pub struct Fields<'a> {
     map: &'a Map<String, Value>,
@@ -17,7 +24,11 @@ pub struct Fields<'a> {
 
 /// A field of the wrong form.
 pub fn bad(key: &str, expected: &str, found: Option<&Value>) -> ModelError {
-    let found = found.map_or("nothing".into(), Value::to_string);
+    let mut found = found.map_or("nothing".into(), Value::to_string);
+    if let Some((end, _)) = found.char_indices().nth(SHOWN_CHARS_MAX) {
+        found.truncate(end);
+        found.push('…');
+    }
     ModelError::Config(format!("'{key}' must be {expected}, got {found}"))
 }
 
@@ -67,10 +78,30 @@ impl<'a> Fields<'a> {
         if let (None, Some(default)) = (found, default) {
             return Ok(default);
         }
-        let whole = found.and_then(Value::as_u64).filter(|&n| n >= 1 && n <= u64::from(u32::MAX));
-        whole
-            .map(|n| n as usize)
-            .ok_or_else(|| bad(key, "a whole number from 1 to 4294967295", found))
+        self.within(key, found, COUNT_MAX)
+    }
+
+    fn within(
+        &self,
+        key: &'static str,
+        found: Option<&Value>,
+        max: u64,
+    ) -> Result<usize, ModelError> {
+        let whole = found.and_then(Value::as_u64).filter(|&n| n >= 1 && n <= max);
+        let expected = || format!("a whole number from 1 to {max}");
+        whole.map(|n| n as usize).ok_or_else(|| bad(key, &expected(), found))
+    }
+
+    /// `num_hidden_layers`.
+    ///
+    /// # Errors
+    /// When it is no whole number, or more than any model has.
+    pub fn layers(&self) -> Result<usize, ModelError> {
+        const KEY: &str = "num_hidden_layers";
+        match self.raw(KEY) {
+            None => Ok(Defaults::LAYERS),
+            found => self.within(KEY, found, LAYERS_MAX),
+        }
     }
 
     /// A finite positive number.
@@ -106,7 +137,7 @@ impl<'a> Fields<'a> {
         window: Option<usize>,
         all: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<Option<u32>>, ModelError> {
-        let layers = self.count("num_hidden_layers", Some(Defaults::LAYERS))?;
+        let layers = self.layers()?;
         let window = window.map(|w| w as u32);
         let Some(types) = self.get("layer_types") else {
             return Ok((0..layers).map(|i| window.filter(|_| all(i))).collect());

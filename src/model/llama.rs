@@ -14,7 +14,7 @@ pub fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
         qk_norm: QkNorm::Absent,
         norms: NormPlaces::BEFORE,
         // `sliding_window` and `layer_types` say nothing to this family.
-        windows: vec![None; fields.count("num_hidden_layers", Some(Defaults::LAYERS))?],
+        windows: vec![None; fields.layers()?],
         defaults: Defaults {
             vocabulary: 32000,
             inner: 11008,

@@ -276,7 +276,7 @@ fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
 #[test]
 fn the_flag_for_unknown_fields_does_not_serve_what_is_known_to_be_wrong() {
     let mut golden = Golden::open("llama", None);
-    golden.loader.allow_unknown_config_keys = true;
+    golden.loader.allowed.unknown_config_keys = true;
     let folder = tempfile::tempdir().unwrap();
     let load = |key: &str, value: Value| {
         let mut draft = Draft::golden("llama", "lora_qv");

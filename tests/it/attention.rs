@@ -53,7 +53,7 @@ fn run(case: &Case, steps: &[Vec<(usize, usize, usize)>], threads: usize) -> Vec
     let head_dim = case.shape.head_dim;
     let longest = case.sequences.iter().map(|s| s.q.len()).max().unwrap();
     let table = cpu.upload_rope(rope(head_dim / 2, longest.max(case.kv_shape.block_tokens)));
-    let mut kv = cpu.kv(case.kv_shape);
+    let mut kv = cpu.kv(case.kv_shape).unwrap();
     let slots = cpu.slots(0);
     let (q_width, width) = (case.shape.heads * head_dim, case.kv_shape.kv_heads * head_dim);
     for block in 0..case.kv_shape.blocks {

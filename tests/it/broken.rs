@@ -2,6 +2,7 @@
 
 mod configs;
 mod containers;
+mod floods;
 mod folders;
 mod mixed;
 mod tensors;
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use tessera::adapter::{AdapterError, Base, FileLimits, LoadAdapter, Loader};
+use tessera::adapter::{AdapterError, Allowed, Base, FileLimits, LoadAdapter, Loader};
 use tessera::dtype::Dtype;
 use tessera::engine::{CheckpointBase, EngineHandle, Event};
 use tessera::ids::TokenId;
@@ -128,7 +129,7 @@ fn loader(dtype: Dtype) -> Loader<CheckpointBase> {
         fits: None,
         limits,
         base_names: Vec::new(),
-        allow_unknown_config_keys: false,
+        allowed: Allowed::default(),
     }
 }
 
@@ -155,7 +156,7 @@ fn stream(engine: &EngineHandle, golden: &Golden) -> Vec<TokenId> {
             }
             Event::Started { .. } => {}
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-            Event::NoTokenLeft => panic!("its rules leave no token"),
+            Event::NoTokenLeft | Event::NotFinite => panic!("no token could be drawn"),
             Event::Failed(why) | Event::Astray(why) => panic!("{why}"),
         }
     }
@@ -180,11 +181,17 @@ fn every_broken_adapter_is_refused_with_its_own_message_while_a_good_one_streams
     let golden = Golden::open("llama", None);
     let engine = golden.engine(roomy(), 4);
     let undisturbed = stream(&engine, &golden);
-    let cases: Vec<Case> =
-        [containers::cases(), folders::cases(), configs::cases(), tensors::cases(), mixed::cases()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let cases: Vec<Case> = [
+        containers::cases(),
+        folders::cases(),
+        configs::cases(),
+        tensors::cases(),
+        mixed::cases(),
+        floods::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     assert!(cases.len() >= 100, "{} cases", cases.len());
 
     let folder = tempfile::tempdir().unwrap();

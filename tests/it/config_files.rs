@@ -122,7 +122,7 @@ fn last_logits(checkpoint: &Arc<Checkpoint>, prompt: &[TokenId]) -> Vec<f32> {
     let backend = Cpu::new(1);
     let model = Model::load(checkpoint, &backend, prompt.len(), &|_| {});
     let blocks = prompt.len().div_ceil(BLOCK_TOKENS);
-    let mut kv = backend.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS));
+    let mut kv = backend.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS)).unwrap();
     let mut rows = prompts_as_rows(&[(Recipe::base(), prompt.to_vec())]);
     rows.logit_rows = vec![prompt.len() as u32 - 1];
     let outputs = model.forward(&backend, &rows, &backend.slots(0), &mut kv);

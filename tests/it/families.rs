@@ -191,7 +191,7 @@ fn ours(dir: &Path, prompts: &[Vec<TokenId>], kv_dtype: Option<Dtype>) -> Vec<Ve
     let blocks = prompts.iter().map(|p| p.len().div_ceil(BLOCK_TOKENS)).sum();
     let mut shape = Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS);
     shape.dtype = kv_dtype.unwrap_or(shape.dtype);
-    let mut kv = backend.kv(shape);
+    let mut kv = backend.kv(shape).unwrap();
     let prompts: Vec<_> = prompts.iter().map(|prompt| (Recipe::base(), prompt.clone())).collect();
     let mut rows = prompts_as_rows(&prompts);
     rows.logit_rows = rows.spans.iter().map(|s| (s.start + s.len - 1) as u32).collect();

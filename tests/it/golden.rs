@@ -199,7 +199,9 @@ pub fn check_tokens(start: &dyn Fn(&Golden) -> EngineHandle) {
                     }
                     Event::Started { .. } => {}
                     Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-                    Event::NoTokenLeft => panic!("{name}/{adapter}: no token is left"),
+                    Event::NoTokenLeft | Event::NotFinite => {
+                        panic!("{name}/{adapter}: no token is left")
+                    }
                     Event::Failed(why) | Event::Astray(why) => panic!("{name}/{adapter}: {why}"),
                 }
             }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tessera::adapter::{Adapter, Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
+use tessera::adapter::{
+    Adapter, Allowed, Catalog, FileLimits, LoadAdapter, Loader, NewName, Source,
+};
 use tessera::backend::{Backend, Rows, cpu::Cpu};
 use tessera::dtype::Dtype;
 use tessera::engine::{CheckpointBase, Engine, EngineHandle, wait_until_ready};
@@ -45,7 +47,7 @@ impl Golden {
             fits: None,
             limits: FileLimits::new(1 << 30),
             base_names: Vec::new(),
-            allow_unknown_config_keys: false,
+            allowed: Allowed::default(),
         };
         Self { dir: dir.to_owned(), checkpoint, loader }
     }
@@ -128,7 +130,8 @@ pub fn logits<B: Backend>(
     prompts: &[(Recipe<Slot>, Vec<TokenId>)],
 ) -> Vec<Vec<f32>> {
     let blocks = prompts.iter().map(|(_, p)| p.len().div_ceil(BLOCK_TOKENS)).sum();
-    let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS));
+    let mut kv =
+        backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, blocks, BLOCK_TOKENS)).unwrap();
     let mut slots = backend.slots(adapters.len());
     for (slot, adapter) in adapters.iter().enumerate() {
         let slot = Slot(slot as u32);

@@ -73,7 +73,7 @@ fn an_adapter_is_loaded_used_replaced_and_unloaded_with_vllms_texts() {
 #[test]
 fn a_bad_load_is_the_clients_error_with_vllms_text() {
     let (_dir, fake) = root();
-    let cases: [(Value, u16, &str, &str); 12] = [
+    let cases: [(Value, u16, &str, &str); 17] = [
         (json!({}), 400, "missing_field", "Both 'lora_name' and 'lora_path' must be provided."),
         (
             json!({"lora_name": "", "lora_path": "x"}),
@@ -106,6 +106,11 @@ fn a_bad_load_is_the_clients_error_with_vllms_text() {
             "Loading lora a failed: rank 0 in 'r'; expected 1 or above",
         ),
         (json!({"lora_name": "../a", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
+        (json!({"lora_name": ".", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
+        (json!({"lora_name": "a/", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
+        (json!({"lora_name": "a//b", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
+        (json!({"lora_name": "./a", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
+        (json!({"lora_name": "other", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
         (json!({"lora_name": "a\u{0}", "lora_path": "good-7"}), 400, "invalid_adapter_name", ""),
         (json!({"lora_name": 5, "lora_path": "good-7"}), 400, "invalid_value", ""),
         (

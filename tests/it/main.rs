@@ -38,6 +38,8 @@ mod files;
 mod generated;
 mod golden;
 mod harness;
+mod health;
+mod hostile_adapters;
 mod http;
 mod http2;
 mod http_adapter_cards;

@@ -63,7 +63,9 @@ fn ask(engine: &EngineHandle, asked: Vec<Asked>) -> Vec<Told> {
                 Event::Scores(scores) => told.scores = Some(scores),
                 Event::Embedding(embedding) => told.embedding = Some(embedding),
                 Event::Token { token, logprob, .. } => told.tokens.push((token, logprob)),
-                Event::NoTokenLeft => told.failed = Some("no token is left".to_owned()),
+                Event::NoTokenLeft | Event::NotFinite => {
+                    told.failed = Some("no token is left".to_owned());
+                }
                 Event::Failed(why) | Event::Astray(why) => told.failed = Some(why),
             }
         }
@@ -163,7 +165,7 @@ fn a_prompts_vector_is_its_last_hidden_state_or_their_mean() {
                 rows.logit_rows = Vec::new();
                 rows.hidden_rows = (0..prompt.len() as u32).collect();
                 let kv = Model::<Cpu>::kv_shape(&golden.checkpoint, 4, BLOCK_TOKENS);
-                let outputs = model.forward(&backend, &rows, &slots, &mut backend.kv(kv));
+                let outputs = model.forward(&backend, &rows, &slots, &mut backend.kv(kv).unwrap());
                 let hidden = backend.download(&outputs.hidden.unwrap()).unwrap();
                 let width = golden.checkpoint.config.hidden;
                 let want: Vec<f32> = match kind {

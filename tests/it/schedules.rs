@@ -86,7 +86,7 @@ fn finish(events: &mut Receiver<Event>) -> (Vec<(TokenId, f32)>, u32) {
             }
             Event::Started { cached_tokens } => cached = cached_tokens,
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-            Event::NoTokenLeft => panic!("its rules leave no token"),
+            Event::NoTokenLeft | Event::NotFinite => panic!("no token could be drawn"),
             Event::Failed(why) | Event::Astray(why) => panic!("{why}"),
         }
     }
@@ -183,7 +183,7 @@ impl Live {
                 }
                 Event::Started { .. } => {}
                 Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
-                Event::NoTokenLeft => panic!("its rules leave no token"),
+                Event::NoTokenLeft | Event::NotFinite => panic!("no token could be drawn"),
                 Event::Failed(why) | Event::Astray(why) => panic!("{why}"),
             }
         }

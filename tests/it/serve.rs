@@ -187,13 +187,13 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
 #[test]
 fn merged_mode_serves_its_adapter_and_refuses_others() {
     let merged = format!("mine={}", adapter("mos_compact"));
-    let other = format!("other={}", adapter("ia3"));
+    let other = format!("another={}", adapter("ia3"));
     let model = text(&golden());
     let args = [&model, "--adapter", &merged, "--adapter", &other, "--merge", "mine"];
     let server = Server::start(&args);
     let (got, want) = greedy(&server, "mine", "mos_compact");
     assert_eq!(got, want);
-    for model in ["other", "llama", "unknown"] {
+    for model in ["another", "llama", "unknown"] {
         let body = json!({"model": model, "prompt": "a"});
         let (status, reply) = server.post("/v1/completions", &body);
         assert_eq!(status, 400, "{model}: {reply}");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use tessera::adapter::{Adapter, AdapterFile, Base, FileLimits, lower};
+use tessera::adapter::{Adapter, AdapterFile, Allowed, Base, FileLimits, lower};
 use tessera::cli::synth::{
     AdapterKind, AdapterShape, Family, ModelShape, Preset, synth_adapter, synth_model,
 };
@@ -45,7 +45,7 @@ fn open(dir: &Path) -> CheckpointBase {
 
 fn read(dir: &Path, base: &CheckpointBase) -> Adapter {
     let file = AdapterFile::read(dir, &FileLimits::new(1 << 30), None).unwrap();
-    lower(&file, base, false).unwrap()
+    lower(&file, base, Allowed::default()).unwrap()
 }
 
 /// A tiny Llama and the directory it is in.

@@ -32,7 +32,7 @@ impl Device for Cpu {
         rope
     }
 
-    fn kv(&self, shape: KvShape) -> Kv {
+    fn kv(&self, shape: KvShape) -> Result<Kv, Fault> {
         Kv::new(shape)
     }
 

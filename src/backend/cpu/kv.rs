@@ -6,7 +6,7 @@ use super::matrix::Matrix;
 use super::simd::Element;
 use super::threads::{Cpu, SERIAL_ELEMENTS_MAX};
 use super::weight::{Elements, narrow};
-use crate::backend::{KvShape, Rows, Span};
+use crate::backend::{Fault, KvShape, Rows, Span};
 use crate::dtype::{Dtype, Values};
 
 /// Keys and values of every layer, `[kv_heads, blocks, block_tokens, head_dim]` each: what one head
@@ -17,15 +17,32 @@ pub struct Kv {
     layers: Vec<[Values; 2]>,
 }
 
+/// Written one by one: the system then gives the memory now, and not when a request comes.
+fn zeros<T: Copy>(len: usize, zero: T) -> Result<Vec<T>, Fault> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| Fault {
+        message: format!("there is no memory for a KV cache of this size ({len} numbers a layer)"),
+        lost: false,
+    })?;
+    values.resize(len, zero);
+    Ok(values)
+}
+
 impl Kv {
-    pub(super) fn new(shape: KvShape) -> Self {
-        let len = shape.kv_heads * shape.blocks * shape.block_tokens * shape.head_dim;
-        let zeros = || match shape.dtype {
-            Dtype::F32 => Values::F32(vec![0.0; len]),
-            Dtype::F16 => Values::F16(vec![f16::ZERO; len]),
-            Dtype::BF16 => Values::BF16(vec![bf16::ZERO; len]),
+    /// # Errors
+    /// When there is no memory for it.
+    pub(super) fn new(shape: KvShape) -> Result<Self, Fault> {
+        let widths = [shape.kv_heads, shape.blocks, shape.block_tokens, shape.head_dim];
+        let len = widths.into_iter().fold(1usize, usize::saturating_mul);
+        let values = || -> Result<Values, Fault> {
+            Ok(match shape.dtype {
+                Dtype::F32 => Values::F32(zeros(len, 0.0)?),
+                Dtype::F16 => Values::F16(zeros(len, f16::ZERO)?),
+                Dtype::BF16 => Values::BF16(zeros(len, bf16::ZERO)?),
+            })
         };
-        Self { shape, layers: (0..shape.layers).map(|_| [zeros(), zeros()]).collect() }
+        let layers = (0..shape.layers).map(|_| Ok([values()?, values()?]));
+        Ok(Self { shape, layers: layers.collect::<Result<_, Fault>>()? })
     }
 
     /// The size it was made with.

@@ -319,8 +319,8 @@ impl Device for Cuda {
         Rope { cos, sin, half: rope.half }
     }
 
-    fn kv(&self, shape: KvShape) -> Kv {
-        self.taken_kv(shape)
+    fn kv(&self, shape: KvShape) -> Result<Kv, Fault> {
+        Ok(self.taken_kv(shape))
     }
 
     fn slots(&self, count: usize) -> Slots {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::adapter::{Adapter, FileLimits, LoadAdapter, Loader};
+use crate::adapter::{Adapter, Allowed, FileLimits, LoadAdapter, Loader};
 use crate::cli::CliError;
 use crate::cli::synth::{AdapterKind, AdapterShape, synth_adapter};
 use crate::dtype::Dtype;
@@ -89,7 +89,7 @@ pub fn random_adapter(
         fits: None,
         limits,
         base_names: Vec::new(),
-        allow_unknown_config_keys: false,
+        allowed: Allowed { rank_max: usize::MAX, ..Allowed::default() },
     };
     let dir = scratch.join(format!("adapter-{seed}"));
     let shape = AdapterShape { kind, rank, targets: None, shards: 4, dtype: Dtype::F32, seed };

@@ -51,9 +51,10 @@ pub fn distance_from_cpu(
     let positions = rows.positions.iter().max().map_or(1, |last| *last as usize + 1);
     let model = Model::load(checkpoint, &cpu, positions, &|_| {});
     let blocks = rows.spans.iter().map(|span| span.block_table.len()).sum();
-    let mut kv = cpu.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS));
-    let mut slots = cpu.slots(adapters.len());
     let failed = |e: &dyn std::fmt::Display| CliError::General(e.to_string());
+    let kv = cpu.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS));
+    let mut kv = kv.map_err(|e| failed(&e))?;
+    let mut slots = cpu.slots(adapters.len());
     for (slot, adapter) in adapters.iter().enumerate() {
         cpu.write_slot(&mut slots, Slot(slot as u32), adapter.delta.clone())
             .map_err(|e| failed(&e))?;

@@ -163,7 +163,8 @@ impl<'a> Bench<'a> {
     fn kv(&self, width: usize) -> Kv {
         let tokens = self.args.context.max(self.args.prefill) + 1;
         let blocks = width * steps::pages(tokens);
-        self.backend.kv(Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS))
+        let shape = Model::<Cpu>::kv_shape(&self.checkpoint, blocks, BLOCK_TOKENS);
+        self.backend.kv(shape).expect("This is a bug: no memory for rows that were to be timed.")
     }
 
     /// Seconds of one step.

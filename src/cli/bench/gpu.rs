@@ -184,7 +184,7 @@ impl<'a> Bench<'a> {
         let adapter_bytes = left - kv_bytes(&shape(rows_max));
         let ready = gpu.ready(&checkpoint, blocks(rows_max), BLOCK_TOKENS, adapter_bytes);
         let gpu = ready.map_err(|e| CliError::Model(e.to_string()))?;
-        let kv = gpu.backend.kv(shape(rows_max));
+        let kv = gpu.backend.kv(shape(rows_max)).map_err(|e| CliError::Model(e.to_string()))?;
         let (lines, kernels) = (Vec::new(), Vec::new());
         let widths = args.rows.len() + usize::from(args.prefill > 0);
         let bar = counting("measurements", (widths * args.cases.len()) as u64);

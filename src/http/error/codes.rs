@@ -9,6 +9,11 @@ pub const ERROR_CODES: &[(&str, u16, &str)] = &[
         "An adapter of this name is loaded; `load_inplace` replaces it.",
     ),
     ("adapter_name_conflict", 400, "The adapter's name is that of the base model."),
+    (
+        "adapter_not_finite",
+        400,
+        "With its adapters the model makes numbers that are not finite: weights are too large.",
+    ),
     ("adapter_not_found", 404, "No adapter of this name is loaded, or none is at the path."),
     ("adapter_store_full", 400, "Adapters would take more than `--adapter-host-bytes`."),
     ("admin_key_required", 403, "The key may not administer."),

@@ -20,6 +20,8 @@ pub(in crate::http) enum ServerError {
     EngineFailed(String),
     /// The request's own rules forbid all tokens that could come next.
     NoTokenLeft,
+    /// The request's adapters make numbers that are not finite.
+    NotFinite,
     /// The form that the request asks for could not be followed within its limits.
     Astray(String),
     /// A panic, or a lost thread.
@@ -32,7 +34,7 @@ impl ServerError {
             Self::Busy(busy) => row(429, RATE, "queue_full", busy.to_string()).retry_after_1_s(),
             Self::WatchersFull { watchers_max } => {
                 let message = format!(
-                    "{watchers_max} clients watch the batch already, which is the limit; retry later"
+                    "{watchers_max} clients watch the batch, which is the limit; retry later"
                 );
                 row(429, RATE, "watchers_full", message).retry_after_1_s()
             }
@@ -46,9 +48,7 @@ impl ServerError {
             Self::Draining => {
                 row(503, SERVER, "draining", "The server is shutting down.").retry_after_1_s()
             }
-            Self::EngineGone => {
-                row(503, SERVER, "engine_stopped", "The engine has stopped.").retry_after_1_s()
-            }
+            Self::EngineGone => row(503, SERVER, "engine_stopped", "The engine has stopped."),
             Self::EngineFailed(message) => row(500, SERVER, "engine_failed", message),
             Self::NoTokenLeft => row(
                 400,
@@ -56,6 +56,13 @@ impl ServerError {
                 "no_token_left",
                 "allowed_token_ids, bad_words and min_tokens leave no token that could come next; \
                  forbid fewer.",
+            ),
+            Self::NotFinite => row(
+                400,
+                REQUEST,
+                "adapter_not_finite",
+                "With its adapters the model makes numbers that are not finite for this request: \
+                 their weights or lora_alpha are too large.",
             ),
             Self::Astray(message) => row(400, REQUEST, "structured_output_failed", message),
             Self::Internal => row(

@@ -257,6 +257,7 @@ impl Choice {
         match event {
             Event::Failed(message) => Err(ServerError::EngineFailed(message)),
             Event::NoTokenLeft => Err(ServerError::NoTokenLeft),
+            Event::NotFinite => Err(ServerError::NotFinite),
             Event::Astray(message) => Err(ServerError::Astray(message)),
             Event::Started { cached_tokens } => {
                 self.cached_tokens = Some(cached_tokens);

@@ -149,6 +149,7 @@ async fn last(
         match event {
             Event::Started { cached_tokens } => cached = cached_tokens,
             Event::Failed(message) => return Err(ServerError::EngineFailed(message)),
+            Event::NotFinite => return Err(ServerError::NotFinite),
             // Nothing is drawn here.
             Event::Token { .. } | Event::NoTokenLeft | Event::Astray(_) => {}
             last @ (Event::Embedding(_) | Event::Scores(_)) => return Ok((last, cached)),

@@ -75,8 +75,8 @@ fn entry(table: &Table) -> Result<Entry, String> {
     let name = table.get("name").and_then(Value::as_str);
     let name = name.ok_or("name must be given, a string")?;
     check_name(name).map_err(|_| {
-        "name must be 1 to 256 of the characters A-Z a-z 0-9 . _ : / -, without .. and / at its \
-         start"
+        "name must be 1 to 256 of the characters A-Z a-z 0-9 . _ : / -, without .., with more than \
+         . between / and at its ends, and not other"
     })?;
     let admin = flag(table, "admin")?.unwrap_or(false);
     let given = ["adapters", "base"].into_iter().find(|field| table.contains_key(*field));

@@ -164,7 +164,7 @@ fn taken(post: Post, bounds: &Bounds<'_>) -> Taken {
 
 /// What [`crate::adapter::check_name`] takes.
 fn name() -> Value {
-    json!({"pattern": r"^(?!/)(?!.*\.\.)[A-Za-z0-9._:/-]{1,256}$"})
+    json!({"pattern": r"^(?!other$)(?!.*\.\.)(?!(.*/)?\.?(/|$))[A-Za-z0-9._:/-]{1,256}$"})
 }
 
 /// Something.

@@ -323,7 +323,7 @@ fn both<B: Backend>(
     host: &Host,
     dtype: Dtype,
 ) -> [Vec<(&'static str, Vec<f32>)>; 2] {
-    let (mut slots, mut kv) = (b.slots(4), b.kv(kv_shape(dtype)));
+    let (mut slots, mut kv) = (b.slots(4), b.kv(kv_shape(dtype)).unwrap());
     for (slot, delta) in (1..).map(Slot).zip(&host.deltas) {
         b.write_slot(&mut slots, slot, delta.clone()).unwrap();
         wait_until_ready(b, &slots, slot).unwrap();

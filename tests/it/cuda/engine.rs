@@ -47,7 +47,7 @@ fn read(mut events: Receiver<Event>) -> Result<Vec<u32>, String> {
                     return Ok(tokens);
                 }
             }
-            Event::NoTokenLeft => return Err("no token is left".to_owned()),
+            Event::NoTokenLeft | Event::NotFinite => return Err("no token is left".to_owned()),
             Event::Failed(why) | Event::Astray(why) => return Err(why),
         }
     }

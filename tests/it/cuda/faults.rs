@@ -62,7 +62,7 @@ fn a_step_that_fails_is_told_and_the_next_one_runs() {
     let expected = run();
     let failing = |after: i64| {
         card.set("refuse_in", after);
-        let (mut kv, mut slots) = (backend.kv(kv_shape(&golden)), backend.slots(1));
+        let (mut kv, mut slots) = (backend.kv(kv_shape(&golden)).unwrap(), backend.slots(1));
         backend.write_slot(&mut slots, Slot(0), adapter.delta.clone()).unwrap();
         wait_until_ready(&backend, &slots, Slot(0)).unwrap();
         let outputs = model.forward(&backend, &prompts_as_rows(&prompts), &slots, &mut kv);
@@ -74,7 +74,7 @@ fn a_step_that_fails_is_told_and_the_next_one_runs() {
         assert!(run() == expected, "a step after a failed one");
     }
     card.set("break_in", 3);
-    let (mut kv, slots) = (backend.kv(kv_shape(&golden)), backend.slots(1));
+    let (mut kv, slots) = (backend.kv(kv_shape(&golden)).unwrap(), backend.slots(1));
     for _ in 0..2 {
         let outputs = model.forward(&backend, &prompts_as_rows(&prompts[1..]), &slots, &mut kv);
         let Fault { message, lost } = backend.download(&outputs.logits.unwrap()).unwrap_err();
@@ -147,7 +147,7 @@ fn a_card_that_refuses_to_record_serves_unrecorded() {
     }
     let (card, golden) = (Card::new(), golden());
     let Gpu { backend, model, .. } = card.open(&golden, limits(16, 1), 8);
-    let (mut kv, slots) = (backend.kv(kv_shape(&golden)), backend.slots(1));
+    let (mut kv, slots) = (backend.kv(kv_shape(&golden)).unwrap(), backend.slots(1));
     let rows = prompts_as_rows(&[(Recipe::base(), vec![7])]);
     let mut step = || {
         let outputs = model.forward(&backend, &rows, &slots, &mut kv);

@@ -30,7 +30,7 @@ fn rows_that_fill_up_a_decode_step_write_no_sequences_page() {
     let run = |asked: usize| {
         let Gpu { backend, model, .. } = card.open(&golden, limits(64, 1), 8);
         let shape = Model::<Cpu>::kv_shape(&golden.checkpoint, asked, BLOCK_TOKENS);
-        let (mut kv, slots) = (backend.kv(shape), backend.slots(1));
+        let (mut kv, slots) = (backend.kv(shape).unwrap(), backend.slots(1));
         let mut step = |rows: Rows| {
             let outputs = model.forward(&backend, &rows, &slots, &mut kv);
             backend.download(&outputs.logits.unwrap()).unwrap()

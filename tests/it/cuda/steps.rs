@@ -104,7 +104,7 @@ fn resident(card: Card, rows: usize) -> (Gpu, <Cuda as Device>::Kv, <Cuda as Dev
     let golden = Golden::open(&crate::golden::models()[0], Some(Dtype::BF16));
     let gpu = card.open(&golden, limits(rows, 6), 64);
     let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 64, BLOCK_TOKENS);
-    let (kv, mut slots) = (gpu.backend.kv(kv_shape), gpu.backend.slots(6));
+    let (kv, mut slots) = (gpu.backend.kv(kv_shape).unwrap(), gpu.backend.slots(6));
     for (slot, name) in golden.adapter_names().iter().take(6).enumerate() {
         let slot = Slot(slot as u32);
         gpu.backend.write_slot(&mut slots, slot, golden.adapter(name).delta.clone()).unwrap();
@@ -164,7 +164,7 @@ fn after_prompt<B: Backend>(
     next: &dyn Fn(usize) -> Rows,
     steps: &[usize],
 ) -> Vec<Vec<f32>> {
-    let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, 32, BLOCK_TOKENS));
+    let mut kv = backend.kv(Model::<Cpu>::kv_shape(&golden.checkpoint, 32, BLOCK_TOKENS)).unwrap();
     let slots = backend.slots(1);
     let mut run = |rows: &Rows| {
         let outputs = model.forward(backend, rows, &slots, &mut kv);
@@ -261,7 +261,7 @@ fn a_step_with_more_edits_and_masks_than_one_launch_takes_is_drawn_in_several() 
     let step = StepLimits { sequences_max: 1, ..limits(16, 1) };
     let Gpu { backend, model, .. } = card.open(&golden, step, 8);
     let kv_shape = Model::<Cpu>::kv_shape(&golden.checkpoint, 8, BLOCK_TOKENS);
-    let (mut kv, slots) = (backend.kv(kv_shape), backend.slots(1));
+    let (mut kv, slots) = (backend.kv(kv_shape).unwrap(), backend.slots(1));
     let mut rows = Rows::default();
     let tokens: Vec<u32> = (0..12).collect();
     let pages = (0..2).map(BlockId).collect();
@@ -334,7 +334,7 @@ fn steps_recorded_while_an_adapter_was_merged_are_not_replayed_once_it_is_taken_
     // One that changes norms and biases too.
     let adapter = golden.adapter("ssf");
     let Gpu { backend, mut model, .. } = card.open(&golden, limits(2, 1), 8);
-    let (mut kv, slots) = (backend.kv(kv_shape), backend.slots(1));
+    let (mut kv, slots) = (backend.kv(kv_shape).unwrap(), backend.slots(1));
     let rows = decode(&[Recipe::base(), Recipe::base()], 0, 5);
     let mut steps = |model: &Model<Cuda>| {
         let mut step = || {

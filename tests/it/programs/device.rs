@@ -200,7 +200,7 @@ impl<'a, B: Tested> Uploaded<'a, B> {
     /// What the backend says of a step that failed.
     pub fn run(&self, program: &Program, deltas: &[Arc<Delta>]) -> Result<Vec<Shown>, String> {
         let backend = &self.backend;
-        let mut kv = backend.kv(self.base.kv);
+        let mut kv = backend.kv(self.base.kv).unwrap();
         let mut slots = backend.slots(ADAPTERS);
         for (slot, delta) in (0..).map(Slot).zip(deltas) {
             backend.write_slot(&mut slots, slot, delta.clone()).map_err(|e| e.to_string())?;

@@ -59,7 +59,7 @@ pub fn read(mut events: Receiver<Event>) -> Told {
             }
             Event::Started { .. } => {}
             Event::Failed(why) => panic!("{why}"),
-            Event::NoTokenLeft => panic!("its rules leave no token"),
+            Event::NoTokenLeft | Event::NotFinite => panic!("no token could be drawn"),
             Event::Astray(why) => return Told { tokens, end: Err(why) },
             Event::Scores(_) | Event::Embedding(_) => panic!("nobody asked for these"),
         }
