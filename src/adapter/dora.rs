@@ -37,7 +37,7 @@ impl Method for Dora {
             let module = pair.module;
             pair.push(lowering)?;
             // The canonical scale multiplies the bias as well: take that back.
-            if let Some(bias) = input.base.bias(module) {
+            if let Some(bias) = input.base.bias(module)? {
                 let kept: Vec<f32> = bias.iter().zip(&scale).map(|(b, s)| b - s * b).collect();
                 lowering.shift(module, &kept);
             }
@@ -60,7 +60,7 @@ fn scale(input: &Input<'_>, pair: &Pair) -> Result<Vec<f32>, AdapterError> {
         name,
         Part::because("magnitude m", "'use_dora' is true"),
     )?;
-    let weight = input.base.weight(pair.module);
+    let weight = input.base.weight(pair.module)?;
     // An embedding's table is [vocabulary, hidden]; its norms run over the vocabulary.
     let weight = match modules.get(pair.module).kind {
         SiteKind::Embedding => transpose(&weight, width_out),

@@ -57,7 +57,13 @@ pub trait Base: Send + Sync {
     fn is_tied(&self) -> bool;
     /// A module's weight, `[out, in]` row-major (`[vocabulary, hidden]` for an embedding, `[out]`
     /// for a norm). Reads the checkpoint: slow.
-    fn weight(&self, module: ModuleId) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// When the checkpoint is not what it was.
+    fn weight(&self, module: ModuleId) -> Result<Vec<f32>, AdapterError>;
     /// A module's bias, `[out]`.
-    fn bias(&self, module: ModuleId) -> Option<Vec<f32>>;
+    ///
+    /// # Errors
+    /// As [`Base::weight`].
+    fn bias(&self, module: ModuleId) -> Result<Option<Vec<f32>>, AdapterError>;
 }

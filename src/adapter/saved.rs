@@ -51,7 +51,7 @@ fn saved_module(
             Part::because("whole bias", SAVED),
         )?;
         let scale = lowering.scale_of(id);
-        replace_bias(input, id, &bias, scale.as_deref(), lowering);
+        replace_bias(input, id, &bias, scale.as_deref(), lowering)?;
     }
     Ok(())
 }
@@ -131,7 +131,7 @@ fn table_copy(
         let part = "copy of the base's table";
         let copy = input.tensors.take_values(&key, &expected, name, part)?;
         let dtype = input.base.adapter_dtype();
-        let base = Values::from_f32(input.base.weight(id), dtype);
+        let base = Values::from_f32(input.base.weight(id)?, dtype);
         let copy = copy.cast(dtype);
         if copy == base {
             input.tensors.ignore(&key, name, "copy of the base's table, equal to it: unused");
@@ -181,7 +181,7 @@ fn biases(input: &Input<'_>, lowering: &mut Lowering<'_>) -> Result<(), AdapterE
             Some(key) if wanted && !lowering.any(id, |change| change.weight.is_some()) => {
                 let (_, _, width) = named(input.base.modules(), id);
                 let bias = input.tensors.take(key, &[width], name, "whole bias")?;
-                replace_bias(input, id, &bias, None, lowering);
+                replace_bias(input, id, &bias, None, lowering)?;
             }
             _ => {}
         }
@@ -200,10 +200,11 @@ fn replace_bias(
     new: &[f32],
     scale: Option<&[f32]>,
     lowering: &mut Lowering<'_>,
-) {
-    let old = input.base.bias(id).unwrap_or_else(|| vec![0.0; new.len()]);
+) -> Result<(), AdapterError> {
+    let old = input.base.bias(id)?.unwrap_or_else(|| vec![0.0; new.len()]);
     let factor = |i: usize| scale.map_or(1.0, |scale| scale[i]);
     let pairs = new.iter().zip(&old).enumerate();
     let moved: Vec<f32> = pairs.map(|(i, (new, old))| factor(i) * (new - old)).collect();
     lowering.shift(id, &moved);
+    Ok(())
 }

@@ -138,8 +138,9 @@ impl Start<'_> {
         let backend = Cpu::new(threads);
         let bar = loading(checkpoint.weight_bytes());
         let loaded = |bytes| bar.inc(bytes);
-        let mut model = Model::load(checkpoint, &backend, context_tokens, &loaded);
+        let model = Model::load(checkpoint, &backend, context_tokens, &loaded);
         bar.finish_and_clear();
+        let mut model = model?;
         if let Some(adapter) = self.merged {
             model.fold(&backend, &adapter.delta);
         }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::adapter::Base;
+use crate::adapter::{AdapterError, Base};
 use crate::dtype::Dtype;
 use crate::ids::ModuleId;
 use crate::model::Checkpoint;
 use crate::site::{ModuleMap, SiteMap};
 
-/// Reads weights from the mapped files: the copies on the device stay out of loader threads' way.
+/// Reads weights from the files: the copies on the device stay out of loader threads' way.
 pub struct CheckpointBase {
     checkpoint: Arc<Checkpoint>,
 }
@@ -37,11 +37,11 @@ impl Base for CheckpointBase {
         self.checkpoint.config.tied
     }
 
-    fn weight(&self, module: ModuleId) -> Vec<f32> {
-        self.checkpoint.module_weight(module)
+    fn weight(&self, module: ModuleId) -> Result<Vec<f32>, AdapterError> {
+        self.checkpoint.module_weight(module).map_err(|e| AdapterError::Invalid(e.to_string()))
     }
 
-    fn bias(&self, module: ModuleId) -> Option<Vec<f32>> {
-        self.checkpoint.module_bias(module)
+    fn bias(&self, module: ModuleId) -> Result<Option<Vec<f32>>, AdapterError> {
+        self.checkpoint.module_bias(module).map_err(|e| AdapterError::Invalid(e.to_string()))
     }
 }

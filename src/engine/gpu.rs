@@ -66,14 +66,18 @@ impl LoadedGpu {
         let GpuSettings { limits, block_tokens, .. } = *settings;
         let positions = limits.context_tokens_max;
         let page = Model::<Cuda>::kv_shape(checkpoint, 1, block_tokens);
+        let mut failed = None;
         let loaded = opened.load(
             &limits,
             page,
-            |cuda| Model::load(checkpoint, cuda, positions, settings.loaded),
+            |cuda| Model::load_or_zeros(checkpoint, cuda, positions, settings.loaded, &mut failed),
             |model: &Model<Cuda>, cuda, rows, slots, kv| {
                 model.forward(cuda, rows, slots, kv);
             },
         )?;
+        if let Some(error) = failed {
+            return Err(Fault { message: error.to_string(), lost: false }.into());
+        }
         Ok(Self { loaded, limits })
     }
 

@@ -75,7 +75,9 @@ impl<B: Backend> Engine<B> {
             };
             // Nobody waits where the start was given up.
             let _ = ready.send(began);
-            running.map(Running::run);
+            if let Some(running) = running {
+                running.run();
+            }
         })?;
         is_ready.recv().map_err(|_| StartError::Ended)??;
         Ok(handle)

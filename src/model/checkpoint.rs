@@ -6,8 +6,9 @@ use super::config::ModelConfig;
 use super::error::ModelError;
 use super::folder::Folder;
 use super::leftovers;
-use super::weights::{Source, Weights};
-use super::{mmap, outline};
+use super::outline;
+use super::weight_file::{Source, WeightFile};
+use super::weights::Weights;
 use crate::backend::HostMatrix;
 use crate::dtype::Dtype;
 use crate::ids::{ModuleId, SiteId};
@@ -36,7 +37,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps the Hugging Face directory `dir`: `config.json` and `model.safetensors`, or the files
+    /// Opens the Hugging Face directory `dir`: `config.json` and `model.safetensors`, or the files
     /// that `model.safetensors.index.json` lists. `dtype` converts; `None` keeps the file's width.
     ///
     /// # Errors
@@ -46,12 +47,7 @@ impl Checkpoint {
         let config = folder.config()?;
         let mut notes = Vec::new();
         let files = folder.weights(&mut notes)?;
-        let sources = files.iter().map(|path| {
-            let mapped = mmap::map(path);
-            mapped
-                .map(Source::Mapped)
-                .map_err(|e| ModelError::File(format!("{} cannot be read: {e}", path.display())))
-        });
+        let sources = files.iter().map(|path| WeightFile::open(path).map(Source::File));
         let names = files.iter().map(|path| path.display().to_string()).collect();
         let mut checkpoint = Self::new(&config, sources.collect::<Result<_, _>>()?, names, dtype)?;
         checkpoint.notes.extend(notes);
@@ -87,7 +83,7 @@ impl Checkpoint {
             let count = weights.wider();
             notes.push(format!("{count} tensors are F64 and rounded to {}", dtype.name()));
         }
-        let table = resolve_tie(&mut config, &weights, dtype, &mut notes);
+        let table = resolve_tie(&mut config, &weights, dtype, &mut notes)?;
         let sites = outline::sites(&config);
         let modules = sites.as_modules();
         let owners = owners(&sites, &modules);
@@ -137,12 +133,17 @@ impl Checkpoint {
 
     /// A site's weight in the serving width: `[out, in]`, `[vocabulary, hidden]` for the
     /// embedding, `[1, out]` for a norm.
-    pub fn weight(&self, id: SiteId) -> HostMatrix {
+    ///
+    /// # Errors
+    /// [`ModelError::File`] when its file cannot be read, or has changed since it was opened.
+    pub fn weight(&self, id: SiteId) -> Result<HostMatrix, ModelError> {
         let (module, rows) = &self.owners[id.0 as usize];
         let module = self.modules.get(*module);
-        let values = self.weights.values(&self.weight_name(module));
+        let values = self.weights.values(&self.weight_name(module))?;
         let (count, cols) = match module.kind {
-            SiteKind::Norm => return HostMatrix { values, rows: 1, cols: module.out_features },
+            SiteKind::Norm => {
+                return Ok(HostMatrix { values, rows: 1, cols: module.out_features });
+            }
             SiteKind::Linear => (rows.rows(), module.in_features),
             SiteKind::Embedding => (module.in_features, module.out_features),
         };
@@ -150,30 +151,44 @@ impl Checkpoint {
             true => values,
             false => rows.pick_values(&values, cols),
         };
-        HostMatrix { values: values.cast(self.dtype), rows: count, cols }
+        Ok(HostMatrix { values: values.cast(self.dtype), rows: count, cols })
     }
 
     /// A site's bias, `[out]`.
-    pub fn bias(&self, id: SiteId) -> Option<Vec<f32>> {
+    ///
+    /// # Errors
+    /// As [`Checkpoint::weight`].
+    pub fn bias(&self, id: SiteId) -> Result<Option<Vec<f32>>, ModelError> {
         let (module, rows) = &self.owners[id.0 as usize];
-        self.module_bias(*module).map(|bias| rows.pick(&bias, 1))
+        Ok(self.module_bias(*module)?.map(|bias| rows.pick(&bias, 1)))
     }
 
     /// A module's weight as its file has it, widened: `[out, in]`, `[vocabulary, hidden]` for the
     /// embedding, `[out]` for a norm. In the serving width but for norms.
-    pub fn module_weight(&self, id: ModuleId) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`Checkpoint::weight`].
+    pub fn module_weight(&self, id: ModuleId) -> Result<Vec<f32>, ModelError> {
         let module = self.modules.get(id);
-        let values = self.weights.values(&self.weight_name(module));
-        match module.kind {
+        let values = self.weights.values(&self.weight_name(module))?;
+        Ok(match module.kind {
             SiteKind::Norm => values.to_f32(),
             SiteKind::Linear | SiteKind::Embedding => values.cast(self.dtype).to_f32(),
-        }
+        })
     }
 
     /// A module's bias, `[out]`.
-    pub fn module_bias(&self, id: ModuleId) -> Option<Vec<f32>> {
+    ///
+    /// # Errors
+    /// As [`Checkpoint::weight`].
+    pub fn module_bias(&self, id: ModuleId) -> Result<Option<Vec<f32>>, ModelError> {
         let module = self.modules.get(id);
-        module.has_bias.then(|| self.weights.values(&format!("{}.bias", module.name)).to_f32())
+        let name = || format!("{}.bias", module.name);
+        module
+            .has_bias
+            .then(|| self.weights.values(&name()))
+            .transpose()
+            .map(|values| values.map(|values| values.to_f32()))
     }
 
     /// Bytes of all weights in the serving width.
@@ -193,21 +208,21 @@ fn resolve_tie(
     weights: &Weights,
     dtype: Dtype,
     notes: &mut Vec<String>,
-) -> &'static str {
+) -> Result<&'static str, ModelError> {
     if !config.tied || !weights.contains(HEAD) {
-        return EMBEDDING;
+        return Ok(EMBEDDING);
     }
     if !weights.contains(EMBEDDING) {
-        return HEAD;
+        return Ok(HEAD);
     }
-    if !weights.equal(HEAD, EMBEDDING, dtype) {
+    if !weights.equal(HEAD, EMBEDDING, dtype)? {
         config.tied = false;
         notes.push(format!(
             "config.json says 'tie_word_embeddings', but {HEAD} is not the embedding: they are \
              served apart, as in transformers"
         ));
     }
-    EMBEDDING
+    Ok(EMBEDDING)
 }
 
 /// By site: the module it is a part of, and its rows of it.

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use super::attention::Cached;
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
+use super::error::ModelError;
 use super::module::{Make, Part};
 use super::outline::{Layer, Outline};
-use crate::backend::{Backend, Embedding, KvShape, Linear, Norm, Outputs, RopeTable, Rows, Wanted};
+use crate::backend::{
+    Backend, Embedding, HostMatrix, KvShape, Linear, Norm, Outputs, RopeTable, Rows, Wanted,
+};
 use crate::delta::Delta;
+use crate::dtype::Values;
 use crate::ids::SiteId;
-use crate::site::Site;
+use crate::site::{Site, SiteKind};
 
 /// A base model on a device.
 pub struct Model<B: Backend> {
@@ -23,13 +27,30 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Copies the checkpoint's weights to the device. `positions_max` sizes the rotary tables;
     /// `loaded` hears the bytes of each weight as it arrives.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] when a file cannot be read, or has changed since it was opened.
     pub fn load(
         checkpoint: &Checkpoint,
         backend: &B,
         positions_max: usize,
         loaded: &dyn Fn(u64),
+    ) -> Result<Self, ModelError> {
+        let mut failed = None;
+        let model = Self::load_or_zeros(checkpoint, backend, positions_max, loaded, &mut failed);
+        failed.map_or(Ok(model), Err)
+    }
+
+    /// As [`Model::load`], for those who need a model whatever happens: after a failure, which is
+    /// told in `failed`, what could not be read is zeros.
+    pub fn load_or_zeros(
+        checkpoint: &Checkpoint,
+        backend: &B,
+        positions_max: usize,
+        loaded: &dyn Fn(u64),
+        failed: &mut Option<ModelError>,
     ) -> Self {
-        let mut load = Loading { checkpoint, backend, loaded, table: None };
+        let mut load = Loading { checkpoint, backend, loaded, table: None, failed };
         let modules = Outline::of(&checkpoint.config).map(&mut load);
         let rope = |table: RopeTable| backend.upload_rope(table);
         let ropes = checkpoint.config.ropes.iter().map(|r| rope(r.table(positions_max))).collect();
@@ -98,20 +119,30 @@ impl<B: Backend> Model<B> {
     }
 
     /// Takes back [`Model::fold`] of `delta`: the checkpoint's own bits are in place again.
-    pub fn restore(&mut self, b: &B, checkpoint: &Checkpoint, delta: &Delta) {
-        let mut load = Loading { checkpoint, backend: b, loaded: &|_| {}, table: None };
+    ///
+    /// # Errors
+    /// As [`Model::load`]; the model is then not the checkpoint's any more.
+    pub fn restore(
+        &mut self,
+        b: &B,
+        checkpoint: &Checkpoint,
+        delta: &Delta,
+    ) -> Result<(), ModelError> {
+        let mut failed = None;
+        let mut load =
+            Loading { checkpoint, backend: b, loaded: &|_| {}, table: None, failed: &mut failed };
         let changed = |site: SiteId| delta.site(site).is_some();
         self.modules.each_mut(&mut |part| match part {
             Part::Embedding(table) if changed(table.site) => {
                 table.shift = None;
-                b.restore(&mut table.weight, checkpoint.weight(table.site));
+                b.restore(&mut table.weight, load.matrix(table.site));
             }
             Part::Norm(norm) if changed(norm.site) => {
                 *norm = load.norm(checkpoint.sites.get(norm.site));
             }
             Part::Linear(linear) if changed(linear.site) => {
-                b.restore(&mut linear.weight, checkpoint.weight(linear.site));
-                linear.bias = checkpoint.bias(linear.site).map(|bias| b.upload_vector(&bias));
+                b.restore(&mut linear.weight, load.matrix(linear.site));
+                linear.bias = load.bias(linear.site);
             }
             Part::Embedding(_) | Part::Norm(_) | Part::Linear(_) => {}
         });
@@ -119,6 +150,7 @@ impl<B: Backend> Model<B> {
         if checkpoint.config.tied {
             self.modules.head.weight = self.modules.embedding.weight.clone();
         }
+        failed.map_or(Ok(()), Err)
     }
 
     /// The KV cache this model needs for `blocks` pages of `block_tokens`.
@@ -158,6 +190,8 @@ struct Loading<'a, B: Backend> {
     loaded: &'a dyn Fn(u64),
     /// The embedding's, for a head that shares it.
     table: Option<Arc<B::Weight>>,
+    /// The first that could not be read.
+    failed: &'a mut Option<ModelError>,
 }
 
 impl<B: Backend> Loading<'_, B> {
@@ -166,8 +200,32 @@ impl<B: Backend> Loading<'_, B> {
         found.unwrap_or_else(|| panic!("This is a bug: no site {} in this family.", site.name))
     }
 
-    fn weight(&self, site: SiteId) -> Arc<B::Weight> {
-        let matrix = self.checkpoint.weight(site);
+    /// A site's weight, or zeros where it cannot be read.
+    fn matrix(&mut self, id: SiteId) -> HostMatrix {
+        self.checkpoint.weight(id).unwrap_or_else(|error| {
+            self.failed.get_or_insert(error);
+            let Site { kind, in_features, out_features, .. } = *self.checkpoint.sites.get(id);
+            let (rows, cols) = match kind {
+                SiteKind::Norm => (1, out_features),
+                SiteKind::Linear => (out_features, in_features),
+                SiteKind::Embedding => (in_features, out_features),
+            };
+            let zeros = Values::F32(vec![0.0; rows * cols]);
+            HostMatrix { values: zeros.cast(self.checkpoint.dtype), rows, cols }
+        })
+    }
+
+    /// A site's bias on the device, if it has one that can be read.
+    fn bias(&mut self, id: SiteId) -> Option<B::Vector> {
+        let bias = self.checkpoint.bias(id).unwrap_or_else(|error| {
+            self.failed.get_or_insert(error);
+            None
+        });
+        bias.map(|bias| self.backend.upload_vector(&bias))
+    }
+
+    fn weight(&mut self, site: SiteId) -> Arc<B::Weight> {
+        let matrix = self.matrix(site);
         let bytes = matrix.values.bytes() as u64;
         let weight = Arc::new(self.backend.upload(matrix));
         (self.loaded)(bytes);
@@ -190,7 +248,7 @@ impl<B: Backend> Make<Site, Site, Site> for Loading<'_, B> {
 
     fn norm(&mut self, module: &Site) -> Norm<B> {
         let site = self.site(module);
-        let values = self.checkpoint.weight(site).values.to_f32();
+        let values = self.matrix(site).values.to_f32();
         let weight = self.backend.upload_vector(&values);
         let eps = self.checkpoint.config.eps;
         Norm { weight, shift: None, width: values.len(), eps, site }
@@ -201,7 +259,7 @@ impl<B: Backend> Make<Site, Site, Site> for Loading<'_, B> {
         let is_head = module.name == "lm_head";
         let shared = if is_head { self.table.take() } else { None };
         let weight = shared.unwrap_or_else(|| self.weight(site));
-        let bias = self.checkpoint.bias(site).map(|bias| self.backend.upload_vector(&bias));
+        let bias = self.bias(site);
         let (in_features, out_features) = (module.in_features, module.out_features);
         Linear { weight, bias, site, in_features, out_features }
     }

@@ -26,12 +26,12 @@ pub fn check(
     for name in weights.names().into_iter().filter(|name| !expected.contains(name)) {
         let of = name.strip_suffix(".bias");
         let is_bias = of.is_some_and(|of| modules.iter().any(|(_, module)| module.name == of));
-        if is_bias && weights.values(name).to_f32().iter().all(|x| *x == 0.0) {
+        if is_bias && weights.values(name)?.to_f32().iter().all(|x| *x == 0.0) {
             biases.push(name);
         } else if name.starts_with(OTHER_HEADS) {
             heads.push(name);
         } else if name.ends_with("rotary_emb.inv_freq") {
-            if !is_rotation(&weights.values(name).to_f32(), config) {
+            if !is_rotation(&weights.values(name)?.to_f32(), config) {
                 rotary.push(name);
             }
         } else if !(name == "lm_head.weight" && config.tied) {

@@ -1,30 +1,19 @@
 //! The tensors of a model's weight files, by the names that the model gives them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::error::ModelError;
 use super::folder::no_file;
+use super::weight_file::Source;
 use crate::dtype::{Dtype, Values};
 
-/// Where the bytes of a weight file are.
-pub enum Source {
-    /// Built into the program.
-    Static(&'static [u8]),
-    /// A mapped file.
-    Mapped(Mmap),
-}
-
-impl Source {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Source::Static(bytes) => bytes,
-            Source::Mapped(map) => map,
-        }
-    }
-}
+/// Enough of a file to see what it is.
+const START_BYTES: u64 = 64;
+/// As the library of the format has it.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// All tensors of all files.
 pub struct Weights {
@@ -34,8 +23,8 @@ pub struct Weights {
 
 struct Stored {
     source: usize,
-    start: usize,
-    end: usize,
+    start: u64,
+    end: u64,
     shape: Vec<usize>,
     width: Width,
 }
@@ -57,7 +46,7 @@ impl Weights {
     pub fn read(sources: Vec<Source>, names: &[String]) -> Result<Self, ModelError> {
         let mut tensors = HashMap::new();
         for (index, source) in sources.iter().enumerate() {
-            read_header(index, source.bytes(), &names[index], &mut tensors)?;
+            read_header(index, source, &names[index], &mut tensors)?;
         }
         Ok(Self { sources, tensors: renamed(tensors) })
     }
@@ -81,11 +70,16 @@ impl Weights {
     }
 
     /// Whether two tensors are one matrix once they are in `dtype`.
-    pub fn equal(&self, a: &str, b: &str, dtype: Dtype) -> bool {
+    ///
+    /// # Errors
+    /// As [`Weights::values`].
+    pub fn equal(&self, a: &str, b: &str, dtype: Dtype) -> Result<bool, ModelError> {
         let [x, y] = [a, b].map(|name| &self.tensors[name]);
-        let bits = || x.width == y.width && self.bytes(x) == self.bytes(y);
-        let rounded = || self.values(a).cast(dtype) == self.values(b).cast(dtype);
-        x.shape == y.shape && (bits() || rounded())
+        if x.shape != y.shape {
+            return Ok(false);
+        }
+        let is_equal = x.width == y.width && self.bytes(x)? == self.bytes(y)?;
+        Ok(is_equal || self.values(a)?.cast(dtype) == self.values(b)?.cast(dtype))
     }
 
     /// How many are wider than anything that is computed in.
@@ -101,16 +95,20 @@ impl Weights {
     }
 
     /// The numbers of a tensor that is there.
-    pub fn values(&self, name: &str) -> Values {
+    ///
+    /// # Errors
+    /// [`ModelError::File`] when its file cannot be read, or has changed since it was opened.
+    pub fn values(&self, name: &str) -> Result<Values, ModelError> {
         let stored = &self.tensors[name];
-        match stored.width {
-            Width::Kept(dtype) => Values::from_le_bytes(self.bytes(stored), dtype),
-            Width::F64 => Values::from_f64_le_bytes(self.bytes(stored)),
-        }
+        let bytes = self.bytes(stored)?;
+        Ok(match stored.width {
+            Width::Kept(dtype) => Values::from_le_bytes(&bytes, dtype),
+            Width::F64 => Values::from_f64_le_bytes(&bytes),
+        })
     }
 
-    fn bytes(&self, stored: &Stored) -> &[u8] {
-        &self.sources[stored.source].bytes()[stored.start..stored.end]
+    fn bytes(&self, stored: &Stored) -> Result<Cow<'_, [u8]>, ModelError> {
+        self.sources[stored.source].read(stored.start..stored.end)
     }
 }
 
@@ -133,27 +131,56 @@ fn renamed(tensors: HashMap<String, Stored>) -> HashMap<String, Stored> {
     tensors.into_iter().map(|(name, stored)| (outer(name), stored)).collect()
 }
 
+/// What a weight file begins with, where it is not one.
+fn other_format(start: &[u8]) -> &'static str {
+    match start {
+        [b'G', b'G', b'U', b'F', ..] => " (it is a GGUF file)",
+        [b'P', b'K', ..] => " (it is a pickle of torch.save)",
+        _ => "",
+    }
+}
+
+/// The header of a file, and where the numbers begin.
+fn header(source: &Source, name: &str) -> Result<(Metadata, u64), ModelError> {
+    let size = source.bytes();
+    let start = source.read(0..size.min(START_BYTES))?;
+    if let Some(what) = no_file(&start) {
+        return Err(ModelError::Weights(format!("{name} is {what}")));
+    }
+    let broken = |why: &str| {
+        let other = other_format(&start);
+        let text = format!("{name} is not a complete safetensors file{other}: {why}");
+        ModelError::Weights(text)
+    };
+    let Some(prefix) = start.first_chunk::<8>() else {
+        return Err(broken(&format!("it has {size} bytes")));
+    };
+    let length = u64::from_le_bytes(*prefix);
+    if length > HEADER_BYTES_MAX || length > size - 8 {
+        return Err(broken(&format!(
+            "it announces a header of {length} bytes, has {size} in all, and at most \
+             {HEADER_BYTES_MAX} are read of a header"
+        )));
+    }
+    let begin = 8 + length;
+    let parsed: Metadata = serde_json::from_slice(&source.read(8..begin)?)
+        .map_err(|e| broken(&format!("its header cannot be read: {e}")))?;
+    let expected = begin.saturating_add(parsed.data_len() as u64);
+    match expected == size {
+        true => Ok((parsed, begin)),
+        false => Err(broken(&format!("by its header it has {expected} bytes, and it has {size}"))),
+    }
+}
+
 fn read_header(
-    source: usize,
-    bytes: &[u8],
+    index: usize,
+    source: &Source,
     name: &str,
     tensors: &mut HashMap<String, Stored>,
 ) -> Result<(), ModelError> {
-    if let Some(what) = no_file(bytes) {
-        return Err(ModelError::Weights(format!("{name} is {what}")));
-    }
-    let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
-        let other = match bytes {
-            [b'G', b'G', b'U', b'F', ..] => " (it is a GGUF file)",
-            [b'P', b'K', ..] => " (it is a pickle of torch.save)",
-            _ => "",
-        };
-        let text = format!("{name} is not a complete safetensors file{other}: {e}");
-        ModelError::Weights(text)
-    })?;
-    let base = bytes.as_ptr() as usize;
-    for (tensor, view) in parsed.iter() {
-        let width = match view.dtype() {
+    let (parsed, begin) = header(source, name)?;
+    for (tensor, info) in parsed.tensors() {
+        let width = match info.dtype {
             safetensors::Dtype::F64 => Width::F64,
             safetensors::Dtype::F32 => Width::Kept(Dtype::F32),
             safetensors::Dtype::F16 => Width::Kept(Dtype::F16),
@@ -165,13 +192,14 @@ fn read_header(
                 )));
             }
         };
-        let start = view.data().as_ptr() as usize - base;
-        let (end, shape) = (start + view.data().len(), view.shape().to_vec());
-        let stored = Stored { source, start, end, shape, width };
-        if tensors.insert(tensor.to_owned(), stored).is_some() {
+        let (from, to) = info.data_offsets;
+        let (start, end) = (begin + from as u64, begin + to as u64);
+        let stored = Stored { source: index, start, end, shape: info.shape.clone(), width };
+        if tensors.contains_key(&tensor) {
             let text = format!("tensor '{tensor}' is in two of the model's files");
             return Err(ModelError::Weights(text));
         }
+        tensors.insert(tensor, stored);
     }
     Ok(())
 }

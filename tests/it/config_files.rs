@@ -120,7 +120,7 @@ fn write(case: &Value, dir: &Path) {
 /// Logits after a prompt.
 fn last_logits(checkpoint: &Arc<Checkpoint>, prompt: &[TokenId]) -> Vec<f32> {
     let backend = Cpu::new(1);
-    let model = Model::load(checkpoint, &backend, prompt.len(), &|_| {});
+    let model = Model::load(checkpoint, &backend, prompt.len(), &|_| {}).unwrap();
     let blocks = prompt.len().div_ceil(BLOCK_TOKENS);
     let mut kv = backend.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS)).unwrap();
     let mut rows = prompts_as_rows(&[(Recipe::base(), prompt.to_vec())]);

@@ -67,7 +67,7 @@ impl Golden {
     }
 
     pub fn model<B: Backend>(&self, backend: &B) -> Model<B> {
-        Model::load(&self.checkpoint, backend, POSITIONS_MAX, &|_| {})
+        Model::load(&self.checkpoint, backend, POSITIONS_MAX, &|_| {}).unwrap()
     }
 
     pub fn engine(&self, scheduler: SchedulerConfig, adapter_slots_max: usize) -> EngineHandle {

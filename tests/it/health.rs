@@ -29,7 +29,7 @@ fn a_step_that_does_not_end_is_told_until_it_ends() {
 fn an_engine_without_memory_for_its_cache_does_not_start() {
     let golden = Golden::open("llama", None);
     let backend = Cpu::new(1);
-    let model = Model::load(&golden.checkpoint, &backend, 64, &|_| {});
+    let model = Model::load(&golden.checkpoint, &backend, 64, &|_| {}).unwrap();
     let blocks = 1 << 44;
     let engine = Engine {
         backend,

@@ -22,6 +22,7 @@ mod backend;
 mod batch;
 mod broken;
 mod catalog;
+mod changing_model;
 mod client;
 mod command_line;
 mod commands;

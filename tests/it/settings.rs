@@ -64,7 +64,9 @@ fn a_wrong_value_is_told_with_the_place_where_it_stands() {
         fs::write(&file, lines).unwrap();
         file.to_str().unwrap().to_owned()
     };
-    let cases: &[(&[(&str, &str)], &[&str], i32, &[&str])] = &[
+    /// Variables, arguments, the exit code, and what the line says.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], i32, &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
         (&[], &["--port", "x"], 2, &["--port"]),
         (&[], &["--adapter", "nameless"], 2, &["--adapter", "NAME=DIR_OR_ID"]),
         (&[("TESSERA_PORT", "x")], &[], 5, &["variable TESSERA_PORT:", "'x'"]),

@@ -49,7 +49,7 @@ pub fn distance_from_cpu(
 ) -> Result<f32, CliError> {
     let cpu = Cpu::new(std::thread::available_parallelism().map_or(1, usize::from));
     let positions = rows.positions.iter().max().map_or(1, |last| *last as usize + 1);
-    let model = Model::load(checkpoint, &cpu, positions, &|_| {});
+    let model = Model::load(checkpoint, &cpu, positions, &|_| {})?;
     let blocks = rows.spans.iter().map(|span| span.block_table.len()).sum();
     let failed = |e: &dyn std::fmt::Display| CliError::General(e.to_string());
     let kv = cpu.kv(Model::<Cpu>::kv_shape(checkpoint, blocks, BLOCK_TOKENS));

@@ -111,6 +111,7 @@ impl<'a> Bench<'a> {
         let bar = loading(checkpoint.weight_bytes());
         let model = Model::load(&checkpoint, &backend, positions, &|bytes| bar.inc(bytes));
         bar.finish_and_clear();
+        let model = model?;
         let bar = waiting("making adapters");
         let rows_max = args.rows.iter().copied().max().unwrap_or(1);
         let (mut adapters, mut placed) = (Vec::new(), Vec::new());
@@ -127,10 +128,11 @@ impl<'a> Bench<'a> {
             written.map_err(|e| CliError::General(e.to_string()))?;
         }
         let merged = placed.iter().find(|(case, _)| case.merged).map(|(_, first)| {
-            let mut model = Model::load(&checkpoint, &backend, positions, &|_| {});
+            let mut model = Model::load(&checkpoint, &backend, positions, &|_| {})?;
             model.fold(&backend, &adapters[*first].delta);
-            model
+            Ok::<_, CliError>(model)
         });
+        let merged = merged.transpose()?;
         let buffer = vec![1u64; BANDWIDTH_BYTES / 8];
         bar.finish_and_clear();
         Ok(Self { args, checkpoint, backend, model, merged, slots, cases: placed, buffer })

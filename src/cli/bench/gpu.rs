@@ -433,7 +433,7 @@ impl<'a> Bench<'a> {
             self.decode(case, &case.name, &slots, rows)?;
         }
         self.prefill(case, &slots, 0)?;
-        self.gpu.model.restore(&self.gpu.backend, &self.checkpoint, &adapter.delta);
+        self.gpu.model.restore(&self.gpu.backend, &self.checkpoint, &adapter.delta)?;
         self.gpu.backend.settled().map_err(failed)?;
         let after = check::logits(&self.gpu.backend, &self.gpu.model, &mut self.kv, &slots, &rows);
         if before.map_err(failed)? != after.map_err(failed)? {

@@ -158,7 +158,7 @@ impl<'a> Synth<'a> {
             }
             if dora {
                 let name = format!("base_model.model.{}.lora_magnitude_vector", site.name);
-                let fill = Fill::Given(self.norms(id, site));
+                let fill = Fill::Given(self.norms(id, site)?);
                 tensors.push(Tensor { name, shape: vec![out], fill });
             }
         }
@@ -171,8 +171,8 @@ impl<'a> Synth<'a> {
     }
 
     /// The norm of each output's weights, alternately 3 % more and less.
-    fn norms(&self, id: ModuleId, site: &Module) -> Vec<f32> {
-        let weight = self.base.weight(id);
+    fn norms(&self, id: ModuleId, site: &Module) -> Result<Vec<f32>, CliError> {
+        let weight = self.base.weight(id)?;
         let (wide, out) = (site.in_features, site.out_features);
         // An embedding's table is [vocabulary, hidden].
         let embedding = site.kind == SiteKind::Embedding;
@@ -181,7 +181,7 @@ impl<'a> Synth<'a> {
             let each = (0..wide).map(|i| f64::from(weight[o * over_out + i * over_in]));
             each.map(|w| w * w).sum::<f64>().sqrt() as f32
         };
-        (0..out).map(|o| norm(o) * if o % 2 == 0 { 1.03 } else { 0.97 }).collect()
+        Ok((0..out).map(|o| norm(o) * if o % 2 == 0 { 1.03 } else { 0.97 }).collect())
     }
 
     fn mos(&self, sites: &Modules<'_>) -> Result<(Value, Vec<Tensor>), CliError> {

@@ -349,7 +349,7 @@ fn steps_recorded_while_an_adapter_was_merged_are_not_replayed_once_it_is_taken_
     let base = steps(&model);
     model.fold(&backend, &adapter.delta);
     assert!(steps(&model) != base);
-    model.restore(&backend, &golden.checkpoint, &adapter.delta);
+    model.restore(&backend, &golden.checkpoint, &adapter.delta).unwrap();
     assert!(steps(&model) == base);
 }
 
