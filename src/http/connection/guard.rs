@@ -40,22 +40,41 @@ pub(in crate::http) fn check<B>(
     if let Some(host) = host {
         check_host("Host", host, hosts)?;
     }
-    if let Some(authority) = request.uri().authority() {
-        check_host("Host", authority.as_str(), hosts)?;
+    let authority = request.uri().authority().map(|authority| authority.as_str());
+    if let Some(authority) = authority {
+        check_host("Host", authority, hosts)?;
     }
-    // A web page of another site that this machine's user has open, and that is not allowed.
-    let origin = headers.get(ORIGIN).filter(|origin| !cors.allows(origin));
-    if let (Some(_), Some(origin)) = (hosts, origin) {
-        let origin = origin.to_str().unwrap_or("?");
-        let host = origin.split_once("://").map_or(origin, |(_, host)| host);
-        let refused = || ProtocolError::HostRefused { header: "Origin", found: origin.to_owned() };
-        check_host("Origin", host, hosts).map_err(|_| refused())?;
+    if let Some(origin) = headers.get(ORIGIN).filter(|origin| !cors.allows(origin)) {
+        check_origin(origin, authority.or(host), hosts)?;
     }
     match headers.get(EXPECT) {
         Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
             Err(ProtocolError::Expect)
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses a web page of another site, which its reader's browser would let act for him: one whose
+/// origin is neither this server by the name that the request has, nor by another of its names.
+fn check_origin(
+    origin: &HeaderValue,
+    asked: Option<&str>,
+    hosts: Option<&[String]>,
+) -> Result<(), ProtocolError> {
+    let origin = origin.to_str().unwrap_or("?");
+    let (scheme, own) = origin.split_once("://").unwrap_or(("", origin));
+    let port = match scheme {
+        "https" => ":443",
+        _ => ":80",
+    };
+    // Browsers leave the scheme's own port out of an origin, others may not of a host.
+    let bare = |name: &str| name.strip_suffix(port).unwrap_or(name).to_ascii_lowercase();
+    let is_asked = asked.is_some_and(|asked| bare(asked) == bare(own));
+    let is_known = || hosts.is_some() && check_host("Origin", own, hosts).is_ok();
+    match is_asked || is_known() {
+        true => Ok(()),
+        false => Err(ProtocolError::HostRefused { header: "Origin", found: origin.to_owned() }),
     }
 }
 
@@ -92,5 +111,43 @@ pub(in crate::http) fn request_id<B>(request: &Request<B>) -> HeaderValue {
         Some(value) => value.clone(),
         // Hexadecimal digits are legal in a header.
         None => HeaderValue::from_str(&new_id()).unwrap_or(HeaderValue::from_static("-")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_site_is_refused_wherever_the_server_listens() {
+        let cors = Cors::new(vec!["https://app.example.org".to_owned()]);
+        let own = ["models.local".to_owned()];
+        let is_taken = |host: &str, origin: &str, hosts: Option<&[String]>| {
+            let request = Request::builder().header(HOST, host).header(ORIGIN, origin);
+            check(&request.body(()).unwrap(), hosts, &cors).is_ok()
+        };
+        for (host, origin) in [
+            ("box:8000", "http://box:8000"),
+            ("BOX:8000", "http://box:8000"),
+            ("box", "http://box"),
+            ("box:443", "https://box"),
+            ("[::1]:8000", "http://[::1]:8000"),
+            ("box:8000", "https://app.example.org"),
+        ] {
+            assert!(is_taken(host, origin, None), "{origin} asks {host}");
+        }
+        for (host, origin) in [
+            ("box:8000", "http://evil.example"),
+            ("box:8000", "http://box:9000"),
+            ("box:8000", "http://box"),
+            ("box:8000", "null"),
+            ("box:8000", "http://box:8000.evil.example"),
+            ("box:8000", "file://"),
+        ] {
+            assert!(!is_taken(host, origin, None), "{origin} asks {host}");
+        }
+        // By the names that were given, on any port, as before.
+        assert!(is_taken("models.local:8000", "http://models.local:3000", Some(&own)));
+        assert!(!is_taken("models.local:8000", "http://evil.example", Some(&own)));
     }
 }
