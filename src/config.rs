@@ -21,8 +21,8 @@ pub use file::with_file;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
 pub use print::{FromFile, describe};
-pub use values::{NamedPlace, ROWS_MAX, count_to, parse_bytes};
-use values::{QUEUE_MAX, THREADS_MAX, TOKENS_MAX, parse_adapter, parse_host, parse_share};
+pub use values::{NamedPlace, ROWS_MAX, THREADS_MAX, TOKENS_MAX, count_to, parse_bytes};
+use values::{QUEUE_MAX, parse_adapter, parse_host, parse_share};
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
 #[derive(Args, Clone, Debug)]

@@ -258,8 +258,8 @@ pub fn note_on_base(config: &Map<String, Value>, served: &[String]) -> Option<St
         return None;
     }
     Some(format!(
-        "warning: {CONFIG} says that its base model is '{}' and the one served is '{}': on another \
-         model than it was trained on, its answers are wrong",
+        "warning: {CONFIG} says that its base model is '{}' and the one served is called '{}': if \
+         those are not the same weights, its answers are wrong",
         shown(named),
         shown(first)
     ))

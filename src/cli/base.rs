@@ -24,6 +24,12 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
+    /// What adapters that are for it may call it.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        let own = self.is_demo.then(|| demo::TRAINED_AS.to_owned());
+        std::iter::once(self.name.clone()).chain(own)
+    }
+
     /// Opens `model`, or the demo where there is none.
     ///
     /// # Errors

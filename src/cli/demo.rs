@@ -41,6 +41,9 @@ pub struct DemoAdapter {
     tensors: &'static [u8],
 }
 
+/// The name that the demo had when its adapters were trained.
+pub const TRAINED_AS: &str = "tessera-demo";
+
 /// The adapters of the demo.
 pub static ADAPTERS: &[DemoAdapter] = &[
     demo_adapter!("pirate"),

@@ -177,6 +177,13 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<(), CliError> {
+    if command.settings().is_some() {
+        for (name, near) in parse::unknown_variables() {
+            terminal::remark(&format!(
+                "warning: the variable {name} is read by no command; did you mean {near}?"
+            ));
+        }
+    }
     let config = command.settings().map(|(_, config)| &config.log);
     let log = log::Log::start(config);
     let log = log.map_err(|e| CliError::General(format!("the log cannot be started: {e}")))?;

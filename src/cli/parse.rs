@@ -9,6 +9,9 @@ use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
 use super::{Cli, CliError, Command, command, foreign};
 use crate::config::{FromFile, describe, with_file};
 
+/// What the names of our variables begin with.
+const VARIABLES: &str = "TESSERA_";
+
 /// What a command line asks for.
 pub enum Asked {
     /// To run a command.
@@ -102,6 +105,22 @@ fn is_typed(arg: &Arg, args: &[OsString]) -> bool {
     args.iter()
         .filter_map(|typed| typed.to_str()?.strip_prefix("--"))
         .any(|typed| typed.split('=').next() == Some(long))
+}
+
+/// Variables that are called as ours are and that no command reads, each with the nearest that one
+/// does: a key in a misspelt one would lock nothing.
+pub fn unknown_variables() -> Vec<(String, String)> {
+    let known = std::cell::RefCell::new(Vec::new());
+    each_arg(command(), &|arg| {
+        known.borrow_mut().extend(arg.get_env().map(|name| name.to_string_lossy().into_owned()));
+        arg
+    });
+    let known = known.into_inner();
+    let set = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let unknown = set.filter(|name| name.starts_with(VARIABLES) && !known.contains(name));
+    let nearest =
+        |name: &str| known.iter().min_by_key(|known| strsim::levenshtein(known, name)).cloned();
+    unknown.map(|name| (name.clone(), nearest(&name).unwrap_or_default())).collect()
 }
 
 /// Whose fault an error of clap's is.

@@ -87,7 +87,7 @@ pub(super) fn start(
         base: CheckpointBase::new(checkpoint.clone()),
         fits,
         limits: FileLimits::new(config.adapter_file_bytes),
-        base_names: std::iter::once(base.name.clone()).chain(config.model.clone()).collect(),
+        base_names: base.names().chain(config.model.clone()).collect(),
         allowed: Allowed {
             unknown_config_keys: config.allow_unknown_config_keys,
             rank_max: config.max_adapter_rank,
@@ -137,6 +137,7 @@ pub(super) fn start(
         page: !config.network.no_page,
         runtime_adapters: config.allow_runtime_adapters,
         adapter_root,
+        drain_notice_ms: config.network.drain_notice_seconds.saturating_mul(1000),
         drain_timeout_ms: config.drain_seconds.saturating_mul(1000),
         step_ms_max: config.step_seconds_max.saturating_mul(1000),
         ..HttpSettings::standard()

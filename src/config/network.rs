@@ -20,6 +20,17 @@ pub struct NetworkConfig {
     )]
     pub allowed_origin: Vec<String>,
 
+    /// Seconds that SIGTERM leaves to load balancers: /ready says 503, and requests are still
+    /// taken.
+    #[arg(
+        long,
+        env = "TESSERA_DRAIN_NOTICE_SECONDS",
+        value_name = "SECONDS",
+        default_value = "0",
+        help_heading = "Server"
+    )]
+    pub drain_notice_seconds: u64,
+
     /// Have no page for browsers at /.
     #[arg(
         long,

@@ -24,7 +24,7 @@ pub(super) enum Access {
     Admin,
 }
 
-/// Whom a request is from.
+/// Whom a request is from. `known` hears the name of its key, also where that may not ask for this.
 ///
 /// # Errors
 /// [`AccessError`], when that is nobody who may ask for this.
@@ -32,6 +32,7 @@ pub(super) fn check(
     state: &State,
     access: Access,
     headers: &HeaderMap,
+    known: &dyn Fn(&str),
 ) -> Result<Caller, AccessError> {
     let (keys, metrics_key) = (state.http.keys.as_deref(), state.http.metrics_key.as_ref());
     let is_open = match access {
@@ -44,6 +45,7 @@ pub(super) fn check(
     }
     let key = key(headers)?;
     let tenant = keys.and_then(|keys| keys.find(key));
+    tenant.iter().for_each(|tenant| known(tenant.name()));
     if access == Access::Metrics {
         let is_metrics = metrics_key.is_some_and(|known| known.is(&KeyHash::of(key)));
         return match tenant {
@@ -70,10 +72,12 @@ fn key(headers: &HeaderMap) -> Result<&[u8], AccessError> {
         }
     };
     let bearer = one(AUTHORIZATION)?.map(bearer);
-    match (bearer, one(API_KEY)?) {
-        (Some(Some(a)), Some(b)) if a != b => Err(AccessError::SeveralKeys),
+    // An empty one is none: some clients always send `Bearer`, with a key or without.
+    match (bearer, one(API_KEY)?.filter(|key| !key.is_empty())) {
+        (Some(Some(a)), Some(b)) if a != b && !a.is_empty() => Err(AccessError::SeveralKeys),
         (Some(None), Some(_)) => Err(AccessError::SeveralKeys),
-        (_, Some(key)) | (Some(Some(key)), None) if !key.is_empty() => Ok(key),
+        (_, Some(key)) => Ok(key),
+        (Some(Some(key)), None) if !key.is_empty() => Ok(key),
         (Some(None), None) => Err(AccessError::OtherScheme),
         _ => Err(AccessError::NoKey),
     }

@@ -109,8 +109,8 @@ async fn answer(
     let access = if deletes { Access::Admin } else { access };
     // A browser asks for the methods without a key; what it learns stands in the docs.
     let access = if asks { access } else { Access::Open };
-    let caller = access::check(&state, access, &head.headers)?;
-    arrived.learn(|known| known.tenant = caller.name().map(str::to_owned));
+    let learn = |name: &str| arrived.learn(|known| known.tenant = Some(name.to_owned()));
+    let caller = access::check(&state, access, &head.headers, &learn)?;
     if (is_change || deletes) && !state.http.runtime_adapters {
         return Err(LoadError::Off.into());
     }

@@ -26,7 +26,10 @@ impl Assembly {
         self.strip.1 = 0;
     }
 
-    pub fn push(&mut self, vocabulary: &Vocabulary, id: TokenId, text: &mut String) {
+    /// Adds the text that a token makes certain; returns how many of its characters are made of
+    /// earlier tokens' bytes alone.
+    pub fn push(&mut self, vocabulary: &Vocabulary, id: TokenId, text: &mut String) -> usize {
+        let (old, mut interrupted) = (self.pending.len(), 0);
         match vocabulary.start_bytes(id).filter(|_| self.at_start) {
             Some(bytes) => {
                 self.at_start = false;
@@ -51,6 +54,7 @@ impl Assembly {
                 Some(bytes) => {
                     self.emit("\u{FFFD}", text);
                     rest = &rest[bytes..];
+                    interrupted += usize::from(pending.len() - rest.len() <= old);
                 }
                 // Further bytes may complete it.
                 None => break,
@@ -59,6 +63,7 @@ impl Assembly {
         let done = pending.len() - rest.len();
         pending.drain(..done);
         self.pending = pending;
+        interrupted
     }
 
     pub fn finish(&mut self, text: &mut String) {

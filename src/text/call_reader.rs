@@ -97,6 +97,16 @@ impl CallReader {
         matches!(self.at, At::Done)
     }
 
+    /// Whether a call has been told of that is not whole.
+    pub fn is_within(&self) -> bool {
+        match &self.at {
+            At::Object(object) => object.is_begun,
+            At::Tags(tags) => tags.is_begun,
+            At::Arguments(_) => true,
+            _ => false,
+        }
+    }
+
     /// Takes more text.
     pub fn push(&mut self, text: &str) -> Read {
         let mut read = Read::default();

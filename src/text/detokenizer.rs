@@ -58,12 +58,19 @@ impl Detokenizer {
     /// The text that is certain now and was not before: empty for a special token that is not
     /// shown, for a part of a character, or for an id outside the vocabulary.
     pub fn push(&mut self, id: TokenId) -> String {
+        self.push_told(id).1
+    }
+
+    /// The same, and how many of its characters are of tokens before this one: U+FFFD for a
+    /// character that they began and this one does not go on with.
+    pub fn push_told(&mut self, id: TokenId) -> (usize, String) {
         let mut text = String::new();
         let is_hidden = self.tokenizer.is_special(id) && !self.shown.contains(&id);
-        if self.shows_special || !is_hidden {
-            self.assembly.push(self.tokenizer.vocabulary(), id, &mut text);
+        if !self.shows_special && is_hidden {
+            return (0, text);
         }
-        text
+        let interrupted = self.assembly.push(self.tokenizer.vocabulary(), id, &mut text);
+        (interrupted, text)
     }
 
     /// The text that was held back: U+FFFD if the tokens end inside a character.

@@ -17,6 +17,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod accepted;
+mod answer_ends;
 mod attention;
 mod backend;
 mod batch;

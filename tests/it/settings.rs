@@ -102,3 +102,14 @@ fn a_wrong_value_is_told_with_the_place_where_it_stands() {
     assert!(code == 2 && error.contains("--dtype"), "{error}");
     assert!(settings(&[("TESSERA_PORT", "x")], &["--port", "1"]).is_ok());
 }
+
+#[test]
+fn a_misspelt_variable_is_told() {
+    let (model, address) = (text(&golden()), ["--host", "300.1.1.1"]);
+    let mut command = tessera(&[&["serve", &model], &address[..]].concat());
+    let output = command.env("TESSERA_API_KEYS", "secret").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let told = "warning: the variable TESSERA_API_KEYS is read by no command; did you mean ";
+    assert!(error.starts_with(told) && error.contains("TESSERA_API_KEY?"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
+}

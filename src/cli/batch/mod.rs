@@ -4,6 +4,7 @@
 mod answered;
 mod input;
 mod output;
+mod pace;
 mod progress;
 mod send;
 mod settled;
@@ -12,12 +13,12 @@ mod tally;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinSet, block_in_place};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use self::answered::Answered;
 use self::input::Input;
@@ -26,7 +27,7 @@ use self::progress::Progress;
 use self::send::Sender;
 use self::tally::Tally;
 use super::answering::Answering;
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::runtime::runtime;
 use super::terminal::one_line;
 use super::{CliError, print};
@@ -37,6 +38,8 @@ const AHEAD_LINES_MAX: usize = 4096;
 const AHEAD_BYTES_MAX: usize = 256 << 20;
 /// Between two times that answers are made to survive a loss of power, and that progress is shown.
 const TICK: Duration = Duration::from_secs(1);
+/// Between two first questions to a server that is not there yet.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Flags of `tessera batch`.
 #[derive(Args, Clone, Debug)]
@@ -95,12 +98,12 @@ pub fn run(args: &BatchArgs) -> Result<(), CliError> {
         let runtime = runtime()?;
         let done = runtime.block_on(async {
             let client = answering.client()?;
-            check_models(&client, &input).await?;
+            check_models(&client, &input, args).await?;
             // The model is loaded: from here on, time is that of the batch.
             progress = Progress::new(input.len(), &before);
             let seconds = Duration::from_secs;
             let (retry, request) = (seconds(args.retry_seconds), seconds(args.request_seconds));
-            let sender = Arc::new(Sender::new(client, retry, request));
+            let sender = Arc::new(Sender::new(client, retry, request, args.concurrency as usize));
             let (input, concurrency) = (&input, args.concurrency as usize);
             let run = Run { input, output, sender, tally: &mut tally, progress: &mut progress };
             run.all(concurrency).await
@@ -123,8 +126,8 @@ pub fn run(args: &BatchArgs) -> Result<(), CliError> {
 }
 
 /// A name that is wrong in every tenth line should be told before the others are run.
-async fn check_models(client: &Client, input: &Input) -> Result<(), CliError> {
-    let names = client.models().await?;
+async fn check_models(client: &Client, input: &Input, args: &BatchArgs) -> Result<(), CliError> {
+    let names = first_answer(client, args).await?;
     let base = names.first().map_or("", String::as_str);
     let is_served = |asked: &str| {
         let short = asked.strip_prefix(base).and_then(|tail| tail.strip_prefix(':'));
@@ -142,6 +145,28 @@ async fn check_models(client: &Client, input: &Input) -> Result<(), CliError> {
         unknown.join(", "),
         one_line(&names.join(", "))
     )))
+}
+
+/// The models that are served. A server that starts, or ends and starts again, is waited for.
+async fn first_answer(client: &Client, args: &BatchArgs) -> Result<Vec<String>, CliError> {
+    let begun = Instant::now();
+    let limit = Duration::from_secs(args.retry_seconds);
+    loop {
+        let asked = timeout(Duration::from_secs(args.request_seconds), client.models()).await;
+        let error = match asked {
+            Ok(Ok(names)) => return Ok(names),
+            Ok(Err(error)) => error,
+            Err(_) => ClientError::Broken(format!(
+                "no answer within {} s (--request-seconds)",
+                args.request_seconds
+            )),
+        };
+        let is_over = begun.elapsed() + FIRST_RETRY > limit;
+        if is_over || client.is_in_process() || !error.may_pass() {
+            return Err(error.into());
+        }
+        sleep(FIRST_RETRY).await;
+    }
 }
 
 /// A batch that runs.

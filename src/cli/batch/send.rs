@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::answered::{Answered, Failure, Response};
 use super::input::Request;
+use super::pace::Pace;
 use super::settled::settle;
 use crate::cli::client::{Answer, Client};
 
@@ -32,14 +33,17 @@ pub struct Sender {
     client: Client,
     retry: Duration,
     request: Duration,
+    pace: Pace,
     /// When any line was answered last.
     last_answer: Mutex<Instant>,
 }
 
 impl Sender {
-    /// Gives up when no line was answered for `retry`, and on one line after `request`.
-    pub fn new(client: Client, retry: Duration, request: Duration) -> Self {
-        Self { client, retry, request, last_answer: Mutex::new(Instant::now()) }
+    /// Gives up when no line was answered for `retry`, and on one line after `request`. At most
+    /// `concurrency` lines are on their way at once.
+    pub fn new(client: Client, retry: Duration, request: Duration, concurrency: usize) -> Self {
+        let (pace, last_answer) = (Pace::new(concurrency), Mutex::new(Instant::now()));
+        Self { client, retry, request, pace, last_answer }
     }
 
     /// The line's answer. What passes is tried again.
@@ -50,6 +54,7 @@ impl Sender {
         let mut first_failure: Option<Instant> = None;
         let mut backoff = BACKOFF_MIN;
         loop {
+            let place = self.pace.place().await;
             let sent = self.client.post(&request.url, &request.id, request.body.clone());
             let Ok(answer) = timeout(self.request, sent).await else {
                 let message =
@@ -62,11 +67,13 @@ impl Sender {
                     return Err(format!("{}: {}", answer.status.as_u16(), answer.message()));
                 }
                 Ok(answer) if RETRIED.contains(&answer.status) => {
+                    place.refused();
                     self.refused(&answer)?;
                     let wait = retry_after(&answer).unwrap_or(backoff);
                     (format!("{}: {}", answer.status.as_u16(), answer.message()), wait)
                 }
                 Ok(answer) => {
+                    place.answered();
                     if let Ok(mut last) = self.last_answer.lock() {
                         *last = Instant::now();
                     }

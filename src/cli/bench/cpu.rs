@@ -17,6 +17,7 @@ use super::steps::{self, BLOCK_TOKENS, median};
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::simd::Level;
 use crate::backend::{Device, Rows};
+use crate::cli::memory::available_bytes;
 use crate::cli::progress::{counting, loading, waiting};
 use crate::cli::{CliError, print};
 use crate::ids::Slot;
@@ -65,6 +66,27 @@ fn slot(case: &Case, first: usize, row: usize, rows: usize) -> Option<Slot> {
     case.adapter_of(row, rows).map(|adapter| Slot((first + adapter) as u32))
 }
 
+/// Keys, values and a step's activations must have room in memory.
+fn check_room(args: &BenchArgs, checkpoint: &Checkpoint) -> Result<(), CliError> {
+    let Some(available) = available_bytes() else { return Ok(()) };
+    let rows = args.rows.iter().copied().max().unwrap_or(1) as u64;
+    let (context, prefill) = (args.context as u64 + 1, args.prefill as u64);
+    let page = Model::<Cpu>::kv_shape(checkpoint, 1, BLOCK_TOKENS).block_bytes() as u64;
+    let pages = (rows * context.div_ceil(BLOCK_TOKENS as u64)).max(prefill.div_ceil(16));
+    let config = &checkpoint.config;
+    // At most: x, q, k, v, what attention and the MLP make of them, and logits of each row.
+    let widths = (8 * config.hidden + 4 * config.inner) as u64;
+    let step = rows.max(prefill) * widths + rows * config.vocabulary as u64;
+    let needed = pages.saturating_mul(page).saturating_add(4 * step);
+    match needed <= available {
+        true => Ok(()),
+        false => Err(CliError::Usage(format!(
+            "steps of these --rows, --context and --prefill take some {needed} bytes, and \
+             {available} are available; give less"
+        ))),
+    }
+}
+
 struct Bench<'a> {
     args: &'a BenchArgs,
     checkpoint: Arc<Checkpoint>,
@@ -106,6 +128,7 @@ impl<'a> Bench<'a> {
         checkpoint: Arc<Checkpoint>,
         scratch: &Path,
     ) -> Result<Self, CliError> {
+        check_room(args, &checkpoint)?;
         let backend = Cpu::new(args.threads);
         let positions = args.context.max(args.prefill) + 1;
         let bar = loading(checkpoint.weight_bytes());

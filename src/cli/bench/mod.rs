@@ -19,7 +19,7 @@ use super::progress::waiting;
 use super::synth::{Preset, synth_model};
 use super::{CliError, base, parse_dtype};
 use crate::backend::cuda::OpenError;
-use crate::config::{Device, parse_device};
+use crate::config::{Device, ROWS_MAX, THREADS_MAX, TOKENS_MAX, count_to, parse_device};
 use crate::dtype::Dtype;
 use crate::model::Checkpoint;
 
@@ -38,10 +38,21 @@ pub struct BenchArgs {
     #[arg(long, default_value = "auto", value_parser = parse_device, help_heading = "Device")]
     pub device: Device,
     /// Threads that compute, on the CPU.
-    #[arg(long, default_value_t = 2, help_heading = "Device")]
+    #[arg(
+        long,
+        default_value = "2",
+        value_parser = count_to(THREADS_MAX),
+        help_heading = "Device"
+    )]
     pub threads: usize,
     /// Rows of a decode step.
-    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16", help_heading = "Steps")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1,4,8,16",
+        value_parser = count_to(ROWS_MAX),
+        help_heading = "Steps"
+    )]
     pub rows: Vec<usize>,
     /// Cases: base, idle, one, eight, distinct, mos, ssf, ia3, dora, mix, merged; one@64 has rank
     /// 64 whatever --rank says.
@@ -53,20 +64,32 @@ pub struct BenchArgs {
     )]
     pub cases: Vec<String>,
     /// Rank of the adapters.
-    #[arg(long, default_value_t = 16, help_heading = "Steps")]
+    #[arg(long, default_value = "16", value_parser = count_to(ROWS_MAX), help_heading = "Steps")]
     pub rank: usize,
     /// Tokens that each row attends to.
-    #[arg(long, default_value_t = 128, help_heading = "Steps")]
+    #[arg(long, default_value = "128", value_parser = count_to(TOKENS_MAX), help_heading = "Steps")]
     pub context: usize,
     /// Tokens of one prefill step; 0 leaves prefill out.
-    #[arg(long, default_value_t = 256, help_heading = "Steps")]
+    #[arg(
+        long,
+        default_value = "256",
+        value_parser = parse_prefill,
+        help_heading = "Steps"
+    )]
     pub prefill: usize,
     /// Rounds.
-    #[arg(long, default_value_t = 7, help_heading = "Steps")]
+    #[arg(long, default_value = "7", value_parser = count_to(ROUNDS_MAX), help_heading = "Steps")]
     pub rounds: usize,
     /// Also write the results here, as JSON.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
+}
+
+/// More than anybody waits for.
+const ROUNDS_MAX: usize = 10_000;
+
+fn parse_prefill(text: &str) -> Result<usize, String> {
+    if text == "0" { Ok(0) } else { count_to(TOKENS_MAX)(text) }
 }
 
 /// Runs the command.
@@ -74,9 +97,6 @@ pub struct BenchArgs {
 /// # Errors
 /// [`CliError`]: a model, device or case that is not there.
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
-    if args.rows.is_empty() || args.rows.contains(&0) {
-        return Err(CliError::Usage("--rows takes whole numbers of at least 1".into()));
-    }
     let cases = args.cases.iter().map(|name| Case::parse(name, args.rank));
     let cases: Vec<Case> = cases.collect::<Result<_, _>>()?;
     let scratch = Scratch::new()?;

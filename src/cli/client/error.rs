@@ -33,6 +33,19 @@ pub enum ClientError {
     Certificate(String),
 }
 
+impl ClientError {
+    /// Whether it may be otherwise in a while: nobody is there yet, or is too busy.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NoServer { .. } | Self::Broken(_) => true,
+            Self::Refused { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::Certificate(_) => false,
+        }
+    }
+}
+
 impl From<ClientError> for CliError {
     /// What was asked for is the user's.
     fn from(error: ClientError) -> Self {

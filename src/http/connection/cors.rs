@@ -8,10 +8,10 @@ use hyper::header::{
 };
 
 /// Headers of answers that a page may read beside the few that it always may.
-const EXPOSED: &str = "x-request-id, retry-after, x-should-retry, x-ratelimit-limit-requests, \
-                       x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, \
-                       x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, \
-                       x-ratelimit-reset-tokens";
+const EXPOSED: &str = "x-request-id, request-id, retry-after, x-should-retry, \
+                       x-ratelimit-limit-requests, x-ratelimit-limit-tokens, \
+                       x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, \
+                       x-ratelimit-reset-requests, x-ratelimit-reset-tokens";
 /// For how long a browser need not ask again, in seconds.
 const MAX_AGE_S: &str = "600";
 

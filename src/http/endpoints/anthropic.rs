@@ -283,6 +283,7 @@ fn count(
 ) -> Result<usize, RequestError> {
     let text = resolve(state, caller, common.model.as_deref())?.text;
     let context_tokens_max = state.model.limits.context_tokens_max;
-    let prompts = input(own)?.0.encode(&text, context_tokens_max, common.add_special_tokens)?;
+    let prompts =
+        input(own)?.0.encode(&text, context_tokens_max, common.add_special_tokens, false)?;
     Ok(prompts.iter().map(Vec::len).sum())
 }

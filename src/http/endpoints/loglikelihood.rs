@@ -46,7 +46,10 @@ fields! {
 }
 
 /// What completions have.
-const UNSUPPORTED: &[Unsupported] = &[Unsupported::spelled("prompt", Neutral::Null, "requests")];
+const UNSUPPORTED: &[Unsupported] = &[
+    Unsupported::spelled("prompt", Neutral::Null, "requests"),
+    Unsupported::new("stream", Neutral::Is(false)),
+];
 
 /// `requests`.
 #[derive(Debug)]

@@ -124,7 +124,7 @@ fn tokenize_now(
         }
         (None, true) => {
             let input = Chat::read(chat, &common, limits)?.input;
-            input.encode(&text, context_tokens_max, adds_special)?.concat()
+            input.encode(&text, context_tokens_max, adds_special, false)?.concat()
         }
     };
     let spelled = |id: &TokenId| text.tokenizer.spelling(*id).unwrap_or_default();

@@ -87,6 +87,8 @@ struct Choice {
     thought_tokens: u64,
     /// Characters that the detokenizer has given.
     characters: usize,
+    /// Of the last token's, those that earlier ones began.
+    interrupted: usize,
     cached_tokens: Option<u32>,
     timing: Timing,
 }
@@ -115,6 +117,7 @@ impl Choices {
             tokens: 0,
             thought_tokens: 0,
             characters: 0,
+            interrupted: 0,
             cached_tokens: None,
             timing: Timing::new(
                 &state.metrics.sequences,
@@ -275,8 +278,9 @@ impl Choice {
             Event::Token { token, logprob, top, finish } => {
                 self.tokens += 1;
                 self.timing.token();
-                let offset = self.characters;
+                let before = self.characters;
                 let output = self.token(token, finish);
+                let offset = before + self.interrupted;
                 let is_thought = self.thought_tokens == self.tokens;
                 let drawn = vec![Drawn { token, logprob, top, offset, is_thought }];
                 Ok(Some(CompletionOutput { index, drawn, ..output }))
@@ -286,12 +290,17 @@ impl Choice {
 
     /// What a token says.
     fn token(&mut self, token: TokenId, finish: Option<FinishReason>) -> CompletionOutput {
+        self.interrupted = 0;
         let mut text = match (finish, self.ends.spelled(token)) {
             // A token that ends the text is no part of it.
             (Some(FinishReason::Stop), _) if !self.ends.included => String::new(),
             // A special one is shown as the stop string that it is.
             (Some(FinishReason::Stop), Some(string)) => string.clone(),
-            _ => self.detokenizer.push(token),
+            _ => {
+                let (interrupted, text) = self.detokenizer.push_told(token);
+                self.interrupted = interrupted;
+                text
+            }
         };
         if finish.is_some() {
             text += &self.detokenizer.finish();
@@ -312,9 +321,10 @@ impl Choice {
             (None, Some(FinishReason::Length)) => Some(Finish::Length),
             (None, None) => None,
         };
-        let calls = self.read_calls(&mut text, &mut finish);
+        let (calls, is_cut) = self.read_calls(&mut text, &mut finish);
         let mut finish = finish.map(|finish| self.finish(finish));
-        if let Some((_, terms)) = self.calls.as_ref().filter(|(r, _)| r.calls() > 0) {
+        // A call that a stop string or the model itself has cut is none that a client could make.
+        if let Some((_, terms)) = self.calls.as_ref().filter(|(r, _)| r.calls() > 0 && !is_cut) {
             finish = finish.map(|name| if name == "stop" { terms.finish } else { name });
         }
         let stop_reason = match (stopped, is_stop) {
@@ -351,21 +361,27 @@ impl Choice {
         (split.thought, ended)
     }
 
-    /// Takes calls out of new text. The last one that there may be ends it.
-    fn read_calls(&mut self, text: &mut String, finish: &mut Option<Finish>) -> Vec<CallNews> {
-        let Some((reader, terms)) = &mut self.calls else { return Vec::new() };
+    /// Takes calls out of new text, and says whether the last of them ends before it is whole. The
+    /// last one that there may be ends the text, also where it is as long as it may be.
+    fn read_calls(
+        &mut self,
+        text: &mut String,
+        finish: &mut Option<Finish>,
+    ) -> (Vec<CallNews>, bool) {
+        let Some((reader, terms)) = &mut self.calls else { return (Vec::new(), false) };
         let calls = reader.calls();
         let mut read = reader.push(text);
         if reader.is_done() {
-            finish.get_or_insert(Finish::Stop);
+            *finish = Some(Finish::Stop);
         }
+        let is_cut = finish.is_some() && reader.is_within();
         if let Some(finish) = finish {
             let last = reader.finish(matches!(finish, Finish::Length));
             read.content += &last.content;
             read.calls.extend(last.calls);
         }
         *text = read.content;
-        CallNews::all(read.calls, calls, terms.syntax)
+        (CallNews::all(read.calls, calls, terms.syntax), is_cut)
     }
 
     /// Ends the sequence: without a receiver the engine gives up its place.

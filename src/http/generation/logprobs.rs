@@ -49,8 +49,9 @@ impl Legacy<'_> {
         let mut offset = 0;
         let likely = scores.iter().map(|score| Some((score.logprob, score.top.as_slice())));
         for (&token, likely) in ids.iter().zip([None].into_iter().chain(likely)) {
-            self.push(&mut lists, offset, token, likely);
-            offset += detokenizer.push(token).chars().count();
+            let (interrupted, text) = detokenizer.push_told(token);
+            self.push(&mut lists, offset + interrupted, token, likely);
+            offset += text.chars().count();
         }
         // Tokens that the tokenizer put before a given text are no part of it.
         let before = offset.saturating_sub(echo.characters);

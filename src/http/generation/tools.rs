@@ -26,6 +26,8 @@ pub(in crate::http) struct Tools {
     /// The functions that may be called.
     functions: Vec<Offered>,
     choice: Choice,
+    /// Some of those that were given may not be called.
+    is_restricted: bool,
     /// At most one is called.
     is_single: bool,
     /// They were asked for by OpenAI's older fields, and are answered so.
@@ -91,12 +93,14 @@ pub(in crate::http) fn read(
         }
         functions.push(function);
     }
+    let given = functions.len();
     let choice = chosen(choice, &mut functions, &mut all, &fields).map_err(|why| {
         Invalid::value(fields.choice, format!("{}: {}", fields.choice, shown(&why)))
     })?;
     let Some(choice) = choice else { return Ok(None) };
     let is_single = is_single || is_old || choice == Choice::Named;
-    Ok(Some((Tools { functions, choice, is_single, is_old }, all)))
+    let is_restricted = functions.len() < given;
+    Ok(Some((Tools { functions, choice, is_restricted, is_single, is_old }, all)))
 }
 
 /// A function, left in the form that templates show.
@@ -251,7 +255,7 @@ impl Tools {
         parser: ToolCallParser,
         asked: Option<Asked>,
     ) -> Result<(Option<Asked>, Option<CallTerms>), Invalid> {
-        let Self { functions, choice, is_single, is_old } = self;
+        let Self { functions, choice, is_restricted, is_single, is_old } = self;
         let own = match parser {
             ToolCallParser::Syntax(syntax) => Some(syntax),
             ToolCallParser::Auto => text.template.as_ref().map(|template| template.call_syntax()),
@@ -261,7 +265,7 @@ impl Tools {
         if choice == Choice::Auto && own.is_none() {
             return Ok((asked, None));
         }
-        let is_masked = choice != Choice::Auto || is_strict || asked.is_some();
+        let is_masked = choice != Choice::Auto || is_strict || is_restricted || asked.is_some();
         let own = own.unwrap_or_default();
         let syntax = if is_masked { own.masked() } else { own };
         let names = functions.iter().map(|function| function.name.clone()).collect();

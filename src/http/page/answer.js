@@ -8,6 +8,8 @@ import { Tokens } from "./tokens.js";
 const ALTERNATIVES = 5;
 
 // What is to be said of an answer's end, if anything is.
+/** Tokens that arrive within so little time came together, however fast they were drawn. */
+const BURST_SECONDS = 0.05;
 const ENDS = { stop: "", length: "reached the token limit", tool_calls: "ended with a call" };
 
 /** The path and body that a question becomes for a model with or without a chat template. */
@@ -105,7 +107,8 @@ export class Answer {
     if (this.first) {
       const seconds = (this.last - this.first.at) / 1000;
       const speed = (this.tokens - this.first.tokens) / seconds;
-      if (Number.isFinite(speed) && speed > 0) parts.push(`${rounded(speed)} tokens/s`);
+      // What arrived in one burst says nothing of how fast it was made.
+      if (seconds >= BURST_SECONDS && speed > 0) parts.push(`${rounded(speed)} tokens/s`);
       parts.push(`first after ${duration(this.first.at - this.begun)}`);
     }
     if (how) parts.push(how);

@@ -78,6 +78,8 @@ async function begin() {
 async function look() {
   if (document.hidden) return;
   const now = await adapters.refresh({ asks: false });
+  // The server answers again.
+  if (!byId("trouble").hidden) await refresh();
   if (now.join() !== names.join()) await refresh();
 }
 

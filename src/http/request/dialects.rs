@@ -48,6 +48,12 @@ pub(in crate::http) const FIELDS: &[Unsupported] = &[
     none("reasoning_budget_message", Neutral::Empty),
     none("reasoning_budget_end_tags", Neutral::Empty),
     none("n_indent", OFF),
+    // What vLLM tells of a text or a stream.
+    none("logprob_token_ids", Neutral::Empty),
+    none("return_prompt_text", Neutral::Is(false)),
+    none("stream_interval", ONE),
+    none("watermarking", Neutral::Is(false)),
+    none("ec_transfer_params", Neutral::Empty),
     // Ends.
     instead("stop_sequences", Neutral::Empty, "stop"),
     instead("stopSequences", Neutral::Empty, "stop"),
@@ -168,7 +174,7 @@ pub(in crate::http) const FIELDS: &[Unsupported] = &[
     none("system_prompt", Neutral::Empty),
     none("instructions", Neutral::Empty),
     none("input", Neutral::Null),
-    none("inputs", Neutral::Null),
+    instead("inputs", Neutral::Null, "prompt"),
     none("input_ids", Neutral::Null),
     none("input_extra", Neutral::Empty),
     none("context", Neutral::Empty),

@@ -43,6 +43,7 @@ impl PromptInput {
         text: &ServedText,
         context_tokens_max: u32,
         adds_special: Option<bool>,
+        may_be_empty: bool,
     ) -> Result<Vec<Vec<TokenId>>, RequestError> {
         let ServedText { tokenizer, template, .. } = text;
         let param = self.param();
@@ -58,7 +59,7 @@ impl PromptInput {
         match self {
             Self::Ids(lists) => Ok(lists),
             Self::Texts(texts) => {
-                let prompt = |text: &String| match text.is_empty() {
+                let prompt = |text: &String| match text.is_empty() && !may_be_empty {
                     true => Err(Invalid::value("prompt", "a prompt must not be empty").into()),
                     false => encode(text, adds_special.unwrap_or(true)),
                 };

@@ -73,13 +73,15 @@ impl Shape {
         adds_special: Option<bool>,
     ) -> Result<Vec<Vec<TokenId>>, RequestError> {
         if self.infill.is_none() && self.keep.is_none() {
-            return input.encode(text, context_tokens_max, adds_special);
+            return input.encode(text, context_tokens_max, adds_special, false);
         }
         // What the tokenizer puts before any text stays there.
         let has_front = matches!(input, PromptInput::Texts(_)) && adds_special.unwrap_or(true);
         let front = if has_front { text.tokenizer.encode("", true) } else { Ok(Vec::new()) };
         let front = front.unwrap_or_default();
-        let mut prompts = input.encode(text, context_tokens_max, adds_special)?;
+        // Where a text begins there is nothing before what is filled in.
+        let may_be_empty = self.infill.is_some();
+        let mut prompts = input.encode(text, context_tokens_max, adds_special, may_be_empty)?;
         if let Some((infill, suffix)) = &self.infill {
             let after = infill.encode_suffix(&text.tokenizer, suffix);
             let param = "suffix";

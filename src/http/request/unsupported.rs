@@ -84,11 +84,11 @@ pub(in crate::http) const GENERATION: &[Unsupported] = &[
     Unsupported::new("chat_template", Neutral::Null),
     Unsupported::new("mm_processor_kwargs", Neutral::Empty),
     // How other servers name an adapter: not to be answered by the base.
-    Unsupported::new("lora", Neutral::Empty),
-    Unsupported::new("lora_path", Neutral::Null),
-    Unsupported::new("adapter_id", Neutral::Null),
-    Unsupported::new("adapter_source", Neutral::Null),
-    Unsupported::new("merged_adapters", Neutral::Null),
+    Unsupported::spelled("lora", Neutral::Empty, "its name as model"),
+    Unsupported::spelled("lora_path", Neutral::Null, "its name as model"),
+    Unsupported::spelled("adapter_id", Neutral::Null, "its name as model"),
+    Unsupported::spelled("adapter_source", Neutral::Null, "its name as model"),
+    Unsupported::spelled("merged_adapters", Neutral::Null, "the name of one as model"),
 ];
 
 /// Of chat only: what completions have.

@@ -207,7 +207,7 @@ fn a_choice_says_what_is_called_and_is_repeated() {
         (json!("required"), both, true, 1),
         (json!("none"), &[], false, 0),
         (named.clone(), both, true, 1),
-        (allowed("auto"), &both[..1], false, 1),
+        (allowed("auto"), &both[..1], true, 1),
         (allowed("required"), &both[..1], true, 1),
     ];
     for (choice, shown, is_masked, calls) in cases {
