@@ -4,6 +4,7 @@ import datetime
 import os
 import subprocess
 import sys
+import textwrap
 import time
 
 ROOT = os.path.realpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -55,10 +56,11 @@ def read(path):
 
 def write_section(path, title, kind, versions, rows):
     """Replaces the section of a kind in the result at `path`, and leaves the others."""
+    found_with = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         f"{kind}\n",
         f"On {datetime.date.today()}, on Debian bookworm, {os.cpu_count()} cores, with",
-        ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
+        textwrap.fill(f"{found_with}.", 100, break_on_hyphens=False) + "\n",
         "| what | found |\n|---|---|",
         *(f"| {what} | {value} |" for what, value in rows),
     ]

@@ -56,20 +56,23 @@ impl Level {
 
     /// Those that this machine can run, slowest first.
     pub fn available() -> Vec<Level> {
-        let mut levels = vec![Level(Set::Portable)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let features = Self::features();
-            let has = |name| features.contains(&(name, true));
-            let avx2 = has("avx2") && has("fma") && has("f16c");
-            if avx2 {
-                levels.push(Level(Set::Avx2));
-            }
-            if avx2 && has("avx512f") {
-                levels.push(Level(Set::Avx512));
-            }
-        }
-        levels
+        [vec![Level(Set::Portable)], Self::vectors()].concat()
+    }
+
+    /// Those beyond the portable one.
+    #[cfg(target_arch = "x86_64")]
+    fn vectors() -> Vec<Level> {
+        let features = Self::features();
+        let has = |name| features.contains(&(name, true));
+        let avx2 = has("avx2") && has("fma") && has("f16c");
+        let sets = [(avx2, Set::Avx2), (avx2 && has("avx512f"), Set::Avx512)];
+        sets.into_iter().filter_map(|(is_there, set)| is_there.then_some(Level(set))).collect()
+    }
+
+    /// As there are none.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn vectors() -> Vec<Level> {
+        Vec::new()
     }
 
     /// The fastest that this machine can run.
