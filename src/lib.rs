@@ -17,7 +17,8 @@
 //! * [`delta`]: the canonical form, the contract between methods and kernels. [`recipe`]: which
 //!   adapters with what weights, one type from the request to the row. [`site`]: the places an
 //!   adapter may change. [`request`]: a request, valid by construction.
-//! * [`dtype`], [`ids`]: plain data.
+//! * [`dtype`], [`ids`]: plain data. [`files`]: directories that others may change while they are
+//!   read.
 //!
 //! # Invariants, as absences
 //!
@@ -68,4 +69,5 @@ pub mod request;
 pub mod site;
 
 pub mod dtype;
+pub mod files;
 pub mod ids;

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Metadata;
 use serde_json::{Map, Value};
 
 use super::error::AdapterError;
 use super::folder;
+use crate::files::{Folder, NotRead};
 use crate::ids::Digest;
 
 /// What peft puts before the names of modules.
@@ -65,34 +65,27 @@ pub struct RawTensor {
 }
 
 impl AdapterFile {
-    /// Reads the two files of `dir` into memory: later changes on disk cannot reach us. With
-    /// `within`, a file that resolves (through symbolic links) to outside of it is refused.
+    /// Reads the two files of a directory into memory: later changes on disk cannot reach us. That
+    /// they are of one version, whoever opened it makes sure ([`crate::files::steadily`]).
     ///
     /// # Errors
     /// [`AdapterError`]; names the file, never its path.
-    pub fn read(
-        dir: &Path,
-        limits: &FileLimits,
-        within: Option<&Path>,
-    ) -> Result<Self, AdapterError> {
-        let config_path = dir.join(folder::CONFIG);
-        if !config_path.exists() {
-            return Err(folder::without_config(dir));
+    pub fn read(folder: &Folder, limits: &FileLimits) -> Result<Self, AdapterError> {
+        let any = |_: &mut Vec<u8>, _: &File, _: u64| Ok(());
+        let config = read_file(folder, folder::CONFIG, limits.config_bytes_max, any)?;
+        let config = config.ok_or_else(|| folder::without_config(folder))?;
+        if folder.holds(folder::TENSORS) {
+            folder::check_complete(folder)?;
         }
-        let any = |_: &mut Vec<u8>, _: &mut File, _: u64| Ok(());
-        let config = read_file(&config_path, limits.config_bytes_max, within, any)?;
-        let tensors_path = dir.join(folder::TENSORS);
-        if !tensors_path.exists() {
+        let header =
+            |bytes: &mut Vec<u8>, file: &File, size: u64| check_header(bytes, file, size, limits);
+        let bytes = read_file(folder, folder::TENSORS, limits.tensors_bytes_max, header)?;
+        let Some(bytes) = bytes else {
             let config = parse_object(folder::CONFIG, &config)?;
-            return Err(folder::without_tensors(dir, &config));
-        }
-        folder::check_complete(dir)?;
-        let header = |bytes: &mut Vec<u8>, file: &mut File, size: u64| {
-            check_header(bytes, file, size, limits)
+            return Err(folder::without_tensors(folder, &config));
         };
-        let bytes = read_file(&tensors_path, limits.tensors_bytes_max, within, header)?;
         let mut file = Self::parse(&config, bytes, limits)?;
-        file.notes.extend(folder::notes(dir));
+        file.notes.extend(folder::notes(folder));
         Ok(file)
     }
 
@@ -127,57 +120,32 @@ fn invalid(text: impl Into<String>) -> AdapterError {
     AdapterError::Invalid(text.into())
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-/// A regular file of at most `bytes_max`, opened, and its size.
-fn open_file(
-    path: &Path,
+/// Reads a whole file, if it is there. `check` comes after its first bytes: it is given those, the
+/// file, of which it may read on into them, and the size, and refuses what is not worth reading.
+fn read_file(
+    folder: &Folder,
+    name: &str,
     bytes_max: u64,
-    within: Option<&Path>,
-) -> Result<(File, u64), AdapterError> {
-    let name = file_name(path);
+    check: impl Fn(&mut Vec<u8>, &File, u64) -> Result<(), AdapterError>,
+) -> Result<Option<Vec<u8>>, AdapterError> {
     let failed = |e: std::io::Error| invalid(format!("{name} cannot be read: {}", e.kind()));
-    let real: PathBuf = path.canonicalize().map_err(failed)?;
-    if within.is_some_and(|root| !real.starts_with(root)) {
-        return Err(invalid(format!("{name} is a link to outside the adapter root")));
-    }
-    // Checked before opening: opening a FIFO would block the loader for ever.
-    let metadata = real.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(invalid(format!("{name} is a directory, not a regular file")));
-    }
-    if !metadata.is_file() {
-        return Err(invalid(format!("{name} is a pipe, socket or device, not a regular file")));
-    }
-    let size = metadata.len();
+    let (file, size) = match folder.file(name) {
+        Ok(opened) => opened,
+        Err(NotRead::Absent) => return Ok(None),
+        Err(why) => return Err(invalid(format!("{name} {why}"))),
+    };
     if size > bytes_max {
         return Err(invalid(format!("{name} is {size} bytes; at most {bytes_max} are read")));
     }
-    File::open(&real).map(|file| (file, size)).map_err(failed)
-}
-
-/// Reads a whole file. `check` comes after its first bytes: it is given those, the file, of which
-/// it may read on into them, and the size, and refuses what is not worth reading.
-fn read_file(
-    path: &Path,
-    bytes_max: u64,
-    within: Option<&Path>,
-    check: impl Fn(&mut Vec<u8>, &mut File, u64) -> Result<(), AdapterError>,
-) -> Result<Vec<u8>, AdapterError> {
-    let name = file_name(path);
-    let failed = |e: std::io::Error| invalid(format!("{name} cannot be read: {}", e.kind()));
-    let (mut file, size) = open_file(path, bytes_max, within)?;
     let mut bytes = Vec::new();
-    (&mut file).take(START_BYTES).read_to_end(&mut bytes).map_err(failed)?;
-    check_start(&name, &bytes)?;
-    check(&mut bytes, &mut file, size)?;
+    (&*file).take(START_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    check_start(name, &bytes)?;
+    check(&mut bytes, &file, size)?;
     bytes.reserve_exact((size as usize).saturating_sub(bytes.len()));
     let rest = (size + 1).saturating_sub(bytes.len() as u64);
-    file.take(rest).read_to_end(&mut bytes).map_err(failed)?;
+    (&*file).take(rest).read_to_end(&mut bytes).map_err(failed)?;
     match bytes.len() as u64 == size {
-        true => Ok(bytes),
+        true => Ok(Some(bytes)),
         false => Err(invalid(format!("{name} changed while it was read"))),
     }
 }
@@ -275,13 +243,13 @@ fn header_len(bytes: &[u8], size: u64, limits: &FileLimits) -> Result<usize, Ada
 /// Reads the header and checks it against the size of the file, before the rest is read.
 fn check_header(
     bytes: &mut Vec<u8>,
-    file: &mut File,
+    mut file: &File,
     size: u64,
     limits: &FileLimits,
 ) -> Result<(), AdapterError> {
     let end = 8 + header_len(bytes, size, limits)?;
     let more = end.saturating_sub(bytes.len()) as u64;
-    let read = file.take(more).read_to_end(bytes);
+    let read = (&mut file).take(more).read_to_end(bytes);
     read.map_err(|e| invalid(format!("{} cannot be read: {}", folder::TENSORS, e.kind())))?;
     match bytes.get(8..end) {
         Some(header) => parse_header(header, size).map(drop),

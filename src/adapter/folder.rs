@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::error::AdapterError;
+use crate::files::{Folder, NotRead};
 use crate::text::TEXT_FILES;
 
 /// The two files of an adapter.
@@ -33,13 +34,8 @@ const REPACKED: &[&str] = &[
 struct Listing(Vec<String>);
 
 impl Listing {
-    fn of(dir: &Path) -> Self {
-        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().take(ENTRIES_MAX);
-        let name = |entry: std::fs::DirEntry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if entry.path().is_dir() { format!("{name}/") } else { name }
-        };
-        let mut names: Vec<String> = entries.map(name).collect();
+    fn of(dir: &Folder) -> Self {
+        let mut names = dir.names(ENTRIES_MAX);
         names.sort_unstable();
         Self(names)
     }
@@ -88,6 +84,20 @@ pub fn is_a_file(path: &Path) -> AdapterError {
     })
 }
 
+/// Why the directory of an adapter was not opened, or not read to the end.
+pub fn not_opened(path: &Path, why: NotRead) -> AdapterError {
+    match why {
+        NotRead::Absent => AdapterError::NotFound(no_config()),
+        NotRead::NotDirectory => is_a_file(path),
+        NotRead::Changed => AdapterError::Invalid(format!("the adapter {why}")),
+        why => AdapterError::Invalid(format!("the directory {why}")),
+    }
+}
+
+fn no_config() -> String {
+    format!("there is no {CONFIG} at the given path")
+}
+
 const GGUF: &str = "this is a GGUF adapter; give the directory of the \
                     peft adapter that it was converted from (adapter_config.json and \
                     adapter_model.safetensors)";
@@ -98,8 +108,8 @@ const MLX: &str = "this is an MLX adapter (mlx-lm writes adapters.safetensors an
 
 /// # Errors
 /// For a directory with trained weights that would not be applied.
-pub fn check_complete(dir: &Path) -> Result<(), AdapterError> {
-    match MORE_WEIGHTS.iter().find(|name| dir.join(name).exists()) {
+pub fn check_complete(dir: &Folder) -> Result<(), AdapterError> {
+    match MORE_WEIGHTS.iter().find(|name| dir.holds(name)) {
         None => Ok(()),
         Some(name) => Err(AdapterError::Invalid(format!(
             "{name} holds trained weights beside the adapter's, which would not be applied; save \
@@ -109,20 +119,17 @@ pub fn check_complete(dir: &Path) -> Result<(), AdapterError> {
 }
 
 /// What a directory without an `adapter_config.json` is.
-pub fn without_config(dir: &Path) -> AdapterError {
-    if dir.is_file() {
-        return is_a_file(dir);
-    }
+pub fn without_config(dir: &Folder) -> AdapterError {
     let listing = Listing::of(dir);
-    let none = format!("there is no {CONFIG} at the given path");
+    let none = no_config();
     let Some(what) = kind_without_config(dir, &listing) else {
         return AdapterError::NotFound(none);
     };
     AdapterError::Invalid(format!("{none}: {what}"))
 }
 
-fn kind_without_config(dir: &Path, listing: &Listing) -> Option<String> {
-    let holds = |name: &str| dir.join(name).join(CONFIG).exists();
+fn kind_without_config(dir: &Folder, listing: &Listing) -> Option<String> {
+    let holds = |name: &str| dir.holds(&format!("{name}/{CONFIG}"));
     let number = |name: &str| name.strip_prefix("checkpoint-")?.parse::<u64>().ok();
     let mut steps: Vec<(u64, &str)> =
         listing.dirs().filter_map(|name| Some((number(name)?, name))).collect();
@@ -185,7 +192,7 @@ fn kind_without_config(dir: &Path, listing: &Listing) -> Option<String> {
 }
 
 /// Why there is no tensor file beside an `adapter_config.json`.
-pub fn without_tensors(dir: &Path, config: &Map<String, Value>) -> AdapterError {
+pub fn without_tensors(dir: &Folder, config: &Map<String, Value>) -> AdapterError {
     let listing = Listing::of(dir);
     let missing = format!("{TENSORS} is missing beside {CONFIG}");
     let text = if let Some(name) = PICKLES.iter().find(|name| listing.has(name)) {
@@ -227,7 +234,7 @@ pub fn check_config(config: &Map<String, Value>) -> Result<(), AdapterError> {
 }
 
 /// What in the directory of an adapter is not used.
-pub fn notes(dir: &Path) -> Vec<String> {
+pub fn notes(dir: &Folder) -> Vec<String> {
     let listing = Listing::of(dir);
     let mut notes = Vec::new();
     if listing.has("config.json") {

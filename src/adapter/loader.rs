@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::config::Config;
 use super::error::AdapterError;
 use super::file::{AdapterFile, FileLimits};
-use super::folder::note_on_base;
+use super::folder::{not_opened, note_on_base};
 use super::lowering::Lowering;
 use super::method::{Base, Input, Method};
 use super::store::Adapter;
@@ -15,17 +15,18 @@ use super::tensors::Tensors;
 use super::{dora, ia3, lora, mos, saved, ssf};
 use crate::delta::{Delta, SiteDelta};
 use crate::dtype::Dtype;
+use crate::files::{Folder, steadily};
 
 /// Every method this server can read. The first whose [`Method::reads`] says so gets the file.
 pub static METHODS: &[&dyn Method] = &[&mos::Mos, &dora::Dora, &lora::Lora, &ssf::Ssf, &ia3::Ia3];
 
 /// Reads adapters for one base. Runs on loader threads, never on the engine's.
 pub trait LoadAdapter: Send + Sync {
-    /// Reads the files in `dir`; with `within`, files outside of it are refused.
+    /// Reads the files of a directory.
     ///
     /// # Errors
     /// [`AdapterError`] naming the file.
-    fn read(&self, dir: &Path, within: Option<&Path>) -> Result<AdapterFile, AdapterError>;
+    fn read(&self, folder: &Folder) -> Result<AdapterFile, AdapterError>;
 
     /// Lowers what was read.
     ///
@@ -33,12 +34,14 @@ pub trait LoadAdapter: Send + Sync {
     /// [`AdapterError`] with what was expected, what was found and where.
     fn lower(&self, file: &AdapterFile) -> Result<Adapter, AdapterError>;
 
-    /// Both.
+    /// Both, of an operator's own directory.
     ///
     /// # Errors
     /// Of either.
-    fn load(&self, dir: &Path, within: Option<&Path>) -> Result<Arc<Adapter>, AdapterError> {
-        self.lower(&self.read(dir, within)?).map(Arc::new)
+    fn load(&self, dir: &Path) -> Result<Arc<Adapter>, AdapterError> {
+        let read = steadily(|| Folder::open(dir), |folder| self.read(folder));
+        let file = read.map_err(|why| not_opened(dir, why))??;
+        self.lower(&file).map(Arc::new)
     }
 }
 
@@ -91,8 +94,8 @@ impl Allowed {
 }
 
 impl<B: Base> LoadAdapter for Loader<B> {
-    fn read(&self, dir: &Path, within: Option<&Path>) -> Result<AdapterFile, AdapterError> {
-        let mut file = AdapterFile::read(dir, &self.limits, within)?;
+    fn read(&self, folder: &Folder) -> Result<AdapterFile, AdapterError> {
+        let mut file = AdapterFile::read(folder, &self.limits)?;
         file.notes.extend(note_on_base(&file.config, &self.base_names));
         Ok(file)
     }

@@ -35,7 +35,7 @@ mod tests;
 pub use catalog::{Catalog, LoadError, Loaded, NameOf};
 pub use error::AdapterError;
 pub use file::{AdapterFile, FileLimits};
-pub use folder::{is_a_file, note_on_base};
+pub use folder::{is_a_file, not_opened, note_on_base};
 pub use loader::{Allowed, Fits, LoadAdapter, Loader, METHODS, lower};
 pub use method::{Base, Input, Method};
 pub use registry::{Alias, NameError, NewName, Source, check_name};

@@ -1,13 +1,15 @@
 //! Finds a base model: a directory, a Hub id, or the built-in demo.
 
 use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::hub::{HubSettings, Kind, resolve};
 use super::{CliError, demo};
-use crate::adapter::is_a_file;
+use crate::adapter::{AdapterError, is_a_file, not_opened};
 use crate::dtype::Dtype;
+use crate::files::{Folder, Root, steadily};
 use crate::model::{Checkpoint, of_a_file};
 use crate::text::{AdapterTexts, ServedText, TextError, TextFiles, TextSettings};
 
@@ -95,17 +97,57 @@ fn texts(name: &str, files: TextFiles, checkpoint: &Checkpoint) -> Result<Adapte
     Ok(AdapterTexts::new(files, served, settings, true))
 }
 
-/// The directory of an adapter of the command line: a directory or a Hub id.
+/// Where an adapter of the command line is.
+pub struct AdapterPlace {
+    dir: PathBuf,
+    /// Of a snapshot in the Hub's cache: its repository's folder, whose blobs its files link to,
+    /// and where in it the snapshot is.
+    within: Option<(Root, PathBuf)>,
+}
+
+impl AdapterPlace {
+    /// What `read` makes of its files, all of one version.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn read<T>(
+        &self,
+        read: impl Fn(&Folder) -> Result<T, AdapterError>,
+    ) -> Result<T, AdapterError> {
+        let opened = || match &self.within {
+            Some((repository, snapshot)) => repository.folder(snapshot),
+            None => Folder::open(&self.dir),
+        };
+        steadily(opened, read).map_err(|why| not_opened(&self.dir, why))?
+    }
+}
+
+/// An adapter of the command line: a directory or a Hub id.
 ///
 /// # Errors
 /// [`CliError::Adapter`] where there is none.
-pub fn find_adapter(place: &str) -> Result<PathBuf, CliError> {
+pub fn find_adapter(place: &str) -> Result<AdapterPlace, CliError> {
     let path = Path::new(place);
     if path.is_file() {
         return Err(is_a_file(path).into());
     }
     let found = resolve(place, Kind::Adapter, &HubSettings::from_env());
-    found.map_err(|error| CliError::Adapter(error.to_string()))
+    let dir = found.map_err(|error| CliError::Adapter(error.to_string()))?;
+    let within = match dir == path {
+        true => None,
+        false => Some(snapshot(&dir).map_err(|error| {
+            CliError::Adapter(format!("the cache cannot be read at {}: {error}", dir.display()))
+        })?),
+    };
+    Ok(AdapterPlace { dir, within })
+}
+
+/// The folder of a snapshot's repository, and the snapshot in it: `snapshots/COMMIT`.
+fn snapshot(dir: &Path) -> io::Result<(Root, PathBuf)> {
+    let repository = dir.ancestors().nth(2).unwrap_or(dir);
+    let root = Root::new(repository, "its repository's folder in the cache")?;
+    let below = dir.strip_prefix(repository).unwrap_or(Path::new(""));
+    Ok((root, below.to_owned()))
 }
 
 fn failed(model: &str, e: &dyn Display) -> CliError {

@@ -1,7 +1,6 @@
 //! `tessera inspect`: what an adapter holds, tensor by tensor, and whether it would be served.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use clap::Args;
 
@@ -10,7 +9,7 @@ use super::{CliError, print};
 use crate::adapter::{Adapter, AdapterFile, Allowed, FileLimits, lower, note_on_base};
 use crate::config::{ROWS_MAX, count_to, parse_bytes};
 use crate::engine::CheckpointBase;
-use crate::text::AdapterTexts;
+use crate::text::{AdapterTexts, TextError, TextFiles};
 
 /// `tessera inspect`.
 #[derive(Args, Debug)]
@@ -51,11 +50,13 @@ pub struct InspectArgs {
 /// # Errors
 /// [`CliError::Adapter`] with the reason why it would not, or why there is no model to say.
 pub fn run(args: &InspectArgs) -> Result<(), CliError> {
-    let dir = base::find_adapter(&args.adapter)?;
+    let place = base::find_adapter(&args.adapter)?;
     // Read first: a directory without an adapter is told without loading a model.
-    let mut file = AdapterFile::read(&dir, &FileLimits::new(args.adapter_file_bytes), None)?;
+    let limits = FileLimits::new(args.adapter_file_bytes);
+    let (mut file, own) = place
+        .read(|folder| Ok((AdapterFile::read(folder, &limits)?, TextFiles::of_adapter(folder))))?;
     let (checkpoint, texts) = base::with_texts(args.model.as_deref())?;
-    file.notes.extend(text_notes(&dir, texts)?);
+    file.notes.extend(text_notes(own, texts)?);
     let base = CheckpointBase::new(checkpoint);
     let allowed = Allowed {
         unknown_config_keys: args.allow_unknown_config_keys,
@@ -80,13 +81,16 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
 }
 
 /// What the text files beside the adapter say, or that they were not looked at.
-fn text_notes(dir: &Path, texts: Option<AdapterTexts>) -> Result<Vec<String>, CliError> {
+fn text_notes(
+    own: Result<TextFiles, TextError>,
+    texts: Option<AdapterTexts>,
+) -> Result<Vec<String>, CliError> {
     let Some(texts) = texts else {
         let note = "the model has no tokenizer.json: text files of the adapter were not read";
         return Ok(vec![note.to_owned()]);
     };
-    let own = texts.read(dir, None).map_err(|error| CliError::Adapter(error.to_string()))?;
-    Ok(own.notes)
+    let own = own.and_then(|own| texts.of_adapter(own));
+    own.map(|own| own.notes).map_err(|error| CliError::Adapter(error.to_string()))
 }
 
 fn as_table(adapter: &Adapter, notes: &[String]) -> String {

@@ -111,7 +111,7 @@ pub(super) fn start(
     if texts.base.eos_tokens.is_empty() {
         report.push("warning: no end-of-sequence token is known; set max_tokens".into());
     }
-    let adapter_root = config.adapter_root.as_deref().map(canonical).transpose()?;
+    let adapter_root = config.adapter_root.as_deref().map(directory).transpose()?;
     let limits = Limits {
         context_tokens_max: context,
         vocabulary_tokens: checkpoint.config.vocabulary as u32,
@@ -209,11 +209,13 @@ fn tokenizer_notes(tokenizer: &Tokenizer, model_tokens: u32) -> Vec<String> {
     notes
 }
 
-fn canonical(dir: &Path) -> Result<std::path::PathBuf, CliError> {
-    let real = dir.canonicalize().ok().filter(|real| real.is_dir());
-    real.ok_or_else(|| {
-        CliError::Config(format!("--adapter-root {} is not a directory", dir.display()))
-    })
+fn directory(dir: &Path) -> Result<std::path::PathBuf, CliError> {
+    match dir.is_dir() {
+        true => Ok(dir.to_owned()),
+        false => {
+            Err(CliError::Config(format!("--adapter-root {} is not a directory", dir.display())))
+        }
+    }
 }
 
 /// Names that requests may use for this server beside those of the loopback address; `None` leaves
@@ -283,16 +285,18 @@ fn load_one(
     let (file, own, source) = match given {
         Given::Demo(files) => (files.read(loader), nothing, Source::BuiltIn),
         Given::Place(place) => {
-            let dir = find_adapter(place).map_err(|e| match place.contains(',') {
+            let found = find_adapter(place).map_err(|e| match place.contains(',') {
                 true => failed(&format_args!(
                     "{e} (to serve several, give --adapter once for each: commas separate in \
                      TESSERA_ADAPTER alone)"
                 )),
                 false => failed(&e),
             })?;
-            let file = loader.read(&dir, None);
-            let own = texts.read(&dir, None).map_err(|e| failed(&e))?;
-            (file, own, Source::Start((*place).to_owned()))
+            let read =
+                found.read(|folder| Ok((loader.read(folder)?, TextFiles::of_adapter(folder))));
+            let (file, own) = read.map_err(|e| failed(&e))?;
+            let own = own.and_then(|own| texts.of_adapter(own)).map_err(|e| failed(&e))?;
+            (Ok(file), own, Source::Start((*place).to_owned()))
         }
     };
     let file = file.map_err(|e| failed(&e))?;

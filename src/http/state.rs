@@ -72,7 +72,7 @@ impl State {
             forms: Forms::new(model.limits.vocabulary_tokens),
             hosts,
             cors: Cors::new(http.origins_allowed.clone()),
-            adapter_root: http.adapter_root.clone().map(AdapterRoot::new).transpose()?,
+            adapter_root: http.adapter_root.as_deref().map(AdapterRoot::new).transpose()?,
             bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),
             text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),
             loads: Arc::new(Semaphore::new(http.loads_max)),

@@ -1,17 +1,17 @@
 //! The files of a model directory that say how text becomes tokens.
 
-use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::error::TextError;
+use crate::files::{Folder, NotRead, steadily};
 
 /// The largest tokenizers in use (vocabularies of 256k tokens) take 35 MB.
-pub(super) const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
+const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
 /// Configs and templates are a few KB; those that list every added token reach 1 MB.
-pub(super) const CONFIG_BYTES_MAX: u64 = 8 << 20;
+const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -62,8 +62,13 @@ impl TextFiles {
     /// [`TextError::FileBroken`] for a file that is no regular file, is too large or cannot be
     /// read.
     pub fn read(dir: &Path) -> Result<Self, TextError> {
-        let files = Self::read_present(dir)?;
-        if dir.join(OTHER_DEFAULT).exists() {
+        steady(dir, TOKENIZER, Self::of_model)
+    }
+
+    fn of_model(dir: &Folder) -> Result<Self, TextError> {
+        let config = read(dir, CONFIG, CONFIG_BYTES_MAX)?;
+        let files = Self { config, ..Self::of_adapter(dir)? };
+        if dir.holds(OTHER_DEFAULT) {
             let problem = "transformers uses it before chat_template.jinja and this server does \
                            not read it; move it to chat_template.jinja";
             return Err(TextError::broken(OTHER_DEFAULT, problem));
@@ -71,19 +76,19 @@ impl TextFiles {
         if files.tokenizer.is_some() {
             return Ok(files);
         }
-        let other = OTHER_TOKENIZERS.into_iter().find(|file| dir.join(file).is_file());
+        let other = OTHER_TOKENIZERS.into_iter().find(|file| dir.holds(file));
         Err(match other {
             Some(found) => TextError::OtherTokenizer { found },
             None => TextError::FileMissing { file: TOKENIZER },
         })
     }
 
-    /// Reads those of the files that a directory holds, as an adapter's does.
+    /// Reads those of the files that an adapter's directory holds; `config.json` is not its own.
     ///
     /// # Errors
     /// [`TextError::FileBroken`] for a file that is no regular file, is too large or cannot be
     /// read.
-    pub fn read_present(dir: &Path) -> Result<Self, TextError> {
+    pub fn of_adapter(dir: &Folder) -> Result<Self, TextError> {
         let config = |name| read(dir, name, CONFIG_BYTES_MAX);
         Ok(Self {
             tokenizer: read(dir, TOKENIZER, TOKENIZER_BYTES_MAX)?,
@@ -92,7 +97,7 @@ impl TextFiles {
             added_tokens: config(ADDED_TOKENS)?,
             chat_template: config(CHAT_TEMPLATE)?,
             generation_config: config(GENERATION_CONFIG)?,
-            config: config(CONFIG)?,
+            config: None,
         })
     }
 }
@@ -103,7 +108,8 @@ impl TextFiles {
     /// # Errors
     /// [`TextError::FileMissing`] and [`TextError::FileBroken`].
     pub fn read_generation_config(dir: &Path) -> Result<Vec<u8>, TextError> {
-        let found = read(dir, GENERATION_CONFIG, CONFIG_BYTES_MAX)?;
+        let read = |dir: &Folder| read(dir, GENERATION_CONFIG, CONFIG_BYTES_MAX);
+        let found = steady(dir, GENERATION_CONFIG, read)?;
         found.ok_or(TextError::FileMissing { file: GENERATION_CONFIG })
     }
 }
@@ -129,27 +135,34 @@ pub(super) fn object(
     }
 }
 
-/// A file of a directory, if it is there.
-pub(super) fn read(
+/// What `read` makes of the operator's directory `dir`, of which `file` is what must be there.
+fn steady<T>(
     dir: &Path,
     file: &'static str,
-    bytes_max: u64,
-) -> Result<Option<Vec<u8>>, TextError> {
-    let failed = |error: std::io::Error| TextError::broken(file, error.kind().to_string());
-    let path = dir.join(file);
-    let found = match fs::metadata(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        found => found.map_err(failed)?,
+    read: impl Fn(&Folder) -> Result<T, TextError>,
+) -> Result<T, TextError> {
+    steadily(|| Folder::open(dir), read).map_err(|why| match why {
+        NotRead::Absent => TextError::FileMissing { file },
+        why => TextError::broken(file, format!("its directory {why}")),
+    })?
+}
+
+/// A file of a directory, if it is there.
+fn read(dir: &Folder, file: &'static str, bytes_max: u64) -> Result<Option<Vec<u8>>, TextError> {
+    let (opened, bytes) = match dir.file(file) {
+        Ok(opened) => opened,
+        Err(NotRead::Absent) => return Ok(None),
+        Err(why) => return Err(TextError::broken(file, format!("it {why}"))),
     };
-    // A pipe would block for ever.
-    if !found.is_file() {
-        return Err(TextError::broken(file, "it is not a regular file"));
+    let too_large = || TextError::broken(file, format!("it must be at most {bytes_max} bytes"));
+    if bytes > bytes_max {
+        return Err(too_large());
     }
     let mut bytes = Vec::new();
-    let opened = fs::File::open(&path).map_err(failed)?;
-    opened.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let read = (&*opened).take(bytes_max + 1).read_to_end(&mut bytes);
+    read.map_err(|error| TextError::broken(file, error.kind().to_string()))?;
     if bytes.len() as u64 > bytes_max {
-        return Err(TextError::broken(file, format!("it must be at most {bytes_max} bytes")));
+        return Err(too_large());
     }
     Ok(Some(bytes))
 }

@@ -2,7 +2,6 @@
 //! files, and those that an adapter brings along for its own name.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde_json::Value;
@@ -10,8 +9,8 @@ use serde_json::Value;
 use super::defaults::SamplingDefaults;
 use super::error::TextError;
 use super::files::{
-    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG_BYTES_MAX, GENERATION_CONFIG, SPECIAL_TOKENS_MAP,
-    TOKENIZER, TOKENIZER_BYTES_MAX, TOKENIZER_CONFIG, TextFiles, json, object, read,
+    ADDED_TOKENS, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER,
+    TOKENIZER_CONFIG, TextFiles, json, object,
 };
 use super::special;
 use super::stop_tokens::stop_token_ids;
@@ -86,7 +85,7 @@ pub struct OwnText {
     pub notes: Vec<String>,
 }
 
-/// Reads the text files of adapters of one base.
+/// Makes of the text files of adapters of one base what is served.
 pub struct AdapterTexts {
     base_files: TextFiles,
     /// What they say.
@@ -109,21 +108,11 @@ impl AdapterTexts {
         Self { base_files, base: Arc::new(base), settings, uses_own, tokenizers }
     }
 
-    /// Reads what `dir` holds; with `within`, a file that resolves to outside of it is refused.
+    /// What the files of an adapter's directory ([`TextFiles::of_adapter`]) say.
     ///
     /// # Errors
     /// [`TextError`] naming the file.
-    pub fn read(&self, dir: &Path, within: Option<&Path>) -> Result<OwnText, TextError> {
-        let config = |file| own_file(dir, file, CONFIG_BYTES_MAX, within);
-        let own = TextFiles {
-            tokenizer: own_file(dir, TOKENIZER, TOKENIZER_BYTES_MAX, within)?,
-            tokenizer_config: config(TOKENIZER_CONFIG)?,
-            special_tokens_map: config(SPECIAL_TOKENS_MAP)?,
-            added_tokens: config(ADDED_TOKENS)?,
-            chat_template: config(CHAT_TEMPLATE)?,
-            generation_config: config(GENERATION_CONFIG)?,
-            config: None,
-        };
+    pub fn of_adapter(&self, own: TextFiles) -> Result<OwnText, TextError> {
         let names = names(&own).join(", ");
         if names.is_empty() {
             return Ok(OwnText { text: None, notes: Vec::new() });
@@ -307,19 +296,4 @@ fn template_source(files: &TextFiles) -> Result<Option<String>, TextError> {
         one => one.as_str().map(str::to_owned),
     };
     Ok(config.get("chat_template").and_then(default))
-}
-
-/// A file of an adapter's directory, if it is there.
-fn own_file(
-    dir: &Path,
-    file: &'static str,
-    bytes_max: u64,
-    within: Option<&Path>,
-) -> Result<Option<Vec<u8>>, TextError> {
-    let real = dir.join(file).canonicalize();
-    let leaves = |root: &Path| real.as_ref().is_ok_and(|real| !real.starts_with(root));
-    if within.is_some_and(leaves) {
-        return Err(TextError::broken(file, "it is a link to outside the adapter root"));
-    }
-    read(dir, file, bytes_max)
 }

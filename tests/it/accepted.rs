@@ -7,6 +7,7 @@ use safetensors::Dtype as FileDtype;
 use serde_json::{Value, json};
 use tessera::adapter::{Adapter, Base, LoadAdapter};
 use tessera::backend::cpu::Cpu;
+use tessera::files::Folder;
 use tessera::ids::{Slot, TokenId};
 use tessera::recipe::Recipe;
 
@@ -237,7 +238,7 @@ fn every_spelling_of_an_adapter_gives_the_logits_of_the_plain_one() {
     for (i, variant) in variants.iter().enumerate() {
         let dir = folder.path().join(i.to_string());
         variant.draft.write(&dir);
-        let loaded = golden.loader.load(&dir, None);
+        let loaded = golden.loader.load(&dir);
         let found = slot(loaded.unwrap_or_else(|e| panic!("{}: {e}", variant.name)));
         let expected = match variant.like {
             Like::Base => Recipe::base(),
@@ -283,7 +284,7 @@ fn the_flag_for_unknown_fields_does_not_serve_what_is_known_to_be_wrong() {
         draft.set(key, value);
         let dir = folder.path().join(key);
         draft.write(&dir);
-        golden.loader.load(&dir, None)
+        golden.loader.load(&dir)
     };
     assert!(load("zeta_gain", json!(1.5)).is_ok());
     for (key, value) in [
@@ -321,7 +322,7 @@ fn a_saved_table_of_a_tied_base_is_its_head_too() {
         let dir = folder.path().join(name);
         std::fs::create_dir(&dir).unwrap();
         draft.write(&dir);
-        golden.loader.load(&dir, None)
+        golden.loader.load(&dir)
     };
     let (embed, head) = ("model.embed_tokens", "lm_head");
     let both = [(embed, &table), (head, &table)];
@@ -377,7 +378,7 @@ fn factors_of_a_tied_table_are_its_heads_too() {
         let dir = folder.path().join(name);
         std::fs::create_dir(&dir).unwrap();
         draft.write(&dir);
-        golden.loader.load(&dir, None)
+        golden.loader.load(&dir)
     };
     let tied = load("tied", true, &|_| {}).unwrap();
     let head = golden.loader.base.sites().find("lm_head").unwrap();
@@ -395,7 +396,7 @@ fn what_is_not_used_of_an_adapters_folder_is_noted() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     Draft::golden("llama", "lora_qv").write(dir);
-    let notes = || golden.loader.read(dir, None).unwrap().notes;
+    let notes = || golden.loader.read(&Folder::open(dir).unwrap()).unwrap().notes;
     assert_eq!(notes(), Vec::<String>::new());
     let bare = folder.path().join("bare");
     std::fs::create_dir(&bare).unwrap();
@@ -406,7 +407,7 @@ fn what_is_not_used_of_an_adapters_folder_is_noted() {
         draft.tensors.insert(name.replace("base_model.model.", "module."), tensor);
     }
     draft.write(&bare);
-    let said = golden.loader.read(&bare, None).unwrap().notes;
+    let said = golden.loader.read(&Folder::open(&bare).unwrap()).unwrap().notes;
     assert!(said.len() == 1 && said[0].contains("peft would leave them out"), "{said:?}");
     std::fs::remove_dir_all(&bare).unwrap();
     for name in ["README.md", "optimizer.pt", "chat_template.jinja", "config.json"] {
@@ -420,7 +421,7 @@ fn what_is_not_used_of_an_adapters_folder_is_noted() {
     assert!(found[1].contains("adapter_model.bin beside it is not"), "{found:?}");
     assert_eq!(found[2], "not used: README.md, checkpoint-3/, optimizer.pt");
     std::fs::write(dir.join("new_embeddings.safetensors"), "").unwrap();
-    let text = golden.loader.read(dir, None).err().unwrap().to_string();
+    let text = golden.loader.read(&Folder::open(dir).unwrap()).err().unwrap().to_string();
     assert!(text.starts_with("new_embeddings.safetensors holds trained weights"), "{text}");
     std::fs::remove_file(dir.join("new_embeddings.safetensors")).unwrap();
     for i in 0..50 {

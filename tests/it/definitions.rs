@@ -102,7 +102,7 @@ fn check(shape: Shape, seed: u64) -> f64 {
     let load = |(i, made): (usize, &Made)| -> Arc<Adapter> {
         let dir = folder.path().join(format!("adapter-{i}"));
         made.draft.write(&dir);
-        golden.loader.load(&dir, None).unwrap_or_else(|e| panic!("{}: {e}", made.name))
+        golden.loader.load(&dir).unwrap_or_else(|e| panic!("{}: {e}", made.name))
     };
     let loaded: Vec<_> = made.iter().enumerate().map(load).collect();
 

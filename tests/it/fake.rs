@@ -12,6 +12,7 @@ use tessera::adapter::{Adapter, AdapterError, AdapterFile, Catalog, LoadAdapter,
 use tessera::delta::DeltaBuilder;
 use tessera::dtype::Dtype;
 use tessera::engine::{Command, EngineHandle, Event, FinishReason, Generate, PromptScore};
+use tessera::files::Folder;
 use tessera::http::{App, HttpSettings, Listener, ServedModel, serve};
 use tessera::ids::{Digest, TokenId};
 use tessera::request::{Limits, Pooling, Request};
@@ -208,15 +209,22 @@ pub fn adapter(byte: u8) -> Arc<Adapter> {
     })
 }
 
-/// Loads by the directory's name: `good-N` has digest N, `broken` is refused, `panic` panics.
+/// An adapter's directory for the fake loader: `good-N` has digest N, `broken` is refused and
+/// `panic` panics.
+pub fn make_adapter(root: &Path, path: &str) {
+    let dir = root.join(path);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(dir.file_name().unwrap()), "").unwrap();
+}
+
+/// Loads by the name of the one file that [`make_adapter`] puts into a directory.
 struct FakeLoad;
 
 impl LoadAdapter for FakeLoad {
-    fn read(&self, dir: &Path, _: Option<&Path>) -> Result<AdapterFile, AdapterError> {
-        if !dir.is_dir() {
+    fn read(&self, folder: &Folder) -> Result<AdapterFile, AdapterError> {
+        let Some(name) = folder.names(1).pop() else {
             return Err(AdapterError::NotFound("no adapter_config.json".to_owned()));
-        }
-        let name = dir.file_name().unwrap().to_str().unwrap();
+        };
         match name.strip_prefix("good-") {
             Some(digest) => Ok(AdapterFile {
                 config: serde_json::Map::new(),

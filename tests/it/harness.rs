@@ -53,7 +53,7 @@ impl Golden {
     }
 
     pub fn adapter(&self, name: &str) -> Arc<Adapter> {
-        let loaded = self.loader.load(&self.dir.join("adapters").join(name), None);
+        let loaded = self.loader.load(&self.dir.join("adapters").join(name));
         loaded.unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 

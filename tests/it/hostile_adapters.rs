@@ -56,14 +56,14 @@ fn thousands_of_plain_names_are_served_as_peft_reads_them() {
     draft.set("r", 3);
     let dir = tempfile::tempdir().unwrap();
     draft.write(dir.path());
-    let loaded = golden.loader.load(dir.path(), None).unwrap();
+    let loaded = golden.loader.load(dir.path()).unwrap();
     let sites = |adapter: &Adapter| format!("{:?}", adapter.delta.sites);
     assert_eq!(sites(&loaded), sites(&golden.adapter("lora_qv")));
     // The first that matches decides.
     let early = [("self_attn.q_proj".to_owned(), json!(5)), ("q_proj".to_owned(), rank)];
     draft.set("rank_pattern", Value::Object(early.into_iter().collect()));
     draft.write(dir.path());
-    let error = golden.loader.load(dir.path(), None).unwrap_err().to_string();
+    let error = golden.loader.load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("q_proj") && error.contains("'rank_pattern' is 5"), "{error}");
 }
 
@@ -81,7 +81,7 @@ fn a_rank_beyond_the_limit_is_refused_by_its_flag() {
             base_names: Vec::new(),
             allowed: Allowed { rank_max, ..Allowed::default() },
         };
-        loader.load(dir.path(), None)
+        loader.load(dir.path())
     };
     let error = load(rank - 1).unwrap_err().to_string();
     assert!(error.contains("--max-adapter-rank") && error.contains("q_proj"), "{error}");

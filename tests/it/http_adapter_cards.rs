@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{get, post, send};
-use crate::fake::{BASE, Fake, Script};
+use crate::fake::{BASE, Fake, Script, make_adapter};
 use crate::process::{Server, tessera};
 use crate::serve::{adapter, golden, text};
 
@@ -73,7 +73,7 @@ fn a_look_at_an_adapter_is_the_report_of_inspect_and_loads_nothing() {
 fn fake() -> (tempfile::TempDir, Fake) {
     let dir = tempfile::tempdir().unwrap();
     for name in ["good-7", "broken", "panic"] {
-        std::fs::create_dir_all(dir.path().join("root").join(name)).unwrap();
+        make_adapter(&dir.path().join("root"), name);
     }
     let root = dir.path().join("root");
     let fake = Fake::new(Script::Echo(1), |app| app.http.adapter_root = Some(root));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tessera::ids::Digest;
 
 use crate::client::{get, post, raw};
-use crate::fake::{Fake, Script};
+use crate::fake::{Fake, Script, make_adapter};
 
 const LOAD: &str = "/v1/load_lora_adapter";
 const UNLOAD: &str = "/v1/unload_lora_adapter";
@@ -15,10 +15,10 @@ const UNLOAD: &str = "/v1/unload_lora_adapter";
 fn root() -> (tempfile::TempDir, Fake) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
-    for name in ["root/good-7", "root/good-8", "root/deep/good-9", "root/broken", "root/panic"] {
-        std::fs::create_dir_all(dir.path().join(name)).unwrap();
+    for name in ["good-7", "good-8", "deep/good-9", "broken", "panic"] {
+        make_adapter(&root, name);
     }
-    std::fs::create_dir_all(dir.path().join("outside/good-1")).unwrap();
+    make_adapter(dir.path(), "outside/good-1");
     symlink(dir.path().join("outside"), root.join("out")).unwrap();
     symlink(dir.path().join("nowhere"), root.join("dangling")).unwrap();
     symlink(root.join("deep"), root.join("in")).unwrap();

@@ -8,6 +8,7 @@ use tessera::adapter::{AdapterFile, FileLimits};
 use tessera::cli::hub::{HubSettings, Kind, resolve};
 use tessera::cli::synth::{AdapterKind, Family, synth_adapter, synth_model};
 use tessera::engine::CheckpointBase;
+use tessera::files::Folder;
 use tessera::model::Checkpoint;
 
 use crate::hub_server::{COMMIT, Lies, Plan, Server, files_of};
@@ -123,7 +124,7 @@ fn an_adapter_takes_its_files_those_of_its_text_and_nothing_else() {
     let dir = resolve("org/adapter@main", Kind::Adapter, &world.settings()).unwrap();
     assert_eq!(world.names("adapter", &format!("snapshots/{COMMIT}")), ADAPTER_FILES);
     same_files(&world.source.path().join("adapter"), &dir, &ADAPTER_FILES);
-    AdapterFile::read(&dir, &FileLimits::new(1 << 30), None).unwrap();
+    AdapterFile::read(&Folder::open(&dir).unwrap(), &FileLimits::new(1 << 30)).unwrap();
     assert_eq!(resolve("org/adapter", Kind::Adapter, &world.offline()).unwrap(), dir);
 }
 

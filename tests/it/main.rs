@@ -23,6 +23,7 @@ mod backend;
 mod batch;
 mod broken;
 mod catalog;
+mod changing_files;
 mod changing_model;
 mod client;
 mod command_line;

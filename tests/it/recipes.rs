@@ -220,7 +220,7 @@ fn a_weight_of_a_lora_is_a_factor_of_its_b() {
     let mut draft = Draft::golden("llama", "lora_all_rs");
     draft.multiply("lora_B", -0.75);
     draft.write(folder.path());
-    let scaled = golden.loader.load(folder.path(), None).unwrap();
+    let scaled = golden.loader.load(folder.path()).unwrap();
     let engine = golden.engine(roomy(), 3);
     let recipes =
         [weighted(&[(&golden.adapter("lora_all_rs"), -0.75)]), Recipe::one(scaled), Recipe::base()];

@@ -133,7 +133,7 @@ fn changed(golden: &Golden, dir: &Path, name: &str, change: impl Fn(&mut Draft))
     let mut draft = Draft::golden("llama", name);
     change(&mut draft);
     draft.write(dir);
-    golden.loader.load(dir, None).unwrap()
+    golden.loader.load(dir).unwrap()
 }
 
 /// Contents that differ from each other, some in one number only.

@@ -12,6 +12,7 @@ use tessera::cli::synth::{
 use tessera::delta::{Delta, LowRank, SiteDelta};
 use tessera::dtype::Dtype;
 use tessera::engine::CheckpointBase;
+use tessera::files::Folder;
 use tessera::model::Checkpoint;
 
 /// Two layers, hidden 32, in f32.
@@ -44,7 +45,7 @@ fn open(dir: &Path) -> CheckpointBase {
 }
 
 fn read(dir: &Path, base: &CheckpointBase) -> Adapter {
-    let file = AdapterFile::read(dir, &FileLimits::new(1 << 30), None).unwrap();
+    let file = AdapterFile::read(&Folder::open(dir).unwrap(), &FileLimits::new(1 << 30)).unwrap();
     lower(&file, base, Allowed::default()).unwrap()
 }
 

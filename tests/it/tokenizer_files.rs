@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use tessera::files::Folder;
 use tessera::text::{
     AdapterTexts, Chat, ChatTemplate, OwnText, ServedText, TextError, TextFiles, TextSettings,
     Tokenizer, stop_token_ids,
@@ -245,7 +246,7 @@ fn own(base: &AdapterTexts, files: &[(&str, Value)]) -> Result<OwnText, TextErro
     for (name, json) in files {
         fs::write(dir.path().join(name), serde_json::to_vec_pretty(json).unwrap()).unwrap();
     }
-    base.read(dir.path(), None)
+    base.of_adapter(TextFiles::of_adapter(&Folder::open(dir.path()).unwrap())?)
 }
 
 fn rendered(text: &ServedText) -> String {

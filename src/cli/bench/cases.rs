@@ -94,7 +94,7 @@ pub fn random_adapter(
     let dir = scratch.join(format!("adapter-{seed}"));
     let shape = AdapterShape { kind, rank, targets: None, shards: 4, dtype: Dtype::F32, seed };
     synth_adapter(&dir, &shape, &loader.base)?;
-    let adapter = loader.load(&dir, None)?;
+    let adapter = loader.load(&dir)?;
     let _ = std::fs::remove_dir_all(&dir);
     Ok(adapter)
 }

@@ -8,7 +8,10 @@ use std::time::Instant;
 use hyper::Response;
 use serde_json::{Value, json};
 
-use crate::adapter::{self, AdapterError, AdapterFile, NameError, NewName, Source, check_name};
+use crate::adapter::{
+    self, AdapterError, AdapterFile, NameError, NewName, Source, check_name, not_opened,
+};
+use crate::files::{NotRead, steadily};
 use crate::http::clock::unix_now_s;
 use crate::http::error::{ApiError, LoadError, RequestError};
 use crate::http::request::body::Payload;
@@ -18,7 +21,7 @@ use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::http::wire::to_json;
 use crate::ids::Digest;
-use crate::text::{OwnText, ServedText};
+use crate::text::{ServedText, TextError, TextFiles};
 
 /// Loads an adapter under a name.
 pub(in crate::http) async fn load(
@@ -82,15 +85,26 @@ fn read(
 ) -> Result<(AdapterFile, Option<Arc<ServedText>>), LoadError> {
     let State { loader, texts, adapter_root, .. } = state;
     let root = adapter_root.as_ref().ok_or(LoadError::OutsideRoot)?;
-    let not_found = || LoadError::NotFound { name: name.to_owned(), path: path.to_owned() };
-    let dir = root.beneath(Path::new(path))?.ok_or_else(not_found)?;
-    let file = loader.read(&dir, Some(root.canonical()));
-    let mut file = file.map_err(|error| refused(name, path, error))?;
-    let own = texts.read(&dir, Some(root.canonical()));
-    let OwnText { text, notes } =
-        own.map_err(|error| refused(name, path, AdapterError::Invalid(error.to_string())))?;
-    file.notes.extend(notes);
-    Ok((file, text))
+    let path_given = Path::new(path);
+    let invalid = |error: TextError| AdapterError::Invalid(error.to_string());
+    let found = steadily(
+        || root.folder(path_given),
+        |folder| -> Result<_, AdapterError> {
+            Ok((loader.read(folder)?, TextFiles::of_adapter(folder).map_err(invalid)?))
+        },
+    );
+    let refused = |error| refused(name, path, error);
+    let (mut file, own) = match found {
+        Ok(read) => read.map_err(refused)?,
+        Err(NotRead::Outside(_) | NotRead::Far | NotRead::Dangling) => {
+            return Err(LoadError::OutsideRoot);
+        }
+        Err(NotRead::Changed) => return Err(LoadError::Changed(name.to_owned())),
+        Err(why) => return Err(refused(not_opened(path_given, why))),
+    };
+    let own = texts.of_adapter(own).map_err(|error| refused(invalid(error)))?;
+    file.notes.extend(own.notes);
+    Ok((file, own.text))
 }
 
 fn refused(name: &str, path: &str, error: AdapterError) -> LoadError {

@@ -8,6 +8,11 @@ pub const ERROR_CODES: &[(&str, u16, &str)] = &[
         400,
         "An adapter of this name is loaded; `load_inplace` replaces it.",
     ),
+    (
+        "adapter_changing",
+        409,
+        "The adapter's files changed while they were read: try again; with `Retry-After`.",
+    ),
     ("adapter_name_conflict", 400, "The adapter's name is that of the base model."),
     (
         "adapter_not_finite",

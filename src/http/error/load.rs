@@ -28,6 +28,8 @@ pub(in crate::http) enum LoadError {
     BaseIsFixed,
     /// The adapter was refused.
     Adapter { name: String, error: AdapterError },
+    /// Its files changed each time that they were read.
+    Changed(String),
     /// The name will not do.
     Name(NameError),
     /// There is no room.
@@ -90,6 +92,15 @@ impl LoadError {
             Self::Adapter { name, error } => {
                 let message = format!("Loading lora {name} failed: {error}");
                 row(400, REQUEST, "invalid_adapter", message).at("lora_path")
+            }
+            // openai-python tries again by itself.
+            Self::Changed(name) => {
+                let name = shown(name);
+                let message = format!(
+                    "Loading lora {name} failed: its files changed while they were read, time and \
+                     again. Try again when they are in place."
+                );
+                row(409, REQUEST, "adapter_changing", message).at("lora_path").retry_after_1_s()
             }
             Self::Name(error) => name_row(error),
             // A 4xx that openai-python does not retry by itself.

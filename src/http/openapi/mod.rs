@@ -181,7 +181,7 @@ fn errors() -> Map<String, Value> {
             }));
             let header = match status {
                 401 => Some("WWW-Authenticate"),
-                429 | 503 => Some("Retry-After"),
+                409 | 429 | 503 => Some("Retry-After"),
                 _ => None,
             };
             if let Some(header) = header {

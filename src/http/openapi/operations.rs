@@ -164,6 +164,7 @@ pub(super) const ERRORS: &[(u16, &str)] = &[
     (403, "The key may not do this, or the Host or Origin is not this server's."),
     (404, "There is no such route, model or adapter, or none that the key may use."),
     (408, "The body did not come in time."),
+    (409, "The adapter's files changed while they were read: try again; see Retry-After."),
     (413, "The body is too large."),
     (415, "The body is of another type than JSON, or compressed in an unknown way."),
     (417, "Expect is something else than 100-continue."),
@@ -191,6 +192,7 @@ fn statuses(access: Access, method: &str, route: Route) -> Vec<u16> {
         all.extend([404, 408, 413, 415, 429, 503]);
     }
     match route {
+        Route::Post(Post::Load | Post::Validate) => all.push(409),
         Route::Ready => all.push(503),
         Route::Batch => all.extend([429, 503]),
         _ => {}
