@@ -12,6 +12,7 @@ mod forms;
 mod gbnf;
 pub mod limits;
 mod matching;
+mod ranges;
 mod schema;
 mod thinking;
 mod vocabulary;

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 use super::limits::{BRANCHES_MAX, PATTERN_PROPERTIES_MAX, PROPERTIES_OPTIONAL_MAX};
+use super::ranges::{self, HOLD_NAMED_SCHEMAS};
 
 /// Words that constrain, and are followed.
 const FOLLOWED: &[&str] = &[
@@ -88,8 +89,6 @@ const TYPES: &[&str] = &["array", "boolean", "integer", "null", "number", "objec
 /// Words whose value is a schema, or several in a list.
 const HOLD_SCHEMAS: &[&str] =
     &["additionalItems", "additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems"];
-/// Words whose value is an object of schemas.
-const HOLD_NAMED_SCHEMAS: &[&str] = &["$defs", "definitions", "patternProperties", "properties"];
 /// Whole numbers beyond it are not told apart by the library, which counts in 64-bit floats.
 const EXACT_MAX: u64 = 1 << 53;
 /// How deep two branches are compared.
@@ -134,6 +133,7 @@ fn prepare(schema: &mut Value) -> Result<(), String> {
         reader.check(target, &place)?;
     }
     check_circles(&reader.referred, &root)?;
+    ranges::close(schema)?;
     rewrite(schema, &root);
     Ok(())
 }
@@ -230,11 +230,24 @@ impl Reader<'_> {
                  escapes, got {place:?}"
             ));
         }
+        if is_in_a_value(place) {
+            return Err(format!("$ref {place:?} points into a const or an enum, not at a schema"));
+        }
         if self.referred.insert(place.to_owned()) {
             self.open.push(place.to_owned());
         }
         Ok(())
     }
+}
+
+/// Whether a place is in what a const or an enum lists, which is no schema and stays as it is.
+fn is_in_a_value(place: &str) -> bool {
+    let mut is_name = false;
+    place.split('/').any(|part| {
+        let is_value = !is_name && matches!(part, "const" | "enum");
+        is_name = !is_name && HOLD_NAMED_SCHEMAS.contains(&part);
+        is_value
+    })
 }
 
 /// A reference that leads back to itself and to nothing else takes no value: an answer that came
@@ -280,7 +293,30 @@ fn check_word(word: &str, value: &Value, fields: &Map<String, Value>) -> Result<
     if word == "required" && !strings(value) {
         return Err(format!("required must be a list of strings, got {}", kind(value)));
     }
-    Ok(())
+    if word == "minProperties" { check_least(value, fields) } else { Ok(()) }
+}
+
+/// A key that is not named may be written twice, and then counts once.
+fn check_least(least: &Value, fields: &Map<String, Value>) -> Result<(), String> {
+    let is_object = fields.get("type").is_none_or(|kind| match kind {
+        Value::Array(all) => all.iter().any(|kind| kind == "object"),
+        one => one == "object",
+    });
+    let patterns = fields.get("patternProperties").and_then(Value::as_object);
+    let is_closed = fields.get("additionalProperties") == Some(&Value::Bool(false))
+        && patterns.is_none_or(Map::is_empty);
+    let required = fields.get("required").and_then(Value::as_array);
+    let names: HashSet<&str> = required.into_iter().flatten().filter_map(Value::as_str).collect();
+    let most = names.len() as u64 + 1;
+    match least.as_u64().filter(|&least| is_object && !is_closed && least > most) {
+        Some(least) => Err(format!(
+            "minProperties may be at most {most} here, one more than required names, got {least}: \
+             a key of additionalProperties or patternProperties may come twice, and counts once; \
+             name more keys in required, or send additionalProperties false and no \
+             patternProperties"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// In drafts before 2020-12 prefixItems is a word like any other.

@@ -3,6 +3,7 @@
 
 pub mod engine;
 mod http;
+mod ranges;
 mod schemas;
 pub mod walk;
 
