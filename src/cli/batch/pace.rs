@@ -103,7 +103,8 @@ mod tests {
                 burst.push(pace.place().await);
             }
             burst.into_iter().for_each(Place::refused);
-            assert_eq!((pace.state().places, pace.state().taken), (4, 0));
+            assert_eq!(pace.state().places, 4);
+            assert_eq!(pace.state().taken, 0);
             pace.place().await.refused();
             assert_eq!(pace.state().places, 2);
             for _ in 0..2 * ANSWERS_PER_PLACE {
