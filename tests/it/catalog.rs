@@ -152,8 +152,8 @@ fn adapters_that_hold_equal_matrices_share_them() {
     let catalog = Catalog::new(u64::MAX);
     load(&catalog, "one", adapter(1, 1.0, 2.0)).unwrap();
     // The same A, another B.
-    load(&catalog, "other", adapter(2, 1.0, 3.0)).unwrap();
-    let [one, other] = ["one", "other"].map(|name| catalog.get(name).unwrap().adapter);
+    load(&catalog, "another", adapter(2, 1.0, 3.0)).unwrap();
+    let [one, other] = ["one", "another"].map(|name| catalog.get(name).unwrap().adapter);
     let shared = one
         .delta
         .pools
