@@ -88,10 +88,7 @@ pub(super) fn start(
         fits,
         limits: FileLimits::new(config.adapter_file_bytes),
         base_names: base.names().chain(config.model.clone()).collect(),
-        allowed: Allowed {
-            unknown_config_keys: config.allow_unknown_config_keys,
-            rank_max: config.max_adapter_rank,
-        },
+        allowed: allowed(config),
     };
     let catalog = Arc::new(Catalog::new(config.adapter_host_bytes));
     let texts = Arc::new(texts(config, &base, &mut report)?);
@@ -145,6 +142,14 @@ pub(super) fn start(
     let loader = Arc::new(loader(started.fits));
     let app = App { engine: started.engine, catalog, loader, texts, model, http };
     Ok((app, report))
+}
+
+/// What adapters may have.
+fn allowed(config: &ServeConfig) -> Allowed {
+    Allowed {
+        unknown_config_keys: config.allow_unknown_config_keys,
+        rank_max: config.max_adapter_rank,
+    }
 }
 
 /// How the base's text becomes tokens and ends, and what reads the text files of adapters.

@@ -23,6 +23,30 @@ fn world(dir: &Path) -> [String; 2] {
     [version(&dir.join("outside/one"), 3), version(&dir.join("root/good"), 1)]
 }
 
+/// Files of a directory beneath the root that are links: the file, where it points, what is told.
+fn linking(outside: &Path) -> Vec<(&'static str, String, &'static str)> {
+    let mut all = vec![
+        (MODEL, MODEL.to_owned(), "leads through more links"),
+        (MODEL, "none".to_owned(), "is missing"),
+        (CONFIG, "none".to_owned(), "there is no adapter_config.json"),
+    ];
+    for target in [
+        outside.join(CONFIG).to_str().unwrap(),
+        &format!("../../outside/one/{CONFIG}"),
+        &format!("../absolute/{CONFIG}"),
+        "/dev/stdin",
+        "/proc/self/fd/0",
+        "/dev/zero",
+        "/no/such/thing",
+        "../../nothing",
+    ] {
+        let told = "is a link to outside the adapter root";
+        let files = [CONFIG, MODEL, "tokenizer_config.json"];
+        all.extend(files.map(|file| (file, target.to_owned(), told)));
+    }
+    all
+}
+
 #[test]
 fn links_that_leave_the_root_are_refused_wherever_they_stand() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,26 +93,7 @@ fn links_that_leave_the_root_are_refused_wherever_they_stand() {
         "loop/x",
         "ring",
     ];
-    let files = [
-        text(&outside.join(CONFIG)),
-        format!("../../outside/one/{CONFIG}"),
-        format!("../absolute/{CONFIG}"),
-        "/dev/stdin".to_owned(),
-        "/proc/self/fd/0".to_owned(),
-        "/dev/zero".to_owned(),
-        "/no/such/thing".to_owned(),
-        "../../nothing".to_owned(),
-    ];
-    let mut linking = vec![
-        (MODEL, MODEL, "leads through more links"),
-        (MODEL, "none", "is missing"),
-        (CONFIG, "none", "there is no adapter_config.json"),
-    ];
-    for target in &files {
-        let links = [CONFIG, MODEL, "tokenizer_config.json"]
-            .map(|file| (file, target.as_str(), "is a link to outside the adapter root"));
-        linking.extend(links);
-    }
+    let linking = linking(&outside);
     for (i, (file, target, _)) in linking.iter().enumerate() {
         version(&root.join(i.to_string()), 1);
         linked(&root.join(i.to_string()), &[(file, target)]);

@@ -90,110 +90,62 @@ fn an_end_that_a_range_leaves_out_is_not_written() {
     }
 }
 
+/// Ranges in other words, with their ends. The last is of whole numbers, and one still.
+const SAID: &[(f64, f64, &str)] = &[
+    (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":0.0,"maximum":0.50}"#),
+    (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":-0,"maximum":5e-1}"#),
+    (1.0, 1.5, r#"{"type":"number","exclusiveMinimum":1e0,"maximum":1.50}"#),
+    (1.0, 1.5, r#"{"type":"number","exclusiveMinimum":1.00,"maximum":15e-1}"#),
+    (-0.5, 0.0, r#"{"type":"number","minimum":-0.5,"exclusiveMaximum":-0.0}"#),
+    (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":0,"minimum":0,"maximum":0.5}"#),
+    (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":0,"minimum":0.25,"maximum":0.5}"#),
+    (1.0, 1.5, r#"{"type":"number","exclusiveMaximum":1.5,"maximum":1.5,"exclusiveMinimum":1}"#),
+    (0.0, 0.5, r#"{"exclusiveMinimum":0,"maximum":0.5,"type":["number","null"]}"#),
+    (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":0,"maximum":0.5,"multipleOf":0.25}"#),
+    (3.0, 3.1, r#"{"type":"number","exclusiveMinimum":3,"maximum":3.1,"multipleOf":0.05}"#),
+    (-1.5, -1.0, r#"{"type":"number","exclusiveMaximum":-1,"minimum":-1.5,"multipleOf":0.5}"#),
+    (0.0, 0.5, r#"{"type":"number","allOf":[{"exclusiveMinimum":0},{"maximum":0.5}]}"#),
+    (
+        3.0,
+        3.1,
+        r##"{"$defs":{"a":{"exclusiveMinimum":3}},"type":"number","$ref":"#/$defs/a",
+        "maximum":3.1}"##,
+    ),
+    (
+        3.0,
+        3.1,
+        r##"{"default":{"exclusiveMinimum":3,"type":"number","maximum":3.1},"$ref":"#/default"}"##,
+    ),
+    (
+        3.0,
+        3.1,
+        r#"{"type":"number","exclusiveMinimum":3,"anyOf":[{"maximum":3.1},
+        {"exclusiveMaximum":3.05}]}"#,
+    ),
+    (
+        -1.5,
+        -1.0,
+        r#"{"$schema":"http://json-schema.org/draft-04/schema#","type":"number","minimum":-1.5,
+        "maximum":-1,"exclusiveMaximum":true}"#,
+    ),
+    (
+        1.0,
+        1.5,
+        r#"{"$schema":"http://json-schema.org/draft-04/schema#","type":"number","minimum":1,
+        "maximum":1.5,"exclusiveMinimum":true}"#,
+    ),
+    (
+        0.0,
+        3.5,
+        r#"{"type":"integer","exclusiveMinimum":0,"maximum":3.5,"default":{"maximum":0.5}}"#,
+    ),
+];
+
 #[test]
 fn an_end_is_left_out_however_the_schema_says_it() {
     let world = World::new();
     let mut rng = Rng(78);
-    let draft4 = "http://json-schema.org/draft-04/schema#";
-    let cases = [
-        (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":0.0,"maximum":0.50}"#.to_owned()),
-        (0.0, 0.5, r#"{"type":"number","exclusiveMinimum":-0,"maximum":5e-1}"#.to_owned()),
-        (1.0, 1.5, r#"{"type":"number","exclusiveMinimum":1e0,"maximum":1.50}"#.to_owned()),
-        (1.0, 1.5, r#"{"type":"number","exclusiveMinimum":1.00,"maximum":15e-1}"#.to_owned()),
-        (-0.5, 0.0, r#"{"type":"number","minimum":-0.5,"exclusiveMaximum":-0.0}"#.to_owned()),
-        (
-            0.0,
-            0.5,
-            r#"{"type":"number","exclusiveMinimum":0,"minimum":0,"maximum":0.5}"#.to_owned(),
-        ),
-        (
-            0.0,
-            0.5,
-            r#"{"type":"number","exclusiveMinimum":0,"minimum":0.25,"maximum":0.5}"#.to_owned(),
-        ),
-        (
-            1.0,
-            1.5,
-            r#"{"type":"number","exclusiveMaximum":1.5,"maximum":1.5,"exclusiveMinimum":1}"#.into(),
-        ),
-        (
-            0.0,
-            0.5,
-            json!({"exclusiveMinimum": 0, "maximum": 0.5, "type": ["number", "null"]}).to_string(),
-        ),
-        (
-            0.0,
-            0.5,
-            json!({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5,
-            "multipleOf": 0.25})
-            .to_string(),
-        ),
-        (
-            3.0,
-            3.1,
-            json!({"type": "number", "exclusiveMinimum": 3, "maximum": 3.1,
-            "multipleOf": 0.05})
-            .to_string(),
-        ),
-        (
-            -1.5,
-            -1.0,
-            json!({"type": "number", "exclusiveMaximum": -1, "minimum": -1.5,
-            "multipleOf": 0.5})
-            .to_string(),
-        ),
-        (
-            0.0,
-            0.5,
-            json!({"type": "number", "allOf": [{"exclusiveMinimum": 0},
-            {"maximum": 0.5}]})
-            .to_string(),
-        ),
-        (
-            3.0,
-            3.1,
-            json!({"$defs": {"a": {"exclusiveMinimum": 3}}, "type": "number",
-            "$ref": "#/$defs/a", "maximum": 3.1})
-            .to_string(),
-        ),
-        (
-            3.0,
-            3.1,
-            json!({"default": {"exclusiveMinimum": 3, "type": "number",
-            "maximum": 3.1}, "$ref": "#/default"})
-            .to_string(),
-        ),
-        (
-            3.0,
-            3.1,
-            json!({"type": "number", "exclusiveMinimum": 3,
-            "anyOf": [{"maximum": 3.1}, {"exclusiveMaximum": 3.05}]})
-            .to_string(),
-        ),
-        (
-            -1.5,
-            -1.0,
-            json!({"$schema": draft4, "type": "number", "minimum": -1.5,
-            "maximum": -1, "exclusiveMaximum": true})
-            .to_string(),
-        ),
-        (
-            1.0,
-            1.5,
-            json!({"$schema": draft4, "type": "number", "minimum": 1, "maximum": 1.5,
-            "exclusiveMinimum": true})
-            .to_string(),
-        ),
-        // A whole number beside it is one still.
-        (
-            0.0,
-            3.5,
-            json!({"type": "integer", "exclusiveMinimum": 0, "maximum": 3.5,
-            "default": {"maximum": 0.5}})
-            .to_string(),
-        ),
-    ];
-    for (low, high, asked) in &cases {
+    for (low, high, asked) in SAID {
         assert!(check(&world, asked, *low, *high, &mut rng) > 0, "{asked} takes nothing");
     }
     // Named as the words are.
