@@ -230,7 +230,7 @@ fn header_len(bytes: &[u8], size: u64, limits: &FileLimits) -> Result<usize, Ada
         return Err(invalid(format!("{NAME} is {size} bytes; a safetensors file has at least 8")));
     };
     let header = u64::from_le_bytes(*prefix);
-    if header > limits.header_bytes_max || header > size - 8 {
+    if header > limits.header_bytes_max || header > size.saturating_sub(8) {
         let max = limits.header_bytes_max;
         return Err(invalid(format!(
             "{NAME} announces a header of {header} bytes; the file is {size} bytes and at most \
