@@ -38,7 +38,7 @@ pub use file::{AdapterFile, FileLimits};
 pub use folder::{is_a_file, not_opened, note_on_base};
 pub use loader::{Allowed, Fits, LoadAdapter, Loader, METHODS, lower};
 pub use method::{Base, Input, Method};
-pub use registry::{Alias, NameError, NewName, Source, check_name};
+pub use registry::{Alias, NameError, NewName, OTHERS, Source, check_name};
 pub use report::{Report, ReportLine};
 pub use residency::{Pinned, Residency};
 pub use store::{Adapter, Full};

@@ -120,8 +120,8 @@ impl Registry {
     }
 }
 
-/// What metrics call all names beyond those that they list.
-const OTHERS: &str = "other";
+/// What metrics and usage call all names beyond those that they list; no name of an adapter.
+pub const OTHERS: &str = "other";
 
 /// Names end up in URLs, metrics and logs: a small alphabet keeps all three harmless.
 ///

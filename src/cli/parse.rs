@@ -110,17 +110,19 @@ fn is_typed(arg: &Arg, args: &[OsString]) -> bool {
 /// Variables that are called as ours are and that no command reads, each with the nearest that one
 /// does: a key in a misspelt one would lock nothing.
 pub fn unknown_variables() -> Vec<(String, String)> {
-    let known = std::cell::RefCell::new(Vec::new());
-    each_arg(command(), &|arg| {
-        known.borrow_mut().extend(arg.get_env().map(|name| name.to_string_lossy().into_owned()));
-        arg
-    });
-    let known = known.into_inner();
+    let known = variables_of(&command());
     let set = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     let unknown = set.filter(|name| name.starts_with(VARIABLES) && !known.contains(name));
     let nearest =
         |name: &str| known.iter().min_by_key(|known| strsim::levenshtein(known, name)).cloned();
     unknown.map(|name| (name.clone(), nearest(&name).unwrap_or_default())).collect()
+}
+
+/// The variables that a command and those within it read.
+fn variables_of(command: &clap::Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(Arg::get_env);
+    let own = own.map(|name| name.to_string_lossy().into_owned());
+    own.chain(command.get_subcommands().flat_map(variables_of)).collect()
 }
 
 /// Whose fault an error of clap's is.

@@ -11,3 +11,4 @@ mod walk;
 
 pub use error::NotRead;
 pub use folder::{Folder, Root, steadily};
+pub use stamp::Stamp;

@@ -11,7 +11,7 @@ const FRESH: Duration = Duration::from_millis(15);
 
 /// Which file it is, and when it changed last.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -21,13 +21,28 @@ pub(super) struct Stamp {
 
 impl Stamp {
     /// Of a file.
+    ///
+    /// # Errors
+    /// The system's.
     pub fn of(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
         let changed = (found.ctime(), found.ctime_nsec());
         Ok(Self { bytes: found.len(), changed, ..Self::of_entries(&found) })
     }
 
+    /// Of what is in a file: it may lose its name to another, which changes nothing in it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_content(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self { bytes: found.len(), ..Self::of_entries(&found) })
+    }
+
     /// Of the names in a directory: it may get another name itself, as when it is replaced whole.
+    ///
+    /// # Errors
+    /// The system's.
     pub fn of_names(dir: &File) -> io::Result<Self> {
         dir.metadata().map(|found| Self::of_entries(&found))
     }
@@ -39,6 +54,9 @@ impl Stamp {
     }
 
     /// Waits, once and for a short time, until a change of `file` cannot go unseen.
+    ///
+    /// # Errors
+    /// The system's.
     pub fn settled(file: &File, of: impl Fn(&File) -> io::Result<Self>) -> io::Result<Self> {
         let stamp = of(file)?;
         if !stamp.is_fresh() {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::adapter::OTHERS;
+
 /// Rows of all days together. At the limit the oldest day goes; if there is no other day, a further
 /// adapter counts as [`OTHERS`].
 const ROWS_MAX: usize = 1 << 16;
-/// In place of the adapters that there is no row for.
-const OTHERS: &str = "other";
 const DAY_S: u64 = 24 * 60 * 60;
 
 /// What a row is of: a day since 1970 in UTC, a tenant (`None` on a server without keys), and the

@@ -3,13 +3,14 @@
 //! changes under its readers.
 
 use std::borrow::Cow;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::error::ModelError;
+use crate::files::Stamp;
 
 /// Where the bytes of a weight file are.
 pub enum Source {
@@ -24,7 +25,7 @@ impl Source {
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Static(bytes) => bytes.len() as u64,
-            Self::File(file) => file.stamp.size,
+            Self::File(file) => file.stamp.bytes(),
         }
     }
 
@@ -49,21 +50,6 @@ pub struct WeightFile {
     stamp: Stamp,
 }
 
-/// What changes when a file is written to.
-#[derive(Debug, Eq, PartialEq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(found: &Metadata) -> Self {
-        let modified = (found.mtime(), found.mtime_nsec());
-        Self { inode: found.ino(), size: found.len(), modified }
-    }
-}
-
 impl WeightFile {
     /// Opens the file at `path`.
     ///
@@ -71,7 +57,7 @@ impl WeightFile {
     /// [`ModelError::File`].
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let name = path.display().to_string();
-        let opened = File::open(path).and_then(|file| Ok((Stamp::of(&file.metadata()?), file)));
+        let opened = File::open(path).and_then(|file| Ok((Stamp::of_content(&file)?, file)));
         match opened {
             Ok((stamp, file)) => Ok(Self { file, name, stamp }),
             Err(error) => Err(ModelError::File(format!("{name} cannot be read: {error}"))),
@@ -83,7 +69,7 @@ impl WeightFile {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         let read = self.file.read_exact_at(&mut bytes, range.start);
         // After the read: what was written before it is seen.
-        let found = Stamp::of(&self.file.metadata().map_err(failed)?);
+        let found = Stamp::of_content(&self.file).map_err(failed)?;
         if found != self.stamp {
             return Err(ModelError::File(format!(
                 "{} has changed since the model was loaded; put the old file back, or restart with \

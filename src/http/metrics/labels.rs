@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// In place of names that came too late for lines of their own.
-pub const OTHERS: &str = "other";
+pub use crate::adapter::OTHERS;
 
 /// Name → label. The first `max` names have labels of their own, for as long as the server runs: a
 /// counter that changes its label is no counter.
