@@ -14,6 +14,7 @@ use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response};
 
 use super::arrival::Arrival;
+use super::connection::seats::Seat;
 use super::error::shown;
 use super::metrics::{Exchanged, NO_ROUTE};
 use super::spans::EndedRequest;
@@ -24,9 +25,13 @@ use super::trace_context::TraceContext;
 /// Of a client that left before there was an answer; nginx's, as HTTP has none.
 const CLIENT_LEFT: u16 = 499;
 
+/// Of a client whose body came so slowly that it had to make room for another.
+const EVICTED: u16 = 503;
+
 /// Dropped when it is over.
 pub(super) struct Exchange {
     state: Arc<State>,
+    seat: Option<Arc<Seat>>,
     arrived: Arrival,
     method: Method,
     path: String,
@@ -50,6 +55,7 @@ impl Exchange {
         state.metrics.traffic.in_flight.inc();
         Self {
             state: state.clone(),
+            seat: request.extensions().get().cloned(),
             arrived: arrived.clone(),
             method: request.method().clone(),
             path: shown(request.uri().path()),
@@ -78,13 +84,21 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let Self { state, arrived, method, path, request_id, trace, sent_bytes, .. } = self;
         let known = arrived.known();
-        let (status, sent_bytes) = (self.status.unwrap_or(CLIENT_LEFT), *sent_bytes);
+        let must_leave = self.seat.as_ref().is_some_and(|seat| seat.must_leave());
+        let (no_status, no_error) = match must_leave {
+            true => (EVICTED, Some("too_many_connections")),
+            false => (CLIENT_LEFT, None),
+        };
+        let error = known.error.or(no_error.filter(|_| self.status.is_none()));
+        let (status, sent_bytes) = (self.status.unwrap_or(no_status), *sent_bytes);
         let received_bytes = arrived.received_bytes();
         let route = known.route.unwrap_or(NO_ROUTE);
-        let (error, ran) = (known.error, known.ran);
+        let ran = known.ran;
         let traffic = &state.metrics.traffic;
         traffic.in_flight.dec();
-        let exchanged = Exchanged { method, route, status, error, received_bytes, sent_bytes };
+        let method_known = Some(&*method);
+        let exchanged =
+            Exchanged { method: method_known, route, status, error, received_bytes, sent_bytes };
         traffic.exchanged(&exchanged);
         let adapter = known.adapter.map(|digest| digest.to_string());
         // Texts are written escaped, so that no client can forge a line or a field.

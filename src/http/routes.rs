@@ -18,6 +18,7 @@ use super::access::{self, Access};
 use super::arrival::Arrival;
 use super::caller::Caller;
 use super::connection::guard;
+use super::connection::seats::Seat;
 use super::endpoints::adapter_cards;
 use super::endpoints::adapters;
 use super::endpoints::anthropic::{self, AnthropicMessages};
@@ -91,6 +92,7 @@ async fn answer(
 ) -> Result<Response<Body>, ApiError> {
     guard::check(&request, state.hosts.as_deref(), &state.cors)?;
     let (head, incoming) = request.into_parts();
+    let is_for_probes = head.extensions.get().is_some_and(|seat: &Arc<Seat>| seat.is_for_probes);
     let path = spelled(head.uri.path());
     let path = path.as_ref();
     let no_route = || {
@@ -102,6 +104,10 @@ async fn answer(
         known.route = Some(prefix);
         known.is_probe = matches!(access, Access::Open | Access::Metrics);
     });
+    if is_for_probes && !arrived.known().is_probe {
+        let connections_max = state.http.connections_max;
+        return Err(ServerError::TooManyConnections { connections_max }.into());
+    }
     let is_change = matches!(route, Route::Post(Post::Load | Post::Unload | Post::Validate));
     let is_allowed = allows(allow, &head.method);
     let deletes = head.method == Method::DELETE && is_allowed;

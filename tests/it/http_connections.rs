@@ -163,31 +163,6 @@ fn requests_that_were_meant_for_another_server_are_refused() {
 }
 
 #[test]
-fn a_message_of_two_lengths_ends_its_connection() {
-    let fake = Fake::say("x");
-    // What follows could be taken for a request of its own by one of two servers in a row.
-    let both = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 40\r\n\
-        transfer-encoding: chunked\r\n\r\n0\r\n\r\n\
-        GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    let mut text = String::new();
-    connect(fake.address, both).read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.1 400"), "{text}");
-    assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
-}
-
-#[test]
-fn a_connection_above_the_limit_is_told_so() {
-    let fake = Fake::new(Script::Hang(vec![]), |app| app.http.connections_max = 2);
-    let held = [start(&fake, &json!({"prompt": "x"})), start(&fake, &json!({"prompt": "x"}))];
-    fake.wait_seen(2);
-    let answer = raw(fake.address, b"");
-    assert_eq!((answer.status, answer.error().1.as_str()), (503, "too_many_connections"));
-    drop(held);
-    fake.wait_cancelled(2);
-    assert_eq!(get(fake.address, "/health").status, 200);
-}
-
-#[test]
 fn a_silent_stream_is_kept_open_with_comments() {
     let fake = Fake::new(Script::Hang(vec![]), |app| app.http.keep_alive_ms = 30);
     let mut reader =

@@ -55,6 +55,7 @@ mod http_cors;
 mod http_embeddings;
 mod http_errors;
 mod http_keys;
+mod http_lines;
 mod http_loglikelihood;
 mod http_messages_api;
 mod http_page;

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::listener::Io;
+use super::seats::{Seat, Waits};
 use crate::http::phase::{Phase, reached};
 use crate::http::settings::HttpSettings;
 use crate::http::sse::Body;
@@ -43,6 +44,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 18;
 const SEND_BUFFER_BYTES: usize = 1 << 16;
 /// A part of an answer that is handed over at once.
 const PART_BYTES: usize = 1 << 14;
+/// For a connection that makes room for another.
+const EVICTED_MS: u64 = 1_000;
 /// A peer that is silent for so long is asked whether it is there; it has as long to answer, or the
 /// connection is closed.
 const PING_MS: u64 = 20_000;
@@ -90,7 +93,11 @@ impl AsyncWrite for Begun {
 ///
 /// # Errors
 /// When nothing, or only a part of that begin, comes in the time of a request's head.
-pub(in crate::http) async fn begin(mut io: Io, limits: &HttpSettings) -> io::Result<(Io, bool)> {
+pub(in crate::http) async fn begin(
+    mut io: Io,
+    seat: &Seat,
+    limits: &HttpSettings,
+) -> io::Result<(Io, bool)> {
     let mut first = Vec::with_capacity(PREFACE.len());
     let read = async {
         while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
@@ -104,8 +111,12 @@ pub(in crate::http) async fn begin(mut io: Io, limits: &HttpSettings) -> io::Res
         }
         io::Result::Ok(())
     };
-    let limit = Duration::from_millis(limits.header_read_timeout_ms);
-    timeout(limit, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    match timeout(seat.head_limit(limits), read).await {
+        Ok(read) => read?,
+        // It will be told that there are too many.
+        Err(_) if seat.is_for_probes => {}
+        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+    }
     let is_http2 = first == PREFACE;
     Ok((Box::pin(Begun { first: first.into(), io }), is_http2))
 }
@@ -116,6 +127,7 @@ pub(in crate::http) async fn begin(mut io: Io, limits: &HttpSettings) -> io::Res
 /// Those of the connection.
 pub(in crate::http) async fn serve<F>(
     io: Io,
+    seat: &Arc<Seat>,
     limits: &HttpSettings,
     phase: &mut watch::Receiver<Phase>,
     handle: impl Fn(Request<Incoming>) -> F,
@@ -125,6 +137,7 @@ where
 {
     let ms = Duration::from_millis;
     let streams = Streams {
+        seat: seat.clone(),
         running: watch::Sender::new(0),
         next: Arc::default(),
         reader_limit: ms(limits.write_idle_timeout_ms),
@@ -153,17 +166,18 @@ where
         .keep_alive_interval(ms(PING_MS))
         .keep_alive_timeout(ms(PING_MS));
     let mut served = pin!(http.serve_connection(TokioIo::new(io), service));
-    tokio::select! {
+    let leave_ms = tokio::select! {
         result = served.as_mut() => return result,
-        () = idle(&mut running, ms(limits.header_read_timeout_ms)) => {}
+        () = idle(&mut running, seat.head_limit(limits)) => limits.write_idle_timeout_ms,
+        () = seat.told() => EVICTED_MS,
         () = reached(phase, Phase::Draining) => {
             served.as_mut().graceful_shutdown();
             return served.await;
         }
-    }
+    };
     // Whoever holds a connection open without a request has the time of a reader to let it go.
     served.as_mut().graceful_shutdown();
-    timeout(ms(limits.write_idle_timeout_ms), served).await.unwrap_or(Ok(()))
+    timeout(ms(leave_ms), served).await.unwrap_or(Ok(()))
 }
 
 /// An answer to HEAD: the length of what GET would have, and nothing of it. HTTP/1 needs no help.
@@ -188,6 +202,7 @@ async fn idle(running: &mut watch::Receiver<usize>, limit: Duration) {
 /// Runs the streams of one connection.
 #[derive(Clone)]
 struct Streams {
+    seat: Arc<Seat>,
     running: watch::Sender<usize>,
     /// Of the request that was taken last: hyper runs each as it takes it.
     next: Arc<Mutex<Option<Arc<Reader>>>>,
@@ -199,8 +214,11 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         let reader = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let reader = reader.unwrap_or_default();
         let limit = self.reader_limit;
-        self.running.send_modify(|count| *count += 1);
-        let running = Running(self.running.clone());
+        self.running.send_modify(|count| {
+            *count += 1;
+            self.seat.waits(Waits::Not);
+        });
+        let running = Running(self.running.clone(), self.seat.clone());
         tokio::spawn(async move {
             // Dropping a stream resets it, and ends its sequences.
             tokio::select! {
@@ -213,11 +231,16 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
 }
 
 /// One request; however it ends.
-struct Running(watch::Sender<usize>);
+struct Running(watch::Sender<usize>, Arc<Seat>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.send_modify(|count| {
+            *count -= 1;
+            if *count == 0 {
+                self.1.waits(Waits::ForRequest);
+            }
+        });
     }
 }
 

@@ -1,19 +1,21 @@
 //! Where connections come from: TCP or a Unix socket, in the clear or over TLS, or this process.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
+use super::socket::{Shared, Socket};
 use super::tls::Tls;
 use crate::http::settings::HttpSettings;
 
@@ -22,11 +24,11 @@ const IN_PROCESS_WAITING_MAX: usize = 64;
 
 /// A socket that is listened on.
 pub struct Listener {
-    socket: Socket,
+    listening: Listening,
     tls: Option<Tls>,
 }
 
-enum Socket {
+enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
     InProcess(Mutex<mpsc::Receiver<UnixStream>>),
@@ -50,21 +52,21 @@ impl InProcess {
 
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
-        Self { socket: Socket::Tcp(listener), tls: None }
+        Self { listening: Listening::Tcp(listener), tls: None }
     }
 }
 
 impl Listener {
     /// A Unix socket, whose file goes with the listener.
     pub fn unix(listener: UnixListener, path: PathBuf) -> Self {
-        Self { socket: Socket::Unix(listener, path), tls: None }
+        Self { listening: Listening::Unix(listener, path), tls: None }
     }
 
     /// One that only this process can connect to.
     pub fn in_process() -> (Self, InProcess) {
         let (connect, accept) = mpsc::channel(IN_PROCESS_WAITING_MAX);
-        let socket = Socket::InProcess(Mutex::new(accept));
-        (Self { socket, tls: None }, InProcess(connect))
+        let listening = Listening::InProcess(Mutex::new(accept));
+        (Self { listening, tls: None }, InProcess(connect))
     }
 
     /// The same, over TLS.
@@ -75,44 +77,39 @@ impl Listener {
 
     /// Whether web pages of this machine's user can reach it and those of nobody else.
     pub(in crate::http) fn is_loopback(&self) -> io::Result<bool> {
-        match &self.socket {
-            Socket::Tcp(listener) => Ok(listener.local_addr()?.ip().is_loopback()),
+        match &self.listening {
+            Listening::Tcp(listener) => Ok(listener.local_addr()?.ip().is_loopback()),
             // No web page can name it.
-            Socket::Unix(..) | Socket::InProcess(_) => Ok(false),
+            Listening::Unix(..) | Listening::InProcess(_) => Ok(false),
         }
     }
 
     pub(in crate::http) async fn accept(&self) -> io::Result<Accepted> {
-        let stream = match &self.socket {
-            Socket::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
-            Socket::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
-            Socket::InProcess(accept) => match accept.lock().await.recv().await {
-                Some(stream) => Stream::Unix(stream),
+        let socket = match &self.listening {
+            Listening::Tcp(listener) => Socket::Tcp(listener.accept().await?.0),
+            Listening::Unix(listener, _) => Socket::Unix(listener.accept().await?.0),
+            Listening::InProcess(accept) => match accept.lock().await.recv().await {
+                Some(stream) => Socket::Unix(stream),
                 // Whoever could connect is gone: the server goes on until it is told to end.
                 None => std::future::pending().await,
             },
         };
-        Ok(Accepted { stream, tls: self.tls.as_ref().map(Tls::current) })
+        Ok(Accepted { socket, tls: self.tls.as_ref().map(Tls::current) })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Socket::Unix(_, path) = &self.socket {
+        if let Listening::Unix(_, path) = &self.listening {
             // Somebody else may have taken it away.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 /// A new connection.
 pub(in crate::http) struct Accepted {
-    stream: Stream,
+    socket: Socket,
     tls: Option<Arc<ServerConfig>>,
 }
 
@@ -123,40 +120,32 @@ impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
 /// A connection that may be served.
 pub(in crate::http) type Io = Pin<Box<dyn Duplex>>;
 
+/// A connection, and its socket for whoever only looks.
+pub(in crate::http) struct Opened {
+    pub io: Io,
+    pub socket: Arc<Socket>,
+}
+
 impl Accepted {
-    /// Closes it with an answer, if that can be written at once: a new socket's buffer takes it.
-    /// Over TLS it is just closed.
-    pub fn refuse(&self, answer: &[u8]) {
-        if self.tls.is_none() {
-            let _ = match &self.stream {
-                Stream::Tcp(stream) => stream.try_write(answer),
-                Stream::Unix(stream) => stream.try_write(answer),
-            };
-        }
+    /// The other side's address, if it is on another machine or could be.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.socket.peer()
     }
 
     /// The connection, whose writes fail when the other side takes nothing for a while.
     ///
     /// # Errors
     /// A TLS handshake that fails, or takes longer than a request's head may.
-    pub async fn open(self, limits: &HttpSettings) -> io::Result<Io> {
-        let io = match self.stream {
-            Stream::Tcp(stream) => {
-                // A token must not wait for the next one; if it cannot be set, it does.
-                let _ = stream.set_nodelay(true);
-                guarded(stream, limits)
-            }
-            Stream::Unix(stream) => guarded(stream, limits),
-        };
-        let Some(config) = self.tls else { return Ok(io) };
+    pub async fn open(self, limits: &HttpSettings) -> io::Result<Opened> {
+        self.socket.prepare();
+        let socket = Arc::new(self.socket);
+        let mut stream = TimeoutWriter::new(Shared(socket.clone()));
+        stream.set_timeout(Some(Duration::from_millis(limits.write_idle_timeout_ms)));
+        let io: Io = Box::pin(stream);
+        let Some(config) = self.tls else { return Ok(Opened { io, socket }) };
         let limit = Duration::from_millis(limits.header_read_timeout_ms);
         let shaken = timeout(limit, TlsAcceptor::from(config).accept(io)).await;
-        Ok(Box::pin(shaken.map_err(|_| io::ErrorKind::TimedOut)??))
+        let io = Box::pin(shaken.map_err(|_| io::ErrorKind::TimedOut)??);
+        Ok(Opened { io, socket })
     }
-}
-
-fn guarded<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, limits: &HttpSettings) -> Io {
-    let mut stream = TimeoutWriter::new(stream);
-    stream.set_timeout(Some(Duration::from_millis(limits.write_idle_timeout_ms)));
-    Box::pin(stream)
 }

@@ -9,6 +9,7 @@ mod protocol;
 mod request;
 mod row;
 mod server;
+mod unread;
 
 pub(super) use access::AccessError;
 pub(super) use anthropic::as_anthropics;
@@ -18,6 +19,7 @@ pub(super) use protocol::ProtocolError;
 pub(super) use request::RequestError;
 pub(super) use row::shown;
 pub(super) use server::ServerError;
+pub(super) use unread::UnreadError;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -40,6 +42,8 @@ pub(super) enum ApiError {
     Server(ServerError),
     /// How the request was sent.
     Protocol(ProtocolError),
+    /// What is no request.
+    Unread(UnreadError),
     /// Loading and unloading adapters.
     Load(LoadError),
     /// Who may ask for it, and how often.
@@ -52,6 +56,7 @@ impl ApiError {
             Self::Request(error) => error.row(),
             Self::Server(error) => error.row(),
             Self::Protocol(error) => error.row(),
+            Self::Unread(error) => error.row(),
             Self::Load(error) => error.row(),
             Self::Access(error) => error.row(),
         }
@@ -70,6 +75,11 @@ impl ApiError {
     /// A stable word for programs.
     pub fn code(&self) -> &'static str {
         self.row().code
+    }
+
+    /// Of HTTP.
+    pub fn status(&self) -> u16 {
+        self.row().status
     }
 
     /// What it tells a reader.
@@ -93,6 +103,21 @@ impl ApiError {
             headers.insert(HeaderName::from_static(name), value);
         }
         response
+    }
+}
+
+impl ApiError {
+    /// The whole answer as bytes of HTTP/1.1, for a connection that ends with it.
+    pub fn to_http1(&self) -> Vec<u8> {
+        let (head, json) = (self.respond().into_parts().0, self.to_json());
+        let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        let length = json.len();
+        bytes.extend(format!("connection: close\r\ncontent-length: {length}\r\n\r\n").bytes());
+        bytes.extend(json);
+        bytes
     }
 }
 
@@ -130,6 +155,12 @@ impl From<ServerError> for ApiError {
 impl From<ProtocolError> for ApiError {
     fn from(error: ProtocolError) -> Self {
         Self::Protocol(error)
+    }
+}
+
+impl From<UnreadError> for ApiError {
+    fn from(error: UnreadError) -> Self {
+        Self::Unread(error)
     }
 }
 

@@ -12,6 +12,8 @@ pub(in crate::http) enum ServerError {
     WatchersFull { watchers_max: usize },
     /// Too many bytes of bodies at once.
     BodiesFull { bodies_bytes_max: usize },
+    /// Too many connections, and all busy.
+    TooManyConnections { connections_max: usize },
     /// Shutting down.
     Draining,
     /// The engine thread has ended.
@@ -44,6 +46,12 @@ impl ServerError {
                      retry later"
                 );
                 row(503, SERVER, "bodies_full", message).retry_after_1_s()
+            }
+            Self::TooManyConnections { connections_max } => {
+                let message = format!(
+                    "The server is at its limit of {connections_max} connections; retry later."
+                );
+                row(503, SERVER, "too_many_connections", message).retry_after_1_s()
             }
             Self::Draining => {
                 row(503, SERVER, "draining", "The server is shutting down.").retry_after_1_s()

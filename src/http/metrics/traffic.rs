@@ -28,8 +28,10 @@ type ByRoute = Family<[(&'static str, &'static str); 1], Counter>;
 pub struct Traffic {
     /// Open now.
     pub connections: Gauge,
-    /// Closed at once, because there were too many.
+    /// Above the limit, when no other could make room.
     pub connections_refused: Counter,
+    /// Closed to make room for another.
+    pub connections_evicted: Counter,
     /// Requests whose answers are not whole yet.
     pub in_flight: Gauge,
     answered: Family<[(&'static str, String); 3], Counter>,
@@ -40,7 +42,8 @@ pub struct Traffic {
 
 /// What is counted of a request when it is over.
 pub struct Exchanged<'a> {
-    pub method: &'a Method,
+    /// None of what was no request.
+    pub method: Option<&'a Method>,
     /// As the table of routes has it, or [`NO_ROUTE`].
     pub route: &'static str,
     pub status: u16,
@@ -55,8 +58,11 @@ impl Traffic {
         let name = "tessera:http_connections";
         to.register(name, "Connections that are open", self.connections.clone());
         let name = "tessera:http_connections_refused";
-        let help = "Connections above the limit, which were closed at once";
+        let help = "Connections above the limit, which may only ask how the server is";
         to.register(name, help, self.connections_refused.clone());
+        let name = "tessera:http_connections_evicted";
+        let help = "Idle and slow connections that made room for others";
+        to.register(name, help, self.connections_evicted.clone());
         let name = "tessera:http_requests_in_flight";
         to.register(name, "Requests whose answers are not whole", self.in_flight.clone());
         let name = "tessera:http_requests";
@@ -71,7 +77,8 @@ impl Traffic {
 
     pub fn exchanged(&self, what: &Exchanged<'_>) {
         let Exchanged { method, route, status, error, received_bytes, sent_bytes } = *what;
-        let method = if METHODS.contains(method) { method.as_str() } else { OTHER_METHOD };
+        let known = method.filter(|method| METHODS.contains(method));
+        let method = known.map_or(OTHER_METHOD, Method::as_str);
         let labels = [
             ("method", method.to_owned()),
             ("route", route.to_owned()),

@@ -163,14 +163,15 @@ pub(super) const ERRORS: &[(u16, &str)] = &[
     (401, "No key, or one that is not known."),
     (403, "The key may not do this, or the Host or Origin is not this server's."),
     (404, "There is no such route, model or adapter, or none that the key may use."),
-    (408, "The body did not come in time."),
+    (408, "The head or the body did not come in time."),
     (409, "The adapter's files changed while they were read: try again; see Retry-After."),
     (413, "The body is too large."),
     (415, "The body is of another type than JSON, or compressed in an unknown way."),
     (417, "Expect is something else than 100-continue."),
     (429, "A limit of the key or of the server is reached; see Retry-After."),
+    (431, "The request's line and headers are too large."),
     (500, "The server failed on this request."),
-    (503, "The server is shutting down, or reading too much at once."),
+    (503, "The server is shutting down, reading too much at once, or out of connections."),
 ];
 
 /// The statuses of [`ERRORS`] that an operation may have.
@@ -180,21 +181,22 @@ fn statuses(access: Access, method: &str, route: Route) -> Vec<u16> {
     match access {
         Access::Open => {}
         Access::Metrics => all.push(401),
-        Access::Key | Access::Admin => all.push(401),
+        Access::Key | Access::Admin => all.extend([401, 503]),
     }
     if method == "OPTIONS" {
-        return vec![400, 403, 417, 500];
+        let is_probe = matches!(access, Access::Open | Access::Metrics);
+        return [400, 403, 417, 500].into_iter().chain((!is_probe).then_some(503)).collect();
     }
     if named || access == Access::Admin || matches!(route, Route::TokenizerInfo) {
         all.push(404);
     }
     if let Route::Post(_) = route {
-        all.extend([404, 408, 413, 415, 429, 503]);
+        all.extend([404, 413, 415, 429]);
     }
     match route {
         Route::Post(Post::Load | Post::Validate) => all.push(409),
         Route::Ready => all.push(503),
-        Route::Batch => all.extend([429, 503]),
+        Route::Batch => all.push(429),
         _ => {}
     }
     all.sort_unstable();
@@ -234,8 +236,13 @@ pub(super) fn responses(
         };
         all.insert(status.to_string(), response);
     }
-    // Answered before there is a request.
-    all.insert("431".to_owned(), json!({"description": "The request's head is too large."}));
+    // Answered before there is a request, to whichever client.
+    for status in ["408", "431"] {
+        all.insert(
+            status.to_owned(),
+            json!({"$ref": format!("#/components/responses/Error{status}")}),
+        );
+    }
     all.into()
 }
 
