@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use jsonschema::Validator;
 use serde_json::{Value, json};
+use tessera::http::ERROR_CODES;
 
 use crate::client::{Answer, get, message, post, post_stream, raw};
 use crate::fake::{Fake, Script};
@@ -65,9 +66,41 @@ fn operation(method: &str, path: &str) -> Option<&'static Value> {
     item.get(method.to_ascii_lowercase())
 }
 
+/// Panics where an error does not say whether to try again as the table of codes has it.
+fn check_retry(answer: &Answer) {
+    if answer.status < 400 {
+        return;
+    }
+    let json: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let Some(code) = json["error"]["code"].as_str() else { return };
+    let known = ERROR_CODES.iter().find(|(known, ..)| *known == code);
+    let &(_, _, retry, _) = known.unwrap_or_else(|| panic!("{code} is in no table"));
+    let waits_s = answer.header("retry-after").map_or(0, |s| s.parse().unwrap());
+    // Nobody waits for as long as that.
+    let retry = retry.map(|retry| if retry && waits_s > 60 { "false" } else { word(retry) });
+    assert_eq!(answer.header("x-should-retry"), retry, "{code}");
+    assert!(retry != Some("false") || waits_s != 1, "{code}: once more, and not");
+}
+
+fn word(retry: bool) -> &'static str {
+    if retry { "true" } else { "false" }
+}
+
+#[test]
+fn whether_to_try_again_is_said_of_every_error_that_clients_try_again() {
+    let tried_again = |status: u16| [408, 409, 429].contains(&status) || status >= 500;
+    for (code, status, retry, _) in ERROR_CODES {
+        assert_eq!(retry.is_some(), tried_again(*status), "{code}");
+    }
+    let never: Vec<&str> =
+        ERROR_CODES.iter().filter(|row| row.2 == Some(false)).map(|row| row.0).collect();
+    assert_eq!(never, ["engine_stopped", "internal_error", "text_failed"]);
+}
+
 /// Panics where an answer is not as the document has it. Every request of [`crate::client`] comes
 /// by here.
 pub fn check(method: &str, path: &str, answer: &Answer) {
+    check_retry(answer);
     // Methods are told apart by case, and only those of the table are known.
     let is_known = method.bytes().all(|byte| byte.is_ascii_uppercase());
     let Some(operation) = operation(method, path).filter(|_| is_known) else { return };

@@ -64,8 +64,32 @@ impl AccessError {
     }
 }
 
+/// Clients wait for as long as `Retry-After` says only up to this. For more they do as if it said
+/// nothing, and ask again within seconds.
+const RETRY_AFTER_S_MAX: u64 = 60;
+
 fn rate(message: String, wait: Duration) -> Row {
     let s = (wait.as_millis() as u64).div_ceil(1000).max(1);
     let message = format!("{message} Try again in {s} s.");
-    row(429, RATE, "rate_limit_exceeded", message).with_header("retry-after", s.to_string())
+    let row = row(429, RATE, "rate_limit_exceeded", message);
+    let retry = Some(s <= RETRY_AFTER_S_MAX);
+    Row { retry, ..row.with_header("retry-after", s.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_try_again_who_would_not_wait_for_it() {
+        let row = |s| {
+            let wait = Duration::from_secs(s);
+            AccessError::Limited(Limited::Tokens { limit: 5, wait }).row()
+        };
+        let told = |row: &Row| row.header.clone().map(|(_, value)| value.into_owned());
+        for (s, retry) in [(0, true), (60, true), (61, false), (86_400, false)] {
+            let row = row(s);
+            assert_eq!((row.retry, told(&row)), (Some(retry), Some(s.max(1).to_string())));
+        }
+    }
 }

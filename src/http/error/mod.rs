@@ -13,7 +13,7 @@ mod unread;
 
 pub(super) use access::AccessError;
 pub(super) use anthropic::as_anthropics;
-pub use codes::ERROR_CODES;
+pub use codes::{ERROR_CODES, Retry};
 pub(super) use load::LoadError;
 pub(super) use protocol::ProtocolError;
 pub(super) use request::RequestError;
@@ -97,6 +97,10 @@ impl ApiError {
         response.extensions_mut().insert(row.clone());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(retry) = row.retry {
+            let value = HeaderValue::from_static(if retry { "true" } else { "false" });
+            headers.insert(HeaderName::from_static("x-should-retry"), value);
+        }
         if let Some((name, value)) = row.header
             && let Ok(value) = HeaderValue::try_from(value.as_ref())
         {

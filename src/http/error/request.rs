@@ -49,9 +49,8 @@ impl RequestError {
             Self::Invalid(Invalid { param, message, code }) => {
                 row(400, REQUEST, code, message).at(param)
             }
-            // The same text would fail the same way.
             Self::Text { param, error, context_tokens_max } => {
-                text(param, error, *context_tokens_max).with_header("x-should-retry", "false")
+                text(param, error, *context_tokens_max)
             }
             Self::NoTemplate => row(
                 400,

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::codes::{Retry, should_retry};
+
 /// `type` of an error, as OpenAI spells it.
 pub(super) const REQUEST: &str = "invalid_request_error";
 pub(super) const NOT_FOUND: &str = "not_found_error";
@@ -26,6 +28,8 @@ pub(super) struct Row {
     pub message: String,
     /// A header beside those of every answer.
     pub header: Option<(&'static str, Cow<'static, str>)>,
+    /// Whether a client should try again by itself.
+    pub retry: Retry,
 }
 
 pub(super) fn row(
@@ -34,7 +38,8 @@ pub(super) fn row(
     code: &'static str,
     message: impl Into<String>,
 ) -> Row {
-    Row { status, kind, code, param: None, message: message.into(), header: None }
+    let (message, retry) = (message.into(), should_retry(code));
+    Row { status, kind, code, param: None, message, header: None, retry }
 }
 
 impl Row {

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use self::answers::at;
 use self::operations::{ERRORS, Told, with_id};
 use super::access::Access;
+use super::error::ERROR_CODES;
 use super::page;
 use super::schema::Bounds;
 use super::sse::{Body, whole};
@@ -186,6 +187,12 @@ fn errors() -> Map<String, Value> {
             };
             if let Some(header) = header {
                 response["headers"][header] = json!({"schema": {"type": "string"}});
+            }
+            if ERROR_CODES.iter().any(|(_, of, retry, _)| of == status && retry.is_some()) {
+                response["headers"]["x-should-retry"] = json!({
+                    "description": "Whether a client should try again by itself.",
+                    "schema": {"type": "string", "enum": ["true", "false"]},
+                });
             }
             all.insert(format!("{prefix}{status}"), response);
         }
