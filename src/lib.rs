@@ -18,7 +18,7 @@
 //!   adapters with what weights, one type from the request to the row. [`site`]: the places an
 //!   adapter may change. [`request`]: a request, valid by construction.
 //! * [`dtype`], [`ids`]: plain data. [`files`]: directories that others may change while they are
-//!   read.
+//!   read. `json`: JSON of others, read into types.
 //!
 //! # Invariants, as absences
 //!
@@ -71,3 +71,4 @@ pub mod site;
 pub mod dtype;
 pub mod files;
 pub mod ids;
+mod json;

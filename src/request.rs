@@ -13,6 +13,7 @@ pub use share::{SHARE_WEIGHT_MAX, SHARE_WEIGHT_MIN, Share, ShareWeight};
 pub use tokens::{History, TokenMask};
 
 use crate::ids::{Digest, TokenId};
+use crate::json::or_more;
 
 /// What a request is validated against; printed at start-up.
 #[derive(Clone, Debug)]
@@ -36,6 +37,7 @@ impl Limits {
         if asked <= context {
             return Ok(());
         }
+        let asked = or_more(asked);
         let message = format!(
             "max_tokens must be at most {context}, this model's context length, got {asked}"
         );
@@ -150,6 +152,7 @@ impl RequestParams {
         let wanted = [("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)];
         let max = limits.logprobs_max;
         if let Some((param, Some(n))) = wanted.into_iter().find(|(_, n)| *n > Some(max)) {
+            let n = or_more(n);
             return Err(Invalid::value(param, format!("{param} must be at most {max}, got {n}")));
         }
         Ok(Self { fields: RequestFields { tokens_max, ..fields } })
@@ -167,27 +170,25 @@ impl RequestParams {
         self
     }
 
-    /// The request that a prompt makes; `limits` are those that the fields were checked against.
+    /// Checks a prompt, before or after there is room for it; `limits` are those that the fields
+    /// were checked against.
     ///
     /// # Errors
     /// [`Invalid`] for an empty prompt, a token outside the vocabulary, or more than the context
     /// takes.
-    pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
-        let RequestFields { tokens_max, tokens_cap, sampling, stop_tokens, .. } = self.fields;
-        let RequestFields { logprobs, prompt_logprobs, pooling, .. } = self.fields;
-        let RequestFields { cache_salt, share, priority, guide, .. } = self.fields;
+    pub fn check_prompt(&self, prompt: &[TokenId], limits: &Limits) -> Result<(), Invalid> {
         if prompt.is_empty() {
             let message = "prompt must hold at least one token, got none";
             return Err(Invalid::value("prompt", message));
         }
         let limit = limits.context_tokens_max;
         if let Some(id) = prompt.iter().find(|&&id| id >= limits.vocabulary_tokens) {
-            let vocabulary = limits.vocabulary_tokens;
+            let (vocabulary, id) = (limits.vocabulary_tokens, or_more(*id));
             let message = format!("token ids must be below {vocabulary}, got {id}");
             return Err(Invalid::value("prompt", message));
         }
         // Whoever asks for more than is left gets what is left, but one token at least.
-        let least = tokens_max.unwrap_or(1).min(1);
+        let least = self.fields.tokens_max.unwrap_or(1).min(1);
         let asked = prompt.len() as u64 + u64::from(least);
         if asked > u64::from(limit) {
             // The wording that LiteLLM and others match to tell this error from the rest.
@@ -199,16 +200,35 @@ impl RequestParams {
             );
             return Err(Invalid { param: "prompt", message, code: "context_length_exceeded" });
         }
-        let left = limit - prompt.len() as u32;
-        let tokens_max = tokens_max.or(tokens_cap).map_or(left, |max| max.min(left));
-        let min_tokens = sampling.rules.min_tokens;
+        let tokens_max = self.tokens_max(prompt.len(), limits);
+        let min_tokens = self.fields.sampling.rules.min_tokens;
         if min_tokens > tokens_max {
+            let min_tokens = or_more(min_tokens);
             let message = format!(
                 "min_tokens must be at most the {tokens_max} tokens that may be generated \
                  (max_tokens, or what is left of the context), got {min_tokens}"
             );
             return Err(Invalid::value("min_tokens", message));
         }
+        Ok(())
+    }
+
+    /// Tokens that a prompt of so many leaves to generate.
+    fn tokens_max(&self, prompt_tokens: usize, limits: &Limits) -> u32 {
+        let RequestFields { tokens_max, tokens_cap, .. } = self.fields;
+        let left = limits.context_tokens_max.saturating_sub(prompt_tokens as u32);
+        tokens_max.or(tokens_cap).map_or(left, |max| max.min(left))
+    }
+
+    /// The request that a prompt makes.
+    ///
+    /// # Errors
+    /// Those of [`RequestParams::check_prompt`].
+    pub fn with_prompt(self, prompt: Vec<TokenId>, limits: &Limits) -> Result<Request, Invalid> {
+        self.check_prompt(&prompt, limits)?;
+        let tokens_max = self.tokens_max(prompt.len(), limits);
+        let RequestFields { sampling, stop_tokens, logprobs, prompt_logprobs, .. } = self.fields;
+        let RequestFields { pooling, cache_salt, share, priority, guide, .. } = self.fields;
         let terms = Terms {
             tokens_max,
             sampling,

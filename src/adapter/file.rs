@@ -12,6 +12,7 @@ use super::error::AdapterError;
 use super::folder;
 use crate::files::{Folder, NotRead};
 use crate::ids::Digest;
+use crate::json;
 
 /// What peft puts before the names of modules.
 pub const PEFT_PREFIX: &str = "base_model.model.";
@@ -262,6 +263,7 @@ fn parse_header(header: &[u8], size: u64) -> Result<BTreeMap<String, RawTensor>,
     const NAME: &str = folder::TENSORS;
     parse_object(NAME, header)?;
     let broken = |e: String| invalid(format!("{NAME} is not a valid safetensors file: {e}"));
+    json::check_objects(header).map_err(broken)?;
     let parsed: Metadata = serde_json::from_slice(header).map_err(|e| broken(e.to_string()))?;
     let start = 8 + header.len();
     let expected = (start as u64).saturating_add(parsed.data_len() as u64);

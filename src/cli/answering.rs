@@ -20,6 +20,7 @@ use crate::http::{self, Listener};
 const SERVER: &str = "Who answers";
 /// Flags of `serve` that make sense where nobody listens, beside those of whole headings.
 const KEPT: &[&str] = &[
+    "body_bytes_max",
     "config",
     "log_format",
     "log_level",

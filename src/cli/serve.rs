@@ -1,6 +1,6 @@
 //! `tessera serve`: from settings to a listening server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::access::{self, Access};
@@ -123,13 +123,31 @@ pub(super) fn start(
         hidden_size: checkpoint.config.hidden,
     };
     let http = HttpSettings {
+        keys: access.keys,
+        metrics_key: access.metrics_key,
+        ..http_settings(config, adapter_root, context)
+    };
+    report.push(format!(
+        "bodies of requests: {} at most (--body-bytes-max)",
+        human(http.body_bytes_max as u64)
+    ));
+    let loader = Arc::new(loader(started.fits));
+    let app = App { engine: started.engine, catalog, loader, texts, model, http };
+    Ok((app, report))
+}
+
+/// What clients may do, and within which limits; who they are is said elsewhere.
+fn http_settings(
+    config: &ServeConfig,
+    adapter_root: Option<PathBuf>,
+    context_tokens: u32,
+) -> HttpSettings {
+    let settings = HttpSettings {
         hosts_allowed: hosts_allowed(config),
         strict_fields: config.strict_fields,
         tool_call_parser: config.tool_call_parser,
         reasoning_parser: config.reasoning_parser,
         origins_allowed: config.network.allowed_origin.clone(),
-        keys: access.keys,
-        metrics_key: access.metrics_key,
         metrics_hide_names: config.access.metrics_hide_adapter_names,
         page: !config.network.no_page,
         runtime_adapters: config.allow_runtime_adapters,
@@ -139,9 +157,7 @@ pub(super) fn start(
         step_ms_max: config.step_seconds_max.saturating_mul(1000),
         ..HttpSettings::standard()
     };
-    let loader = Arc::new(loader(started.fits));
-    let app = App { engine: started.engine, catalog, loader, texts, model, http };
-    Ok((app, report))
+    settings.with_body_bytes(config.network.body_bytes_max, context_tokens)
 }
 
 /// What adapters may have.
@@ -214,7 +230,7 @@ fn tokenizer_notes(tokenizer: &Tokenizer, model_tokens: u32) -> Vec<String> {
     notes
 }
 
-fn directory(dir: &Path) -> Result<std::path::PathBuf, CliError> {
+fn directory(dir: &Path) -> Result<PathBuf, CliError> {
     match dir.is_dir() {
         true => Ok(dir.to_owned()),
         false => {

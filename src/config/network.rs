@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 
+use super::values::parse_bytes;
+
 /// Who is heard, and how.
 #[derive(Args, Clone, Debug)]
 pub struct NetworkConfig {
@@ -30,6 +32,17 @@ pub struct NetworkConfig {
         help_heading = "Server"
     )]
     pub drain_notice_seconds: u64,
+
+    /// Largest body of a request. Default: 1 KiB for each token of the context, but no less than
+    /// 4MiB and no more than 32MiB.
+    #[arg(
+        long,
+        env = "TESSERA_BODY_BYTES_MAX",
+        value_name = "BYTES",
+        value_parser = parse_bytes,
+        help_heading = "Server"
+    )]
+    pub body_bytes_max: Option<u64>,
 
     /// Have no page for browsers at /.
     #[arg(

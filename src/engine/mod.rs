@@ -188,6 +188,19 @@ impl EngineHandle {
         (Self { commands, in_flight, requests_max, stats: Arc::default() }, inbox)
     }
 
+    /// Whether `count` places could be taken now. It takes none: who has work to do before is told
+    /// at once that it would be in vain.
+    ///
+    /// # Errors
+    /// [`Busy`] when fewer are free.
+    pub fn check_places(&self, count: usize) -> Result<(), Busy> {
+        let max = self.requests_max;
+        match self.in_flight().saturating_add(count) <= max {
+            true => Ok(()),
+            false => Err(Busy { requests_max: max }),
+        }
+    }
+
     /// Takes `count` places at once, all or none.
     ///
     /// # Errors

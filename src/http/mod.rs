@@ -27,6 +27,7 @@ mod page;
 mod phase;
 mod random;
 mod request;
+mod room;
 mod routes;
 mod schema;
 mod seen;

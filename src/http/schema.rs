@@ -81,7 +81,14 @@ macro_rules! integers {
     };
 }
 
-integers! { u32 i32 i64 }
+integers! { i32 i64 }
+
+/// A count or an id: how many there may be is its field's own limit.
+impl Schema for u32 {
+    fn schema(_: &Bounds<'_>) -> Value {
+        json!({"type": "integer", "minimum": 0})
+    }
+}
 
 impl Schema for f64 {
     fn schema(_: &Bounds<'_>) -> Value {

@@ -1,5 +1,6 @@
 //! What a server is made of and within which limits it serves.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -151,8 +152,11 @@ pub struct HttpSettings {
     pub body_bytes_max: usize,
     /// All bodies being read or parsed at once. Above it, requests are answered 503.
     pub bodies_bytes_max: usize,
-    /// Between two parts of a body. Then it is answered 408.
+    /// How long a body may stand still, or come more slowly than `body_bytes_per_s_min`. Then it is
+    /// answered 408.
     pub body_idle_timeout_ms: u64,
+    /// Bytes of a body that must come in a second, on average over `body_idle_timeout_ms`.
+    pub body_bytes_per_s_min: usize,
     /// For a whole body. Then it is answered 408.
     pub body_timeout_ms: u64,
     /// For a client that reads nothing. Then its connection is closed and its sequences end.
@@ -175,7 +179,27 @@ pub struct HttpSettings {
     pub watchers_max: usize,
 }
 
+/// Prompts of one request; each is a sequence. More are answered 400.
+pub(super) const PROMPTS_MAX: usize = 128;
+/// A token in JSON: an id with its comma, or text in a script that is written in escapes.
+const TOKEN_BYTES: usize = 8;
+/// What the context says of bodies is taken within these: messages, tools and schemas are no
+/// shorter for a short context, and nobody should have to send more.
+const BODY_BYTES: RangeInclusive<usize> = 4 << 20..=32 << 20;
+/// Bodies of the largest size that there is room for at least.
+const LARGEST_BODIES_MIN: usize = 8;
+
 impl HttpSettings {
+    /// The same with this limit on a body, or, without one, with that which a context has use for:
+    /// as many prompts as a request may have, each as long as can be.
+    pub fn with_body_bytes(self, given: Option<u64>, context_tokens_max: u32) -> Self {
+        let derived = (context_tokens_max as usize).saturating_mul(PROMPTS_MAX * TOKEN_BYTES);
+        let derived = derived.clamp(*BODY_BYTES.start(), *BODY_BYTES.end());
+        let body_bytes_max = given.map_or(derived, |given| given as usize);
+        let least = body_bytes_max.saturating_mul(LARGEST_BODIES_MIN);
+        Self { body_bytes_max, bodies_bytes_max: self.bodies_bytes_max.max(least), ..self }
+    }
+
     /// Limits that suit a server on two cores as well as on a hundred; adapters stay as they are.
     pub fn standard() -> Self {
         Self {
@@ -195,9 +219,11 @@ impl HttpSettings {
             connections_max: 4096,
             // Above the 15 s that common clients keep an idle connection.
             header_read_timeout_ms: 20_000,
-            body_bytes_max: 32 << 20,
+            body_bytes_max: *BODY_BYTES.end(),
             bodies_bytes_max: 256 << 20,
             body_idle_timeout_ms: 20_000,
+            // A modem's; what is smaller than an idle time's worth of it is never too slow.
+            body_bytes_per_s_min: 8 << 10,
             body_timeout_ms: 120_000,
             write_idle_timeout_ms: 30_000,
             keep_alive_ms: 15_000,
@@ -208,5 +234,25 @@ impl HttpSettings {
             loads_max: 2,
             watchers_max: 32,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_as_large_as_the_context_has_use_for_or_as_it_is_said() {
+        let limits = |given, context| {
+            let settings = HttpSettings::standard().with_body_bytes(given, context);
+            (settings.body_bytes_max, settings.bodies_bytes_max)
+        };
+        let mib = |mib: usize| mib << 20;
+        assert_eq!(limits(None, 512), (mib(4), mib(256)));
+        assert_eq!(limits(None, 8192), (mib(8), mib(256)));
+        assert_eq!(limits(None, 1 << 20), (mib(32), mib(256)));
+        assert_eq!(limits(Some(1000), 8192), (1000, mib(256)));
+        // There is always room for a few of the largest.
+        assert_eq!(limits(Some(1 << 30), 512), (mib(1024), mib(8192)));
     }
 }

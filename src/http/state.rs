@@ -14,12 +14,27 @@ use super::error::{ApiError, RequestError, ServerError};
 use super::ledger::Ledger;
 use super::metrics::Metrics;
 use super::phase::Phase;
+use super::room::{Bodies, SMALL_BODY_BYTES};
 use super::settings::{App, HttpSettings, ServedModel};
 use super::watchers::Watchers;
 use crate::adapter::{Catalog, LoadAdapter};
 use crate::engine::EngineHandle;
 use crate::structured::Forms;
 use crate::text::AdapterTexts;
+
+/// For requests being parsed and tokenized: of `all` places those with large bodies get no more
+/// than `large`, so that no number of them keeps small ones waiting.
+pub(super) struct TextTasks {
+    all: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl TextTasks {
+    fn new(tasks_max: usize) -> Self {
+        let places = |count: usize| Arc::new(Semaphore::new(count));
+        Self { all: places(tasks_max), large: places((tasks_max / 2).max(1)) }
+    }
+}
 
 /// A running server.
 pub(super) struct State {
@@ -40,10 +55,10 @@ pub(super) struct State {
     pub hosts: Option<Vec<String>>,
     pub cors: Cors,
     pub adapter_root: Option<AdapterRoot>,
-    /// KiB of bodies that may still be read.
-    pub bodies_kib: Arc<Semaphore>,
+    /// For bodies that are read or parsed.
+    pub bodies: Bodies,
     /// For requests being parsed and tokenized.
-    pub text_tasks: Arc<Semaphore>,
+    pub text_tasks: TextTasks,
     /// For adapters being loaded.
     pub loads: Arc<Semaphore>,
     /// For clients that watch the batch.
@@ -73,8 +88,8 @@ impl State {
             hosts,
             cors: Cors::new(http.origins_allowed.clone()),
             adapter_root: http.adapter_root.as_deref().map(AdapterRoot::new).transpose()?,
-            bodies_kib: Arc::new(Semaphore::new(http.bodies_bytes_max.div_ceil(1024))),
-            text_tasks: Arc::new(Semaphore::new(http.text_tasks_max)),
+            bodies: Bodies::new(http.bodies_bytes_max),
+            text_tasks: TextTasks::new(http.text_tasks_max),
             loads: Arc::new(Semaphore::new(http.loads_max)),
             watchers: Watchers::new(http.watchers_max),
             engine,
@@ -119,6 +134,27 @@ impl State {
             Some(name) => Err(RequestError::Unknown(name.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Runs work on a request's text of so many bytes, as [`State::off_thread`] does.
+    pub async fn on_text<T: Send + 'static>(
+        self: &Arc<Self>,
+        bytes: usize,
+        work: impl FnOnce(&Self) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let TextTasks { all, large } = &self.text_tasks;
+        let large = match bytes > SMALL_BODY_BYTES {
+            true => {
+                let place = large.clone().acquire_owned().await;
+                Some(place.map_err(|_| ServerError::Internal)?)
+            }
+            false => None,
+        };
+        let work = move |state: &Self| {
+            let _large = large;
+            work(state)
+        };
+        self.off_thread(all, work).await
     }
 
     /// Runs work that may take long on a thread of its own, so that other clients are served

@@ -9,6 +9,7 @@ use super::error::ModelError;
 use super::folder::no_file;
 use super::weight_file::Source;
 use crate::dtype::{Dtype, Values};
+use crate::json;
 
 /// Enough of a file to see what it is.
 const START_BYTES: u64 = 64;
@@ -163,8 +164,11 @@ fn header(source: &Source, name: &str) -> Result<(Metadata, u64), ModelError> {
         )));
     }
     let begin = 8 + length;
-    let parsed: Metadata = serde_json::from_slice(&source.read(8..begin)?)
-        .map_err(|e| broken(&format!("its header cannot be read: {e}")))?;
+    let header = source.read(8..begin)?;
+    let unreadable = |e: String| broken(&format!("its header cannot be read: {e}"));
+    json::check_objects(&header).map_err(unreadable)?;
+    let parsed: Metadata =
+        serde_json::from_slice(&header).map_err(|e| unreadable(e.to_string()))?;
     let expected = begin.saturating_add(parsed.data_len() as u64);
     match expected == size {
         true => Ok((parsed, begin)),

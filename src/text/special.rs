@@ -76,7 +76,7 @@ impl Part {
     fn of(files: &TextFiles) -> Result<Self, TextError> {
         let Some(file) = files.tokenizer.as_deref() else { return Ok(Self::default()) };
         let broken = |error: serde_json::Error| TextError::broken(TOKENIZER, error.to_string());
-        serde_json::from_slice(file).map_err(broken)
+        crate::json::from_slice(file).map_err(broken)
     }
 }
 

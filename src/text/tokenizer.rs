@@ -108,15 +108,24 @@ impl Tokenizer {
         Digest(*hasher.finalize().as_bytes())
     }
 
+    /// Whether a text of so many bytes is one that is tokenized.
+    ///
+    /// # Errors
+    /// [`TextError::TooLong`].
+    pub fn check_bytes(&self, bytes: usize) -> Result<(), TextError> {
+        match bytes <= self.text_bytes_max {
+            true => Ok(()),
+            false => Err(TextError::TooLong { text_bytes_max: self.text_bytes_max }),
+        }
+    }
+
     /// The tokens of a text. `add_special_tokens` puts in what the tokenizer's post-processor
     /// adds (usually BOS); a rendered chat template has it already.
     ///
     /// # Errors
     /// [`TextError::TooLong`] before any work is done; [`TextError::TokenizerFailed`].
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TextError> {
-        if text.len() > self.text_bytes_max {
-            return Err(TextError::TooLong { text_bytes_max: self.text_bytes_max });
-        }
+        self.check_bytes(text.len())?;
         let encoded = caught(|| self.inner.encode_fast(text, add_special_tokens));
         match encoded {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
@@ -136,9 +145,7 @@ impl Tokenizer {
         border_bytes: usize,
         add_special_tokens: bool,
     ) -> Result<(Vec<TokenId>, usize), TextError> {
-        if text.len() > self.text_bytes_max {
-            return Err(TextError::TooLong { text_bytes_max: self.text_bytes_max });
-        }
+        self.check_bytes(text.len())?;
         let encoded = caught(|| self.inner.encode(text, add_special_tokens));
         let encoded = encoded.map_err(|message| TextError::TokenizerFailed { message })?;
         let (ids, added) = (encoded.get_ids(), encoded.get_special_tokens_mask());

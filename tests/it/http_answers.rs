@@ -435,21 +435,20 @@ fn whole_numbers_are_integers_and_messages_speak_of_ranges() {
     let cases = [
         ("max_tokens", "-1", "expected an integer of 0 or more, got -1"),
         ("max_tokens", "1.5", "expected an integer of 0 or more, got 1.5"),
-        (
-            "max_tokens",
-            "1e300",
-            "expected a number above 2^53 without point or exponent, got 1e300",
-        ),
-        ("max_tokens", "4294967296", "expected an integer of at most 4294967295, got 4294967296"),
+        ("max_tokens", "1e300", "must be at most 512"),
+        ("max_tokens", "4294967296", "must be at most 512"),
+        ("seed", "1e17", "expected a number above 2^53 without point or exponent, got 1e17"),
+        ("seed", "1e300", "expected an integer of at most 9223372036854775807, got 1e300"),
         ("max_tokens", "\"5\"", "expected an integer of 0 or more"),
         ("seed", "0.5", "expected an integer, got 0.5"),
         ("priority", "-2147483649", "expected an integer of at least -2147483648"),
         ("top_k", "[]", "expected an integer"),
         ("temperature", "\"1\"", "expected a number"),
         ("stop_token_ids", "[-5]", "expected an integer of 0 or more, got -5"),
-        ("prompt", "[-5]", "a token id"),
+        ("prompt", "[-5]", "expected an integer of 0 or more, got -5"),
+        ("prompt", "[4294967296]", "token ids must be below 512, got 4294967295 or more"),
         ("prompt", "[[1, 0.5]]", "expected an integer of 0 or more, got 0.5"),
-        ("prompt", "[1, 0.5]", "a token id must be an integer of 0 or more, got 0.5"),
+        ("prompt", "[1, 0.5]", "expected an integer of 0 or more, got 0.5"),
     ];
     for (field, value, expected) in cases {
         let prompt = if field == "prompt" { "" } else { "\"prompt\":\"x\"," };

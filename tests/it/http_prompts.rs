@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tessera::ids::TokenId;
 use tessera::text::{ServedText, TextFiles, Tokenizer};
 
-use crate::client::{connect, message, post};
+use crate::client::{Answer, connect, message, post};
 use crate::fake::{BOS, CONTEXT_TOKENS_MAX, EOS, Fake, Script, letter};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -109,4 +110,75 @@ fn a_suffix_that_cannot_be_served_is_refused_by_name() {
         assert_eq!((answer.status, answer.error().0), (400, Some("suffix".to_owned())));
         assert_eq!(fake.engine.in_flight(), 0);
     }
+}
+
+/// The most places that were taken at once while `ask` ran.
+fn places_taken(fake: &Fake, ask: impl FnOnce() -> Answer) -> (usize, Answer) {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = 0;
+            while !is_over.load(Ordering::SeqCst) {
+                most = most.max(fake.engine.in_flight());
+                std::thread::yield_now();
+            }
+            most
+        });
+        let answer = ask();
+        is_over.store(true, Ordering::SeqCst);
+        (watch.join().unwrap(), answer)
+    })
+}
+
+#[test]
+fn prompts_that_cannot_be_served_take_nobodys_place_and_are_named() {
+    let fake = Fake::new(Script::Hang(vec![]), |_| {});
+    // As many tokens as the context takes, and at the end more.
+    let mut texts = vec!["x".repeat(500); 100];
+    texts[99] = "x".repeat(600);
+    let pairs: Vec<Value> =
+        texts.iter().map(|text| json!({"prompt": text, "continuation": "y"})).collect();
+    let mut ids = vec![vec![5; 500]; 100];
+    ids[99] = vec![512];
+    let cases = [
+        (COMPLETIONS, json!({"prompt": texts, "max_tokens": 1}), "prompt"),
+        (COMPLETIONS, json!({"prompt": ids, "max_tokens": 1}), "prompt"),
+        (COMPLETIONS, json!({"prompt": texts, "max_tokens": 1, "n": 2}), "prompt"),
+        ("/v1/embeddings", json!({"input": texts}), "input"),
+        ("/v1/embeddings", json!({"input": ids}), "input"),
+        ("/v1/loglikelihood", json!({"requests": pairs}), "requests"),
+    ];
+    for (path, body, param) in cases {
+        let (most, answer) = places_taken(&fake, || post(fake.address, path, &body));
+        assert_eq!((answer.status, answer.error().0.as_deref()), (400, Some(param)), "{path}");
+        let named = format!("{param}[99]: ");
+        assert!(answer.message().starts_with(&named), "{path}: {}", answer.message());
+        assert_eq!(most, 0, "{path}");
+    }
+}
+
+#[test]
+fn what_costs_little_to_find_out_is_found_out_first() {
+    let fake = Fake::new(Script::Hang(vec![]), |_| {});
+    // The first has too many tokens, which only its tokens tell, the last too many bytes.
+    let texts = ["x".repeat(600), "x".repeat(70_000)];
+    let pairs: Vec<Value> =
+        texts.iter().map(|text| json!({"prompt": text, "continuation": "y"})).collect();
+    for (path, body) in [
+        (COMPLETIONS, json!({"prompt": texts})),
+        ("/v1/embeddings", json!({"input": texts})),
+        ("/v1/loglikelihood", json!({"requests": pairs})),
+    ] {
+        let answer = post(fake.address, path, &body);
+        assert_eq!((answer.status, answer.error().1.as_str()), (400, "context_length_exceeded"));
+        assert!(answer.message().contains("bytes cannot fit"), "{path}: {}", answer.message());
+    }
+    // A full queue is told before a text is tokenized, and after what can never be served.
+    let fake = Fake::with_queue(Script::Hang(vec![]), 1, |_| {});
+    let held = connect(fake.address, &message("POST", COMPLETIONS, "", br#"{"prompt": "x"}"#));
+    fake.wait_seen(1);
+    let status = |prompt: &str| post(fake.address, COMPLETIONS, &json!({"prompt": prompt})).status;
+    assert_eq!([status("x"), status(&texts[0]), status(&texts[1])], [429, 429, 400]);
+    drop(held);
+    fake.wait_cancelled(1);
 }

@@ -138,3 +138,17 @@ fn salts_share_nothing_and_priorities_are_served() {
         }
     });
 }
+
+#[test]
+fn a_body_is_as_large_as_the_context_has_use_for_or_as_the_flag_says() {
+    let status = |args: &[&str], bytes: usize| {
+        let server = Server::start(&[&[text(&golden()).as_str()], args].concat());
+        let body = json!({"prompt": "a", "max_tokens": 1, "user": "x".repeat(bytes)});
+        (server.post("/v1/completions", &body).0, server.report.join("\n"))
+    };
+    let (ok, report) = status(&[], 3 << 20);
+    assert!(ok == 200 && report.contains("bodies of requests: 4."), "{ok} {report}");
+    assert_eq!(status(&[], 5 << 20).0, 413);
+    assert_eq!(status(&["--body-bytes-max", "6MiB"], 5 << 20).0, 200);
+    assert_eq!(status(&["--body-bytes-max", "1000"], 1000).0, 413);
+}

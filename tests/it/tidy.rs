@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["text"],
     &["backend"],
     &["delta", "recipe", "request", "site"],
-    &["dtype", "files", "ids"],
+    &["dtype", "files", "ids", "json"],
 ];
 /// The only files that may say `unsafe`: the vector kernels, the instructions they are made of, the
 /// calls to the driver, and the mapping of checkpoint files.

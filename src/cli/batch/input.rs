@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::cli::CliError;
 use crate::http::batch_paths;
+use crate::json;
 
 /// Bytes of one line: as many as a server takes of one body.
 const LINE_BYTES_MAX: usize = 32 << 20;
@@ -222,11 +223,7 @@ fn parse(line: &[u8]) -> Result<Raw<'_>, String> {
     }
     let expected =
         |why: &str| format!("expected an object with custom_id, method, url and body: {why}");
-    // A list of the four would be taken too.
-    if !text.trim_start().starts_with('{') {
-        return Err(expected("it begins with something else than {"));
-    }
-    serde_json::from_str(text).map_err(|e| {
+    json::from_str(text).map_err(|e| {
         let why = e.to_string();
         let why = why.split(" at line ").next().unwrap_or(&why);
         expected(&format!("{why} (column {})", e.column()))

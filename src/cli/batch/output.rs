@@ -10,6 +10,7 @@ use super::answered::{Answered, answer_id};
 use super::input::Input;
 use super::tally::Tally;
 use crate::cli::CliError;
+use crate::json;
 
 /// The file of answers, which no other batch writes meanwhile.
 pub struct Output {
@@ -105,7 +106,7 @@ impl Output {
                     false => return Err(foreign("it does not end, and is no begun answer")),
                 }
             }
-            let answered: Answered = serde_json::from_slice(&line)
+            let answered: Answered = json::from_slice(&line)
                 .map_err(|_| foreign("it is no line of answers as OpenAI's batch API has them"))?;
             if answered.id() != answer_id(&request) {
                 return Err(foreign("it answers something else than this line of the batch"));

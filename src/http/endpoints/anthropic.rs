@@ -238,7 +238,7 @@ fn certain(arguments: &str) -> Map<String, Value> {
 fn usage(usage: Usage) -> Value {
     let cached = usage.prompt_tokens_details.map(|details| details.cached_tokens);
     let mut told = json!({
-        "input_tokens": usage.prompt_tokens - cached.unwrap_or(0),
+        "input_tokens": usage.prompt_tokens.saturating_sub(cached.unwrap_or(0)),
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage.completion_tokens,
@@ -265,13 +265,14 @@ pub(in crate::http) async fn count_tokens(
     caller: Caller,
     payload: Payload,
 ) -> Result<Response<Body>, ApiError> {
+    let bytes = payload.bytes.len();
     let count = move |state: &State| {
         let parsed = parse::<Generation<MessagesFields>>(&payload.bytes)?;
         let Generation { own, common } = parsed.fields;
         state.check_unknown(&[parsed.unknown, common.unknown()].concat())?;
         count(state, &caller, own, &common).map_err(|error| respelled(error.into(), NAMES))
     };
-    let tokens = state.off_thread(&state.text_tasks, count).await?;
+    let tokens = state.on_text(bytes, count).await?;
     Ok(whole("application/json", to_json(&json!({"input_tokens": tokens}))))
 }
 
@@ -283,7 +284,6 @@ fn count(
 ) -> Result<usize, RequestError> {
     let text = resolve(state, caller, common.model.as_deref())?.text;
     let context_tokens_max = state.model.limits.context_tokens_max;
-    let prompts =
-        input(own)?.0.encode(&text, context_tokens_max, common.add_special_tokens, false)?;
+    let prompts = input(own)?.0.encode(&text, context_tokens_max, common.add_special_tokens, Ok)?;
     Ok(prompts.iter().map(Vec::len).sum())
 }

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 use serde::de::MapAccess;
+use serde_json::Map;
 use serde_json::value::RawValue;
-use serde_json::{Map, Number};
 
 use super::rephrase::{check_single, invalid, object, refuse_format, schema_format, unsupported};
 use super::{anthropic_tools, anthropic_turns};
@@ -13,7 +13,6 @@ use crate::http::request::messages::{Messages, Object, Objects, TextOrList};
 use crate::http::request::parse::{Fields, fields};
 use crate::http::request::raw::Raw;
 use crate::http::request::unsupported::{Neutral, Unsupported};
-use crate::http::request::whole::whole_number;
 
 fields! {
     /// What only `/v1/messages` takes.
@@ -143,29 +142,20 @@ pub(in crate::http) fn thought_tokens_max(own: &MessagesFields) -> Option<u32> {
 #[serde(deny_unknown_fields)]
 struct Thinking {
     r#type: String,
-    budget_tokens: Option<Number>,
+    budget_tokens: Option<u32>,
     display: Option<String>,
 }
 
 /// Whether to think, and at most how many tokens.
 fn thinks(raw: &Raw) -> Result<(bool, Option<u32>), RequestError> {
     let Thinking { r#type, budget_tokens, display } = object("thinking", raw)?;
-    let budget = budget_tokens.map(|given| {
-        let whole = whole_number(given.as_f64().unwrap_or(-1.0));
-        whole.and_then(|whole| u32::try_from(whole).ok()).ok_or(given)
-    });
-    let budget = budget.transpose().or_else(|given| {
-        let message =
-            format!("thinking.budget_tokens must be an integer of 0 or more, got {given}");
-        invalid("thinking", message)
-    })?;
     if display.as_ref().is_some_and(|display| display != "summarized") {
         let message = "thinking.display is not supported by this server; leave it out.";
         return unsupported("thinking", message.to_owned());
     }
     match r#type.as_str() {
         "disabled" => Ok((false, None)),
-        "enabled" | "adaptive" => Ok((true, budget)),
+        "enabled" | "adaptive" => Ok((true, budget_tokens)),
         other => {
             let other = shown(other);
             let message =

@@ -13,6 +13,7 @@ use crate::http::generation::tools;
 use crate::http::request::fields::{ChatFields, Common};
 use crate::http::request::prompt::PromptInput;
 use crate::http::wire::{AssistantMessage, ChatChoice, ChatLogprobs, MessageDelta, Usage, to_json};
+use crate::json::or_more;
 use crate::request::{Invalid, Limits};
 
 /// Messages in, the assistant's message out.
@@ -221,7 +222,7 @@ fn top_logprobs(
             Err(Invalid::value("top_logprobs", message))
         }
         (true, Some(n)) if n > max => {
-            let message = format!("top_logprobs must be at most {max}, got {n}");
+            let message = format!("top_logprobs must be at most {max}, got {}", or_more(n));
             Err(Invalid::value("top_logprobs", message))
         }
         (true, top) => Ok(Some(top.unwrap_or(0))),

@@ -9,7 +9,6 @@ use crate::http::generation::endpoint::{Asked, Endpoint, Reply};
 use crate::http::generation::logprobs::Legacy;
 use crate::http::request::fields::{Common, CompletionFields};
 use crate::http::request::prompt::PromptInput;
-use crate::http::request::prompts::Prompts;
 use crate::http::request::told::PromptTerms;
 use crate::http::wire::{CompletionChoice, LegacyLogprobs, Usage, to_json};
 use crate::request::{Invalid, Limits};
@@ -52,10 +51,7 @@ impl Endpoint for Completions {
         limits: &Limits,
     ) -> Result<Asked, RequestError> {
         let CompletionFields { prompt, logprobs, echo: _, suffix: _ } = own;
-        let input = match prompt.ok_or(RequestError::Missing("prompt"))? {
-            Prompts::Texts(texts) => PromptInput::Texts(texts),
-            Prompts::Ids(lists) => PromptInput::Ids(lists),
-        };
+        let input = PromptInput::from(prompt.ok_or(RequestError::Missing("prompt"))?);
         if input.count() == 0 {
             return Err(Invalid::value("prompt", "prompt must hold at least one prompt").into());
         }

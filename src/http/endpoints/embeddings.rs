@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess};
 use serde_json::{Number, Value, json};
 
+use super::rephrase::respelled;
 use crate::engine::Event;
 use crate::http::arrival::Arrival;
 use crate::http::caller::Caller;
@@ -19,6 +20,7 @@ use crate::http::models::resolve;
 use crate::http::random::new_id;
 use crate::http::request::body::Payload;
 use crate::http::request::parse::{Fields, fields, parse};
+use crate::http::request::prompt::PromptInput;
 use crate::http::request::prompts::Prompts;
 use crate::http::request::schemas::prompts;
 use crate::http::request::small::whole_number;
@@ -29,7 +31,6 @@ use crate::http::state::State;
 use crate::http::wire::{Embedding, Embeddings, Vector, to_json};
 use crate::ids::TokenId;
 use crate::request::{Invalid, Pooling, RequestFields, RequestParams};
-use crate::text::ServedText;
 
 fields! {
     /// What `/v1/embeddings` takes.
@@ -140,9 +141,11 @@ pub(in crate::http) async fn handle(
     arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
+    let bytes = payload.bytes.len();
     let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
-    let (passes, shape) = state.off_thread(&state.text_tasks, prepare).await?;
+    let (passes, shape) = state.on_text(bytes, prepare).await?;
     let (events, usage) = passes::run(state, passes).await?;
+    let bytes = events.len() * state.model.hidden_size * size_of::<f32>();
     let write = move |_: &State| {
         let vectors = events.into_iter().filter_map(|event| match event {
             Event::Embedding(vector) => Some(vector),
@@ -163,7 +166,7 @@ pub(in crate::http) async fn handle(
         Ok(to_json(&answer))
     };
     // Thousands of vectors are many megabytes of digits.
-    let json = state.off_thread(&state.text_tasks, write).await?;
+    let json = state.on_text(bytes, write).await?;
     Ok(whole("application/json", json))
 }
 
@@ -197,21 +200,15 @@ fn prepare(
         ..RequestFields::default()
     };
     let params = RequestParams::new(params, limits)?;
-    let count = match &input {
-        Prompts::Texts(texts) => texts.len(),
-        Prompts::Ids(lists) => lists.len(),
-    };
-    if count == 0 {
+    let input = PromptInput::from(input);
+    if input.count() == 0 {
         return Err(Invalid::value("input", "input must hold at least one text").into());
     }
-    // Before the costly part: a full server says so at once.
-    let tickets = passes::reserve(state, count)?;
-    let adds_special = fields.add_special_tokens.unwrap_or(true);
-    let prompts = encode(input, &target.text, limits.context_tokens_max, adds_special)?;
-    let request = |prompt: Vec<TokenId>| {
-        let request = params.clone().with_prompt(prompt, limits);
-        request.map_err(|invalid| Invalid { param: "input", ..invalid })
-    };
+    let text = &target.text;
+    let prompts = passes::encode(state, input, text, fields.add_special_tokens, &params);
+    let prompts = prompts.map_err(|error| respelled(error, &[("prompt", "input")]))?;
+    let tickets = passes::reserve(state, prompts.len())?;
+    let request = |prompt: Vec<TokenId>| params.clone().with_prompt(prompt, limits);
     let requests = prompts.into_iter().map(request).collect::<Result<_, _>>()?;
     Ok((Passes { target, tickets, requests, arrived }, shape))
 }
@@ -223,28 +220,6 @@ fn dimensions(asked: &Number, state: &State) -> Result<usize, Invalid> {
         let message = format!("dimensions must be a whole number from 1 to {most}, got {asked}");
         Invalid::value("dimensions", message)
     })
-}
-
-fn encode(
-    input: Prompts,
-    text: &ServedText,
-    context_tokens_max: u32,
-    adds_special: bool,
-) -> Result<Vec<Vec<TokenId>>, RequestError> {
-    let texts = match input {
-        Prompts::Ids(lists) => return Ok(lists),
-        Prompts::Texts(texts) => texts,
-    };
-    let param = "input";
-    let tokens = |one: &String| match one.is_empty() {
-        true => Err(Invalid::value(param, "an input must not be empty").into()),
-        false => text.tokenizer.encode(one, adds_special).map_err(|error| RequestError::Text {
-            param,
-            error,
-            context_tokens_max,
-        }),
-    };
-    texts.iter().map(tokens).collect()
 }
 
 impl Shape {

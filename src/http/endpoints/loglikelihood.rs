@@ -57,7 +57,7 @@ pub(in crate::http) struct Pairs(Vec<Pair>);
 
 /// One of them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object with prompt and continuation")]
+#[serde(deny_unknown_fields)]
 struct Pair {
     prompt: Prompt,
     continuation: Prompt,
@@ -136,8 +136,9 @@ pub(in crate::http) async fn handle(
     arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
+    let bytes = payload.bytes.len();
     let prepare = move |state: &State| prepare(state, &caller, &payload, arrived);
-    let (passes, borders) = state.off_thread(&state.text_tasks, prepare).await?;
+    let (passes, borders) = state.on_text(bytes, prepare).await?;
     let model = passes.target.name.clone();
     let (events, usage) = passes::run(state, passes).await?;
     let scores = events.iter().filter_map(|event| match event {
@@ -199,20 +200,60 @@ fn prepare(
         ..RequestFields::default()
     };
     let params = RequestParams::new(params, limits)?;
-    // Before the costly part: a full server says so at once.
-    let tickets = passes::reserve(state, pairs.len())?;
     let adds_special = fields.add_special_tokens.unwrap_or(true);
-    let (mut requests, mut borders) = (Vec::new(), Vec::new());
+    let text = &target.text;
+    let check = |index: usize, tokens: &[TokenId]| {
+        let checked = params.check_prompt(tokens, limits);
+        checked.map_err(|e| Invalid { code: e.code, ..at(index, &e.message) })
+    };
+    check_pairs(&pairs, text, limits.context_tokens_max, check)?;
+    passes::check_places(state, pairs.len())?;
+    let (mut all, mut borders) = (Vec::new(), Vec::new());
     for (index, pair) in pairs.into_iter().enumerate() {
-        let invalid = |message: &str| Invalid::value(PARAM, format!("{PARAM}[{index}]: {message}"));
+        let context_tokens_max = limits.context_tokens_max;
         let (tokens, border) =
-            encode(pair, &target.text, limits.context_tokens_max, adds_special, invalid)?;
-        let request = params.clone().with_prompt(tokens, limits);
-        requests.push(request.map_err(|e| Invalid { code: e.code, ..invalid(&e.message) })?);
+            encode(pair, text, context_tokens_max, adds_special, |what| at(index, what))?;
+        check(index, &tokens)?;
+        all.push(tokens);
         borders.push(border);
     }
+    let tickets = passes::reserve(state, all.len())?;
+    let request = |tokens| params.clone().with_prompt(tokens, limits);
+    let requests = all.into_iter().map(request).collect::<Result<_, _>>()?;
     Ok((Passes { target, tickets, requests, arrived }, borders))
 }
+
+/// A fault of one of them.
+fn at(index: usize, message: &str) -> Invalid {
+    Invalid::value(PARAM, format!("{PARAM}[{index}]: {message}"))
+}
+
+/// Checks what costs little, of all pairs: where one of them cannot be served, none is tokenized.
+fn check_pairs(
+    pairs: &[Pair],
+    text: &ServedText,
+    context_tokens_max: u32,
+    check: impl Fn(usize, &[TokenId]) -> Result<(), Invalid>,
+) -> Result<(), RequestError> {
+    for (index, pair) in pairs.iter().enumerate() {
+        match (&pair.prompt, &pair.continuation) {
+            (Prompt::Text(prompt), Prompt::Text(continuation)) => {
+                let fits = text.tokenizer.check_bytes(prompt.len() + continuation.len());
+                let param = PARAM;
+                fits.map_err(|error| RequestError::Text { param, error, context_tokens_max })?;
+            }
+            (Prompt::Ids(prompt), Prompt::Ids(continuation)) => {
+                check(index, &[&prompt[..], continuation].concat())?;
+            }
+            _ => return Err(at(index, MIXED).into()),
+        }
+    }
+    Ok(())
+}
+
+/// What is said of a text beside tokens.
+const MIXED: &str = "prompt and continuation must both be texts, which are tokenized together, or \
+                     both be lists of token ids";
 
 /// The field that errors name.
 const PARAM: &str = "requests";
@@ -238,11 +279,7 @@ fn encode(
             ids.extend(continuation);
             (ids, border)
         }
-        _ => {
-            let message = "prompt and continuation must both be texts, which are tokenized \
-                           together, or both be lists of token ids";
-            return Err(invalid(message).into());
-        }
+        _ => return Err(invalid(MIXED).into()),
     };
     if border == tokens.len() {
         return Err(invalid("continuation must hold at least one token").into());

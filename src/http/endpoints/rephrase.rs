@@ -9,6 +9,7 @@ use crate::http::error::{ApiError, RequestError, shown};
 use crate::http::request::fields::Common;
 use crate::http::request::raw::Raw;
 use crate::http::wire::to_json;
+use crate::json;
 use crate::request::Invalid;
 use crate::text::Message;
 
@@ -20,11 +21,8 @@ pub(in crate::http) fn object<T: DeserializeOwned>(
     param: &'static str,
     Raw(raw): &Raw,
 ) -> Result<T, Invalid> {
-    let read = match raw.get().starts_with('{') {
-        true => serde_json::from_str(raw.get()).map_err(|error| error.to_string()),
-        false => Err("it must be an object".to_owned()),
-    };
-    read.map_err(|why| Invalid::value(param, format!("{param}: {}", shown(&why))))
+    json::from_str(raw.get())
+        .map_err(|why| Invalid::value(param, format!("{param}: {}", shown(&why.to_string()))))
 }
 
 /// A value as JSON writes it: an f32 with its own digits.

@@ -15,6 +15,7 @@ use crate::http::request::messages::{Messages, Object, Objects, TextOrList};
 use crate::http::request::parse::{Fields, fields};
 use crate::http::request::raw::Raw;
 use crate::http::request::unsupported::{Neutral, Unsupported};
+use crate::json::or_more;
 
 fields! {
     /// What only `/v1/responses` takes.
@@ -150,6 +151,7 @@ pub(in crate::http) fn logprobs(
     }
     match (include.iter().any(|item| item == LOGPROBS), own.top_logprobs.unwrap_or(0)) {
         (_, n) if n > max => {
+            let n = or_more(n);
             invalid("top_logprobs", format!("top_logprobs must be at most {max}, got {n}"))
         }
         (false, 0) => Ok(None),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use hyper::Response;
 use percent_encoding::percent_decode_str;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value, json};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value, json};
 
 use super::chat::Chat;
 use crate::http::caller::Caller;
@@ -18,13 +18,13 @@ use crate::http::models::resolve;
 use crate::http::request::body::Payload;
 use crate::http::request::fields::{ChatFields, Generation};
 use crate::http::request::parse::{Fields, fields, parse};
-use crate::http::request::small::whole_number;
 use crate::http::request::unsupported::Unsupported;
 use crate::http::schema::{Bounds, Property, Schema};
 use crate::http::sse::{Body, whole};
 use crate::http::state::State;
 use crate::http::wire::{Detokenized, Tokenized, to_json};
 use crate::ids::TokenId;
+use crate::json::or_more;
 use crate::request::Invalid;
 
 /// Tokens of one `/detokenize`, or as many as the context takes if those are more. More are
@@ -93,8 +93,9 @@ pub(in crate::http) async fn tokenize(
     caller: Caller,
     payload: Payload,
 ) -> Result<Response<Body>, ApiError> {
+    let bytes = payload.bytes.len();
     let work = move |state: &State| Ok(tokenize_now(state, &caller, &payload)?);
-    let json = state.off_thread(&state.text_tasks, work).await?;
+    let json = state.on_text(bytes, work).await?;
     Ok(whole("application/json", json))
 }
 
@@ -124,7 +125,7 @@ fn tokenize_now(
         }
         (None, true) => {
             let input = Chat::read(chat, &common, limits)?.input;
-            input.encode(&text, context_tokens_max, adds_special, false)?.concat()
+            input.encode(&text, context_tokens_max, adds_special, Ok)?.concat()
         }
     };
     let spelled = |id: &TokenId| text.tokenizer.spelling(*id).unwrap_or_default();
@@ -169,8 +170,9 @@ pub(in crate::http) async fn detokenize(
     caller: Caller,
     payload: Payload,
 ) -> Result<Response<Body>, ApiError> {
+    let bytes = payload.bytes.len();
     let work = move |state: &State| Ok(detokenize_now(state, &caller, &payload)?);
-    let json = state.off_thread(&state.text_tasks, work).await?;
+    let json = state.on_text(bytes, work).await?;
     Ok(whole("application/json", json))
 }
 
@@ -193,7 +195,7 @@ fn detokenize_now(
     // The model may have rows that the tokenizer has no tokens for; they have no text.
     let ids = limits.vocabulary_tokens.max(text.tokenizer.vocabulary_tokens());
     if let Some(id) = tokens.iter().find(|&&id| id >= ids) {
-        return invalid(format!("token ids must be below {ids}, got {id}"));
+        return invalid(format!("token ids must be below {ids}, got {}", or_more(*id)));
     }
     Ok(to_json(&Detokenized { prompt: text.tokenizer.decode(&tokens, false) }))
 }
@@ -252,11 +254,8 @@ impl<'de> Visitor<'de> for IdsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<TokenId>, A::Error> {
         let mut ids = Vec::new();
-        while let Some(id) = seq.next_element::<Number>()? {
-            let small = whole_number(&id).and_then(|id| TokenId::try_from(id).ok());
-            ids.push(small.ok_or_else(|| {
-                A::Error::custom(format!("a token id must be a whole number from 0, got {id}"))
-            })?);
+        while let Some(id) = seq.next_element()? {
+            ids.push(id);
         }
         Ok(ids)
     }

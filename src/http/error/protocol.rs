@@ -7,8 +7,10 @@ use super::row::{NOT_FOUND, PERMISSION, REQUEST, Row, row, shown};
 pub(in crate::http) enum ProtocolError {
     /// A body above the limit.
     BodyTooLarge { body_bytes_max: usize },
-    /// A body that came too slowly.
+    /// A body that was not whole in time.
     BodyTimeout { timeout_ms: u64 },
+    /// A body that stood still, or came more slowly than bodies may.
+    BodySlow { bytes_per_s_min: usize, idle_timeout_ms: u64 },
     /// A body that ended early or was framed wrongly.
     BodyBroken,
     /// Another content type than JSON.
@@ -33,11 +35,21 @@ impl ProtocolError {
     pub(super) fn row(&self) -> Row {
         match self {
             Self::BodyTooLarge { body_bytes_max } => {
-                let message = format!("The request body must be at most {body_bytes_max} bytes.");
+                let message = format!(
+                    "The request body must be at most {body_bytes_max} bytes (--body-bytes-max); \
+                     send fewer prompts at once."
+                );
                 row(413, REQUEST, "body_too_large", message)
             }
             Self::BodyTimeout { timeout_ms } => {
                 let message = format!("The request body did not arrive within {timeout_ms} ms.");
+                row(408, REQUEST, "body_timeout", message)
+            }
+            Self::BodySlow { bytes_per_s_min, idle_timeout_ms } => {
+                let message = format!(
+                    "The request body came too slowly: within {idle_timeout_ms} ms, \
+                     {bytes_per_s_min} bytes a second must come on average."
+                );
                 row(408, REQUEST, "body_timeout", message)
             }
             Self::BodyBroken => {

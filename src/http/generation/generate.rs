@@ -11,7 +11,7 @@ use super::thoughts::{self, Telling};
 use crate::engine::Ticket;
 use crate::http::arrival::Arrival;
 use crate::http::caller::Caller;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, RequestError};
 use crate::http::models::resolve;
 use crate::http::random;
 use crate::http::request::body::Payload;
@@ -43,8 +43,9 @@ pub(in crate::http) async fn handle<E: Endpoint>(
     arrived: Arrival,
 ) -> Result<Response<Body>, ApiError> {
     state.check_open()?;
+    let bytes = payload.bytes.len();
     let prepare = move |state: &State| prepare::<E>(state, &caller, payload, arrived);
-    let (mut endpoint, group, samples) = state.off_thread(&state.text_tasks, prepare).await?;
+    let (mut endpoint, group, samples) = state.on_text(bytes, prepare).await?;
     let mut choices = Choices::start(state, group);
     if endpoint.reply().options.stream {
         return stream::stream(state.http.keep_alive_ms, choices, endpoint).await;
@@ -91,14 +92,10 @@ fn plan<E: Endpoint>(
     // A newer name of it wins, and it must be right all the same.
     common.max_tokens.map_or(Ok(()), |asked| limits.check_tokens_max(asked))?;
     let prompt_param = input.param();
-    // The field at fault as this route spells it.
-    let spelled = |invalid: Invalid| match invalid.param {
-        "prompt" => Invalid { param: prompt_param, ..invalid },
-        "max_tokens" => {
-            let message = invalid.message.replace("max_tokens", tokens_max_param);
-            Invalid { param: tokens_max_param, message, ..invalid }
-        }
-        _ => invalid,
+    let spelled = |invalid: Invalid| spelled(invalid, prompt_param, tokens_max_param);
+    let respelled = |error: RequestError| match error {
+        RequestError::Invalid(invalid) => RequestError::Invalid(spelled(invalid)),
+        error => error,
     };
     let text = target.text.clone();
     options.may_call = tools.is_some();
@@ -117,14 +114,16 @@ fn plan<E: Endpoint>(
     fields.cache_salt = cache_salt(caller, &common)?;
     fields.share = caller.share();
     let params = RequestParams::new(fields, limits).map_err(spelled)?;
-    // Before the costly part: a full server says so at once.
+    // Before the costly part: what can never be served, and a full server, are said at once.
+    let count = input.count() * samples.drawn;
     samples.check(input.count(), state.engine.requests_max()).map_err(spelled)?;
-    let tickets = state.engine.reserve(input.count() * samples.drawn)?;
+    shape.check(&input, &text, &params, limits).map_err(respelled)?;
+    state.engine.check_places(count)?;
     let guide = forms::guide(state, &text, &common, form)?;
     let (given, begun) =
         (told::given(&input, &terms, shape.keep.is_some()), thoughts::begun(&input));
     let adds_special = common.add_special_tokens;
-    let prompts = shape.encode(input, &text, limits.context_tokens_max, adds_special)?;
+    let prompts = shape.encode(input, &text, adds_special, &params, limits).map_err(respelled)?;
     if terms.echo || scores.is_some() {
         told::check(&prompts, samples.drawn, scores.unwrap_or(0)).map_err(spelled)?;
     }
@@ -133,6 +132,8 @@ fn plan<E: Endpoint>(
     let (thoughts, guide) = of_thoughts.plan(state, &text, first, &ends, guide)?;
     options.thoughts = thoughts.as_ref().map_or(Telling::InText, |terms| terms.telling);
     let params = params.with_guide(guide);
+    // Who sends what cannot be served takes nobody's place.
+    let tickets = state.engine.reserve(count)?;
     let sequences = sequences(tickets, &params, &prompts, samples, common.seed, limits);
     let sequences = sequences.map_err(spelled)?;
     let (as_ids, shows_special) = (options.tokens_as_ids, ends.shows_special);
@@ -145,6 +146,18 @@ fn plan<E: Endpoint>(
     let drawn = samples.drawn;
     let group = SequenceGroup { target, sequences, samples: drawn, ends, thoughts, calls, arrived };
     Ok((reply, group, samples))
+}
+
+/// A fault with the field as its route spells it.
+fn spelled(invalid: Invalid, prompt: &'static str, tokens_max: &'static str) -> Invalid {
+    match invalid.param {
+        "prompt" => Invalid { param: prompt, ..invalid },
+        "max_tokens" => {
+            let message = invalid.message.replace("max_tokens", tokens_max);
+            Invalid { param: tokens_max, message, ..invalid }
+        }
+        _ => invalid,
+    }
 }
 
 /// The samples of the first prompt, those of the second, …

@@ -15,11 +15,14 @@ use crate::http::models;
 use crate::http::phase::{Phase, reached};
 use crate::http::request::dialects;
 use crate::http::request::parse::Fields;
+use crate::http::request::prompt::PromptInput;
 use crate::http::request::unsupported::{GENERATION, IGNORED, PASSES, Unsupported};
 use crate::http::schema::{Bounds, Property};
 use crate::http::state::State;
 use crate::http::wire::{PromptDetails, Usage};
-use crate::request::Request;
+use crate::ids::TokenId;
+use crate::request::{Request, RequestParams};
+use crate::text::ServedText;
 
 /// Prompts of a request. More are answered 400.
 pub(in crate::http) const PASSES_MAX: usize = 2048;
@@ -62,6 +65,33 @@ pub(in crate::http) struct Passes {
     pub tickets: Vec<Ticket>,
     pub requests: Vec<Request>,
     pub arrived: Arrival,
+}
+
+/// Tokens of texts, each checked as soon as it is there. A full server says so before.
+///
+/// # Errors
+/// [`Busy`], and [`RequestError`] naming `prompt`.
+pub(in crate::http) fn encode(
+    state: &State,
+    input: PromptInput,
+    text: &ServedText,
+    adds_special: Option<bool>,
+    params: &RequestParams,
+) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    let limits = &state.model.limits;
+    let check = |ids: &[TokenId]| params.check_prompt(ids, limits);
+    input.check(text, limits.context_tokens_max, false, check)?;
+    check_places(state, input.count())?;
+    let checked = |ids: Vec<TokenId>| check(&ids).map(|()| ids);
+    Ok(input.encode(text, limits.context_tokens_max, adds_special, checked)?)
+}
+
+/// Whether there are places for the first of `count` prompts.
+///
+/// # Errors
+/// [`Busy`].
+pub(in crate::http) fn check_places(state: &State, count: usize) -> Result<(), Busy> {
+    state.engine.check_places(count.min(at_once(state)))
 }
 
 /// Takes places for the first of `count` prompts.

@@ -7,12 +7,13 @@ use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, EXPECT};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::coding::Coding;
 use crate::http::arrival::Arrival;
 use crate::http::error::{ApiError, ProtocolError, ServerError};
+use crate::http::room::Share;
+use crate::http::settings::HttpSettings;
 use crate::http::state::State;
 
 /// A body above the limit is still read for so long before the answer: a client that only writes
@@ -20,9 +21,10 @@ use crate::http::state::State;
 const DISCARD_MS: u64 = 2_000;
 
 /// A whole body, and its share of all bodies in memory.
+#[derive(Default)]
 pub(in crate::http) struct Payload {
     pub bytes: Vec<u8>,
-    share: Option<OwnedSemaphorePermit>,
+    share: Share,
 }
 
 /// Reads a body of JSON, decompressed. A request that does not say what its body is passes unless
@@ -43,16 +45,18 @@ pub(in crate::http) async fn read_json(
     match coding {
         None => Ok(payload),
         Some(coding) => {
-            let work = move |state: &State| decoded(state, &payload, coding);
-            state.off_thread(&state.text_tasks, work).await
+            let bytes = payload.bytes.len();
+            let work = move |state: &State| decoded(state, payload, coding);
+            state.on_text(bytes, work).await
         }
     }
 }
 
-/// A compressed body's content, within the same limits: what would be above is not held.
-fn decoded(state: &State, payload: &Payload, coding: Coding) -> Result<Payload, ApiError> {
+/// A compressed body's content, within the same limits: what would be above is not held. Of the
+/// compressed one nothing is held any longer then.
+fn decoded(state: &State, payload: Payload, coding: Coding) -> Result<Payload, ApiError> {
     let body_bytes_max = state.http.body_bytes_max;
-    let mut content = Payload { bytes: Vec::new(), share: None };
+    let mut content = Payload::default();
     coding.decode(&payload.bytes, |part| {
         if content.bytes.len() + part.len() > body_bytes_max {
             return Err(ProtocolError::BodyTooLarge { body_bytes_max }.into());
@@ -94,21 +98,26 @@ async fn read(
         }
         return too_large;
     }
-    let mut payload = Payload { bytes: Vec::new(), share: None };
+    let mut payload = Payload::default();
     let deadline = Instant::now() + Duration::from_millis(limits.body_timeout_ms);
-    let idle = Duration::from_millis(limits.body_idle_timeout_ms);
+    let mut pace = Pace::begin(limits);
     loop {
-        let next_by = deadline.min(Instant::now() + idle);
+        let next_by = deadline.min(pace.next_by);
         let Ok(frame) = timeout_at(next_by, body.frame()).await else {
-            let is_idle = next_by < deadline;
-            let timeout_ms =
-                if is_idle { limits.body_idle_timeout_ms } else { limits.body_timeout_ms };
-            return Err(ProtocolError::BodyTimeout { timeout_ms }.into());
+            return Err(match next_by < deadline {
+                true => ProtocolError::BodySlow {
+                    bytes_per_s_min: limits.body_bytes_per_s_min,
+                    idle_timeout_ms: limits.body_idle_timeout_ms,
+                },
+                false => ProtocolError::BodyTimeout { timeout_ms: limits.body_timeout_ms },
+            }
+            .into());
         };
         let Some(frame) = frame else { return Ok(payload) };
         let frame = frame.map_err(|_| ProtocolError::BodyBroken)?;
         let Ok(data) = frame.into_data() else { continue };
         arrived.received(data.len());
+        pace.came(limits, data.len());
         if payload.bytes.len() + data.len() > body_bytes_max {
             drop(payload);
             discard(body).await;
@@ -122,18 +131,26 @@ async fn read(
 impl Payload {
     /// Takes a share for `bytes` more.
     fn grow(&mut self, state: &State, bytes: usize) -> Result<(), ServerError> {
-        let have = self.share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let need = (self.bytes.len() + bytes).div_ceil(1024);
-        let Some(more) = need.checked_sub(have).filter(|&more| more > 0) else { return Ok(()) };
-        let more = u32::try_from(more).map_err(|_| ServerError::Internal)?;
-        let more_share = state.bodies_kib.clone().try_acquire_many_owned(more);
-        let bodies_bytes_max = state.http.bodies_bytes_max;
-        let more_share = more_share.map_err(|_| ServerError::BodiesFull { bodies_bytes_max })?;
-        match &mut self.share {
-            Some(held) => held.merge(more_share),
-            None => self.share = Some(more_share),
-        }
-        Ok(())
+        self.share.cover(&state.bodies, self.bytes.len() + bytes)
+    }
+}
+
+/// How fast a body comes: what comes pays for time at the lowest rate, and no more time is had in
+/// advance than a body may be idle. Once that is used up it is too slow, whether it stands still or
+/// drips.
+struct Pace {
+    next_by: Instant,
+}
+
+impl Pace {
+    fn begin(limits: &HttpSettings) -> Self {
+        Self { next_by: Instant::now() + Duration::from_millis(limits.body_idle_timeout_ms) }
+    }
+
+    fn came(&mut self, limits: &HttpSettings, bytes: usize) {
+        let rate = limits.body_bytes_per_s_min.max(1);
+        let paid = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.next_by = Self::begin(limits).next_by.min(self.next_by + paid);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::fields::{Common, Stops, TokenIds};
 use crate::http::wire::StopReason;
 use crate::ids::TokenId;
+use crate::json::or_more;
 use crate::request::{Invalid, Limits};
 use crate::text::ServedText;
 
@@ -36,7 +37,7 @@ impl Ends {
         let asked = common.stop_token_ids.take().map_or_else(Vec::new, |TokenIds(ids)| ids);
         let max = limits.vocabulary_tokens;
         if let Some(id) = asked.iter().find(|&&id| id >= max) {
-            let message = format!("token ids must be below {max}, got {id}");
+            let message = format!("token ids must be below {max}, got {}", or_more(*id));
             return Err(Invalid::value("stop_token_ids", message));
         }
         let tokenizer = &text.tokenizer;

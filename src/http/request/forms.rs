@@ -11,6 +11,7 @@ use super::fields::Common;
 use super::raw::Raw;
 use crate::http::error::{RequestError, shown};
 use crate::http::state::State;
+use crate::json;
 use crate::request::{Guide, Invalid};
 use crate::structured::Form;
 use crate::text::ServedText;
@@ -30,12 +31,14 @@ pub(in crate::http) fn read(common: &mut Common) -> Result<Option<Asked>, Invali
         ("response_format", common.response_format.take(), response_format),
         ("structured_outputs", common.structured_outputs.take(), structured_outputs),
         ("guided_json", common.guided_json.take(), |raw| schema(raw, false).map(Some)),
-        ("guided_regex", common.guided_regex.take(), |raw| Ok(Some(Form::Regex(json(raw)?)))),
-        ("guided_choice", common.guided_choice.take(), |raw| Ok(Some(Form::Choice(json(raw)?)))),
-        ("guided_grammar", common.guided_grammar.take(), |raw| Ok(Some(Form::Grammar(json(raw)?)))),
+        ("guided_regex", common.guided_regex.take(), |raw| Ok(Some(Form::Regex(read_as(raw)?)))),
+        ("guided_choice", common.guided_choice.take(), |raw| Ok(Some(Form::Choice(read_as(raw)?)))),
+        ("guided_grammar", common.guided_grammar.take(), |raw| {
+            Ok(Some(Form::Grammar(read_as(raw)?)))
+        }),
         // An empty one asks for nothing there.
         ("grammar", common.grammar.take(), |raw| {
-            let text: String = json(raw)?;
+            let text: String = read_as(raw)?;
             Ok((!text.is_empty()).then_some(Form::Grammar(text)))
         }),
         ("json_schema", common.json_schema.take(), |raw| schema(raw, false).map(Some)),
@@ -103,14 +106,14 @@ struct JsonSchema {
 }
 
 fn response_format(raw: &RawValue) -> Result<Option<Form>, String> {
-    let ResponseFormat { r#type, json_schema, schema: beside } = object(raw)?;
+    let ResponseFormat { r#type, json_schema, schema: beside } = read_as(raw)?;
     match (r#type.as_str(), json_schema, beside) {
         ("text", None, None) => Ok(None),
         ("json_object", None, None) => Ok(Some(Form::json_object(false))),
         ("json_object", None, Some(raw)) => schema(&raw, false).map(Some),
         ("json_schema", Some(raw), None) => {
             let JsonSchema { name, schema: raw, .. } =
-                object(&raw).map_err(|why| format!("json_schema: {why}"))?;
+                read_as(&raw).map_err(|why| format!("json_schema: {why}"))?;
             let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
             if !(1..=NAME_CHARS_MAX).contains(&name.len()) || !name.chars().all(is_plain) {
                 return Err(format!(
@@ -150,7 +153,7 @@ struct StructuredOutputs {
 }
 
 fn structured_outputs(raw: &RawValue) -> Result<Option<Form>, String> {
-    let asked: StructuredOutputs = object(raw)?;
+    let asked: StructuredOutputs = read_as(raw)?;
     let not_built = [
         ("disable_additional_properties", asked.disable_additional_properties == Some(true)),
         ("whitespace_pattern", asked.whitespace_pattern.is_some()),
@@ -181,20 +184,12 @@ fn structured_outputs(raw: &RawValue) -> Result<Option<Form>, String> {
 /// A schema, as JSON or as a string of JSON.
 fn schema(raw: &RawValue, compact: bool) -> Result<Form, String> {
     let schema = match raw.get().starts_with('"') {
-        true => json(raw)?,
+        true => read_as(raw)?,
         false => raw.get().to_owned(),
     };
     Ok(Form::Json { schema, compact })
 }
 
-/// An object's fields: a list of values in their order is none.
-fn object<T: DeserializeOwned>(raw: &RawValue) -> Result<T, String> {
-    match raw.get().starts_with('{') {
-        true => json(raw),
-        false => Err("it must be an object".to_owned()),
-    }
-}
-
-fn json<T: DeserializeOwned>(raw: &RawValue) -> Result<T, String> {
-    serde_json::from_str(raw.get()).map_err(|error| error.to_string())
+fn read_as<T: DeserializeOwned>(raw: &RawValue) -> Result<T, String> {
+    json::from_str(raw.get()).map_err(|error| error.to_string())
 }

@@ -18,4 +18,3 @@ pub(super) mod small;
 pub(super) mod token_rules;
 pub(super) mod told;
 pub(super) mod unsupported;
-pub(super) mod whole;

@@ -71,7 +71,7 @@ macro_rules! fields {
                 map: &mut A,
             ) -> Result<bool, A::Error> {
                 $(if key == stringify!($field) {
-                    self.$field = map.next_value_seed($crate::http::request::whole::whole())?;
+                    self.$field = map.next_value_seed($crate::json::whole())?;
                     return Ok(true);
                 })*
                 Ok(false)

@@ -3,13 +3,11 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, SeqAccess, Visitor};
 
-use super::whole::whole_number;
+use crate::http::settings::PROMPTS_MAX;
 use crate::ids::TokenId;
-
-/// Prompts of one request; each is a sequence. More are answered 400.
-pub(super) const PROMPTS_MAX: usize = 128;
+use crate::json::whole;
 
 /// `prompt`: a string, a list of strings, token ids, or a list of lists of token ids.
 #[derive(Debug)]
@@ -115,15 +113,15 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 
     fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Item, E> {
-        let id = TokenId::try_from(id);
-        id.map(Item::Id).map_err(|_| E::custom("a token id must be below 2^32"))
+        whole().deserialize(id.into_deserializer()).map(Item::Id)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, id: i64) -> Result<Item, E> {
+        whole().deserialize(id.into_deserializer()).map(Item::Id)
     }
 
     fn visit_f64<E: serde::de::Error>(self, id: f64) -> Result<Item, E> {
-        match whole_number(id) {
-            Some(id) => self.visit_u64(id),
-            None => Err(E::custom(format!("a token id must be an integer of 0 or more, got {id}"))),
-        }
+        whole().deserialize(id.into_deserializer()).map(Item::Id)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Item, A::Error> {

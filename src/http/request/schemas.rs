@@ -7,12 +7,13 @@ use super::fields::{
 };
 use super::messages::{Messages, Object, Objects, TextOrList};
 use super::parse::Fields;
-use super::prompts::{PROMPTS_MAX, Prompts};
+use super::prompts::Prompts;
 use super::raw::Raw;
 use super::token_rules::{
     BAD_WORD_BYTES_MAX, BAD_WORDS_MAX, BadWords, LOGIT_BIASES_MAX, LogitBias,
 };
 use crate::http::schema::{Bounds, Property, Schema};
+use crate::http::settings::PROMPTS_MAX;
 use crate::request::BIASES;
 
 /// Properties of an object in the order of their names' first place.

@@ -5,7 +5,7 @@ use super::prompt::PromptInput;
 use super::told::PromptTerms;
 use crate::http::error::RequestError;
 use crate::ids::TokenId;
-use crate::request::{Invalid, Limits};
+use crate::request::{Invalid, Limits, RequestParams};
 use crate::text::{Infill, ServedText};
 
 /// What becomes of the tokens of each prompt.
@@ -61,38 +61,61 @@ impl Shape {
         self.infill.as_ref().and_then(|(infill, _)| infill.end)
     }
 
-    /// The tokens of each prompt; slow for long texts.
+    /// Checks what costs little, of all prompts, as [`PromptInput::check`] does.
     ///
     /// # Errors
-    /// Those of [`PromptInput::encode`], and the same of the suffix.
+    /// Those of [`PromptInput::check`].
+    pub fn check(
+        &self,
+        input: &PromptInput,
+        text: &ServedText,
+        params: &RequestParams,
+        limits: &Limits,
+    ) -> Result<(), RequestError> {
+        // Of what is cut or filled in around only the whole can be checked.
+        let is_whole = self.infill.is_none() && self.keep.is_none();
+        let check = |ids: &[TokenId]| match is_whole {
+            true => params.check_prompt(ids, limits),
+            false => Ok(()),
+        };
+        input.check(text, limits.context_tokens_max, self.infill.is_some(), check)
+    }
+
+    /// The tokens of each prompt, each checked as soon as it is there; slow for long texts.
+    ///
+    /// # Errors
+    /// Those of [`PromptInput::encode`] and [`RequestParams::check_prompt`].
     pub fn encode(
         &self,
         input: PromptInput,
         text: &ServedText,
-        context_tokens_max: u32,
         adds_special: Option<bool>,
+        params: &RequestParams,
+        limits: &Limits,
     ) -> Result<Vec<Vec<TokenId>>, RequestError> {
-        if self.infill.is_none() && self.keep.is_none() {
-            return input.encode(text, context_tokens_max, adds_special, false);
-        }
+        let context_tokens_max = limits.context_tokens_max;
         // What the tokenizer puts before any text stays there.
         let has_front = matches!(input, PromptInput::Texts(_)) && adds_special.unwrap_or(true);
-        let front = if has_front { text.tokenizer.encode("", true) } else { Ok(Vec::new()) };
-        let front = front.unwrap_or_default();
-        // Where a text begins there is nothing before what is filled in.
-        let may_be_empty = self.infill.is_some();
-        let mut prompts = input.encode(text, context_tokens_max, adds_special, may_be_empty)?;
-        if let Some((infill, suffix)) = &self.infill {
+        let is_whole = self.infill.is_none() && self.keep.is_none();
+        let front = match has_front && !is_whole {
+            true => text.tokenizer.encode("", true).unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let after = self.infill.as_ref().map(|(infill, suffix)| {
             let after = infill.encode_suffix(&text.tokenizer, suffix);
             let param = "suffix";
-            let failed = |error| RequestError::Text { param, error, context_tokens_max };
-            let after = after.map_err(failed)?;
-            prompts.iter_mut().for_each(|prompt| *prompt = infill.prompt(&front, prompt, &after));
-        }
-        if let Some(keep) = self.keep {
-            prompts.iter_mut().for_each(|prompt| cut(prompt, keep, &front));
-        }
-        Ok(prompts)
+            after.map_err(|error| RequestError::Text { param, error, context_tokens_max })
+        });
+        let after = after.transpose()?.unwrap_or_default();
+        input.encode(text, context_tokens_max, adds_special, |mut prompt| {
+            if let Some((infill, _)) = &self.infill {
+                prompt = infill.prompt(&front, &prompt, &after);
+            }
+            if let Some(keep) = self.keep {
+                cut(&mut prompt, keep, &front);
+            }
+            params.check_prompt(&prompt, limits).map(|()| prompt)
+        })
     }
 }
 

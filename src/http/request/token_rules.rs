@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::ids::TokenId;
+use crate::json::or_more;
 use crate::request::{BIASES, Invalid, SamplingParams, TokenMask, TokenRules};
 use crate::text::Tokenizer;
 
@@ -71,6 +72,7 @@ fn allowed(ids: &[TokenId], vocabulary: u32) -> Result<TokenMask, Invalid> {
         return Err(invalid("allowed_token_ids must hold at least one token id".to_owned()));
     }
     if let Some(id) = ids.iter().find(|&&id| id >= vocabulary) {
+        let id = or_more(*id);
         return Err(invalid(format!("token ids must be below {vocabulary}, got {id}")));
     }
     let mut mask = TokenMask::none(vocabulary as usize);

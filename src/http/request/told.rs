@@ -4,6 +4,7 @@ use super::fields::Common;
 use super::prompt::PromptInput;
 use crate::http::spelling::Spelling;
 use crate::ids::TokenId;
+use crate::json::or_more;
 use crate::request::Invalid;
 
 /// What the fields of a request ask for beside a continuation.
@@ -82,6 +83,7 @@ impl Samples {
     pub fn new(common: &Common, stream: bool) -> Result<Self, Invalid> {
         let n = common.n.unwrap_or(1);
         if !(1..=SAMPLES_MAX).contains(&n) {
+            let n = or_more(n);
             let message = format!("n must be between 1 and {SAMPLES_MAX}, got {n}");
             return Err(Invalid::value("n", message));
         }
@@ -91,6 +93,7 @@ impl Samples {
                 invalid(format!("best_of must be at least n, which is {n}, got {best_of}"))
             }
             Some(best_of) if best_of > BEST_OF_MAX => {
+                let best_of = or_more(best_of);
                 invalid(format!("best_of must be at most {BEST_OF_MAX}, got {best_of}"))
             }
             Some(best_of) if best_of > n && stream => {

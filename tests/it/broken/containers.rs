@@ -85,6 +85,9 @@ fn headers() -> Vec<Case> {
         bytes("offsets that do not fit the shape", &[MODEL, "shape"], |_| one_tensor("[0,12]", 12)),
         bytes("a shape that overflows", &[MODEL, "verflow"], move |_| with_header(&huge, 16)),
         bytes("a number type nobody knows", &[MODEL, "F5"], move |_| with_header(&unknown, 16)),
+        bytes("a tensor that a list describes", &[MODEL, "\"t\"", "no object"], |_| {
+            with_header(br#"{"t":["F32",[2,2],[0,16]]}"#, 16)
+        }),
         bytes("metadata that is not text", &[MODEL, "string"], move |_| {
             with_header(metadata.as_bytes(), 16)
         }),

@@ -84,14 +84,14 @@ fn a_form_that_cannot_be_followed_is_answered_400_with_its_field_and_the_reason(
     let format = |json_schema: Value| json!({"type": "json_schema", "json_schema": json_schema});
     let long = "a".repeat(65);
     let cases = [
-        ("response_format", json!("json_object"), "must be an object"),
+        ("response_format", json!("json_object"), "expected an object"),
         ("response_format", json!({}), "type"),
-        ("response_format", json!([]), "must be an object"),
-        ("response_format", json!(["json_object", null, null]), "must be an object"),
+        ("response_format", json!([]), "expected an object"),
+        ("response_format", json!(["json_object", null, null]), "expected an object"),
         (
             "response_format",
             format(json!(["a", {}, null, null])),
-            "json_schema: it must be an object",
+            "json_schema: invalid type: sequence, expected an object",
         ),
         ("response_format", json!({"type": "xml"}), "\"xml\""),
         ("response_format", json!({"type": "json_schema"}), "json_schema must be given"),
@@ -123,7 +123,7 @@ fn a_form_that_cannot_be_followed_is_answered_400_with_its_field_and_the_reason(
         ("structured_outputs", json!({"choice": [1]}), "string"),
         ("guided_json", json!("{"), "EOF"),
         ("guided_json", json!({"type": "foo"}), "got \"foo\""),
-        ("structured_outputs", json!([]), "must be an object"),
+        ("structured_outputs", json!([]), "expected an object"),
         ("guided_regex", json!(5), "string"),
         ("guided_regex", json!("["), "unclosed character class"),
         ("guided_choice", json!("a"), "sequence"),
