@@ -71,6 +71,11 @@ impl Catalog {
         }
     }
 
+    /// Whether there is such a name.
+    pub fn has(&self, name: &str) -> bool {
+        self.registry.get(name).is_some()
+    }
+
     /// Points a name at the content of `digest`, which `lower` makes where it is not there yet.
     ///
     /// # Errors

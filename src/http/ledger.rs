@@ -1,9 +1,10 @@
 //! Tokens by day, tenant and adapter.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::account::Counts;
 use crate::adapter::OTHERS;
 
 /// Rows of all days together. At the limit the oldest day goes; if there is no other day, a further
@@ -14,18 +15,6 @@ const DAY_S: u64 = 24 * 60 * 60;
 /// What a row is of: a day since 1970 in UTC, a tenant (`None` on a server without keys), and the
 /// name of an adapter or of the base.
 pub(super) type Of = (u64, Option<String>, String);
-
-/// What a row counts.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub requests: AtomicU64,
-    /// Of prompts, each once for all of its samples.
-    pub prompt_tokens: AtomicU64,
-    /// Of those, the ones that were found computed.
-    pub cached_tokens: AtomicU64,
-    /// Drawn.
-    pub completion_tokens: AtomicU64,
-}
 
 /// All rows, in memory alone: they begin with the server.
 pub(super) struct Ledger {

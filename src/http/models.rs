@@ -9,7 +9,7 @@ use super::arrival::Arrival;
 use super::caller::Caller;
 use super::clock::unix_now_s;
 use super::error::RequestError;
-use super::metrics::AdapterCounts;
+use super::metrics::{AdapterCounts, Metrics};
 use super::random::new_id;
 use super::settings::ServedModel;
 use super::sse::{Body, whole};
@@ -112,8 +112,10 @@ fn caption(caller: &Caller, model: &str) -> Arc<Caption> {
 /// that is in no weights.
 fn counts(state: &State, caller: &Caller, name: &str, has_slot: bool) -> AdapterCounts {
     let day = state.ledger.row(unix_now_s(), caller.name(), name);
-    let series = caller.name().map(|tenant| state.metrics.tenant(tenant, name));
-    state.metrics.adapters.counts(name, Account::new(caller, day, series), has_slot)
+    let Metrics { adapters, tenants, .. } = &*state.metrics;
+    let place = adapters.place(name);
+    let series = caller.name().map(|tenant| tenants.series(tenant, &place.label));
+    adapters.counts(place, Account::new(caller, day, series), has_slot)
 }
 
 /// `GET /v1/models`.

@@ -75,6 +75,7 @@ mod logs;
 mod merged;
 mod messages;
 mod metrics;
+mod metrics_names;
 mod model_folders;
 mod openapi;
 #[cfg(feature = "otlp")]

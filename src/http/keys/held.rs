@@ -64,6 +64,11 @@ impl Keys {
         ring.tenants.values().map(|tenant| tenant.policy.describe()).collect()
     }
 
+    /// Whether there is such a tenant.
+    pub(in crate::http) fn has(&self, tenant: &str) -> bool {
+        self.held().ring.tenants.contains_key(tenant)
+    }
+
     /// Whose a key is. Every key is looked at, whichever it is.
     pub(in crate::http) fn find(&self, key: &[u8]) -> Option<Arc<Tenant>> {
         let (asked, ring) = (KeyHash::of(key), self.held().ring.clone());

@@ -1,5 +1,5 @@
-//! What each adapter's requests add up to: a line an adapter for the first so many that are asked
-//! for, and one for all others.
+//! What each adapter's requests add up to: a line for each of so many adapters, for as long as they
+//! are loaded, and one for all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,28 +12,28 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 
 use super::encode::{counted, labelled_gauge, spread};
-use super::labels::Labels;
+use super::labels::{Labels, Place};
 use crate::adapter::Catalog;
 use crate::engine::{AdapterUse, EngineHandle, Histogram, LOAD_S, Progress, Ticket};
 use crate::http::account::Account;
 use crate::http::clock::unix_now_s;
 
-/// Adapters with lines of their own; later ones share the name `other`.
+/// Adapters with lines of their own; further ones share the name `other`.
 const ADAPTERS_LABELLED_MAX: usize = 256;
 /// Fewer than for all adapters together: each adapter has a line for each.
 const TTFT_S: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 40.0, 160.0];
 
 /// All adapters, and the base among them.
 pub struct Adapters {
-    pub labels: Labels,
-    lines: Mutex<BTreeMap<String, Arc<Lines>>>,
+    labels: Labels<Lines>,
     live: Arc<Live>,
     engine: EngineHandle,
     catalog: Arc<Catalog>,
+    base_name: String,
 }
 
 /// What one adapter's requests add up to, or those of all that have no name here.
-struct Lines {
+pub struct Lines {
     requests: AtomicU64,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
@@ -64,36 +64,54 @@ impl Lines {
 
 impl Adapters {
     pub fn new(
+        base_name: &str,
         engine: &EngineHandle,
         catalog: &Arc<Catalog>,
         hidden_as: Option<&'static str>,
     ) -> Self {
         Self {
             labels: Labels::new(ADAPTERS_LABELLED_MAX, hidden_as),
-            lines: Mutex::default(),
             live: Arc::default(),
             engine: engine.clone(),
             catalog: catalog.clone(),
+            base_name: base_name.to_owned(),
         }
     }
 
-    fn lines(&self, name: &str) -> (String, Arc<Lines>) {
-        let label = self.labels.of(name);
-        let mut all = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = all.entry(label.clone()).or_insert_with(|| Arc::new(Lines::new()));
-        (label, lines.clone())
+    /// What is counted under a name: its own lines for as long as they are held or it is loaded.
+    pub fn place(&self, name: &str) -> Arc<Place<Lines>> {
+        self.labels.of(name, Lines::new, |name, lines| self.stays(name, lines))
     }
 
-    /// What a request for a name counts in; with a slot it is for an adapter that is in no weights.
-    pub fn counts(&self, name: &str, account: Account, has_slot: bool) -> AdapterCounts {
-        let (label, lines) = self.lines(name);
-        let live = has_slot.then(|| (self.live.clone(), label));
-        AdapterCounts { lines, account, live }
+    /// Whether an adapter can be asked for, or is still on the device in the name of a request.
+    fn stays(&self, name: &str, lines: &Lines) -> bool {
+        let is_loaded = name == self.base_name || self.catalog.has(name);
+        is_loaded || Arc::strong_count(&lines.used) > 1
+    }
+
+    fn all(&self) -> Vec<Arc<Place<Lines>>> {
+        self.labels.all(|name, lines| self.stays(name, lines))
+    }
+
+    /// Labels that adapters have now.
+    pub fn labels(&self) -> Vec<String> {
+        self.all().iter().map(|place| place.label.clone()).collect()
+    }
+
+    /// What a request counts in; with a slot it is for an adapter that is in no weights.
+    pub fn counts(
+        &self,
+        place: Arc<Place<Lines>>,
+        account: Account,
+        has_slot: bool,
+    ) -> AdapterCounts {
+        let live = has_slot.then(|| self.live.clone());
+        AdapterCounts { place, account, live }
     }
 
     /// An adapter came from its files into host memory.
     pub fn loaded(&self, name: &str, time: Duration) {
-        self.lines(name).1.host_load_s.observe(time.as_secs_f64());
+        self.place(name).counts.host_load_s.observe(time.as_secs_f64());
     }
 
     /// Bytes in host memory by label: of those that nobody has asked for yet under `other`.
@@ -122,17 +140,13 @@ impl Adapters {
     }
 }
 
-/// A label, and what it stands for.
-type Labelled = (String, Arc<Lines>);
+type AdapterPlace = Arc<Place<Lines>>;
 
 impl Collector for Adapters {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let to = &mut encoder;
         self.encode_live(to)?;
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<Labelled> =
-            lines.iter().map(|(label, lines)| (label.clone(), lines.clone())).collect();
-        drop(lines);
+        let all = self.all();
         counters(to, "requests", "Sequences by adapter.", &all, |l| &l.requests)?;
         let help = "Prompt tokens by adapter.";
         counters(to, "prompt_tokens", help, &all, |l| &l.prompt_tokens)?;
@@ -142,8 +156,8 @@ impl Collector for Adapters {
         counters(to, "generation_tokens", help, &all, |l| &l.generation_tokens)?;
         encode_first_tokens(to, &all)?;
         encode_loads(to, &all)?;
-        let in_slots: Vec<Labelled> =
-            all.iter().filter(|(_, lines)| lines.has_slot()).cloned().collect();
+        let in_slots: Vec<AdapterPlace> =
+            all.iter().filter(|place| place.counts.has_slot()).cloned().collect();
         let help = "Sequences that found their adapter on the device.";
         counters(to, "slot_hits", help, &in_slots, |l| &l.used.hits)?;
         let (name, help) = ("slot_misses", "Sequences that had it brought there.");
@@ -153,8 +167,9 @@ impl Collector for Adapters {
         let (name, help) =
             ("tessera:adapter_resident_bytes", "Bytes of adapters by where they are.");
         let mut metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        let device = in_slots.iter().map(|(label, lines)| {
-            (label.clone(), "device", lines.used.device_bytes.load(Ordering::Relaxed))
+        let device = in_slots.iter().map(|place| {
+            let bytes = place.counts.used.device_bytes.load(Ordering::Relaxed);
+            (place.label.clone(), "device", bytes)
         });
         let host = self.host_bytes().into_iter().map(|(label, bytes)| (label, "host", bytes));
         for (label, tier, bytes) in host.chain(device) {
@@ -169,7 +184,7 @@ fn counters(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    all: &[Labelled],
+    all: &[AdapterPlace],
     count: fn(&Lines) -> &AtomicU64,
 ) -> fmt::Result {
     each(to, name, help, all, |lines| count(lines).load(Ordering::Relaxed))
@@ -179,7 +194,7 @@ fn each(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    all: &[Labelled],
+    all: &[AdapterPlace],
     count: impl Fn(&Lines) -> u64,
 ) -> fmt::Result {
     if all.is_empty() {
@@ -187,27 +202,30 @@ fn each(
     }
     let name = format!("tessera:adapter_{name}");
     let mut metric = to.encode_descriptor(&name, help, None, MetricType::Counter)?;
-    for (label, lines) in all {
-        counted(metric.encode_family(&[("adapter", label)])?, count(lines))?;
+    for place in all {
+        let label = [("adapter", place.label.as_str())];
+        counted(metric.encode_family(&label)?, count(&place.counts))?;
     }
     Ok(())
 }
 
-fn encode_first_tokens(to: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Result {
+fn encode_first_tokens(to: &mut DescriptorEncoder<'_>, all: &[AdapterPlace]) -> fmt::Result {
     let name = "tessera:adapter_time_to_first_token_seconds";
     let help = "Arrival to first token by adapter.";
     let mut metric = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for (label, lines) in all.iter().filter(|(_, lines)| lines.ttft_s.count() > 0) {
-        spread(metric.encode_family(&[("adapter", label)])?, &lines.ttft_s)?;
+    for place in all.iter().filter(|place| place.counts.ttft_s.count() > 0) {
+        let label = [("adapter", place.label.as_str())];
+        spread(metric.encode_family(&label)?, &place.counts.ttft_s)?;
     }
     Ok(())
 }
 
-fn encode_loads(to: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Result {
+fn encode_loads(to: &mut DescriptorEncoder<'_>, all: &[AdapterPlace]) -> fmt::Result {
     let name = "tessera:adapter_load_seconds";
     let help = "Time that an adapter took to host memory, and from there to the device.";
     let mut metric = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for (label, lines) in all {
+    for place in all {
+        let (label, lines) = (&place.label, &place.counts);
         let tiers = [("host", &lines.host_load_s), ("device", &lines.used.load_s)];
         for (tier, times) in tiers.into_iter().filter(|(_, times)| times.count() > 0) {
             let labels = [("adapter", label.as_str()), ("tier", tier)];
@@ -226,10 +244,10 @@ impl fmt::Debug for Adapters {
 /// What a request for an adapter, or for the base, counts in.
 #[derive(Clone)]
 pub struct AdapterCounts {
-    lines: Arc<Lines>,
+    place: Arc<Place<Lines>>,
     /// The request's tenant's.
     pub account: Account,
-    live: Option<(Arc<Live>, String)>,
+    live: Option<Arc<Live>>,
 }
 
 impl AdapterCounts {
@@ -240,29 +258,29 @@ impl AdapterCounts {
 
     /// What becomes of the adapter on the device counts here.
     pub fn follow(&self, ticket: Ticket) -> Ticket {
-        ticket.counting(self.lines.used.clone())
+        ticket.counting(self.place.counts.used.clone())
     }
 
     pub(super) fn sequence(&self, prompt_tokens: u64) {
-        self.lines.requests.fetch_add(1, Ordering::Relaxed);
-        self.lines.prompt_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
+        self.place.counts.requests.fetch_add(1, Ordering::Relaxed);
+        self.place.counts.prompt_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
     }
 
     /// Lists a sequence among those that wait or run, if it is for an adapter.
     pub(super) fn list(&self, progress: &Arc<Progress>) -> Option<Listed> {
-        self.live.as_ref().map(|(live, label)| live.list(label, progress))
+        self.live.as_ref().map(|live| live.list(&self.place.label, progress))
     }
 
     pub(super) fn cached(&self, tokens: u64) {
-        self.lines.cached_tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.place.counts.cached_tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
     pub(super) fn first_token(&self, time: Duration) {
-        self.lines.ttft_s.observe(time.as_secs_f64());
+        self.place.counts.ttft_s.observe(time.as_secs_f64());
     }
 
     pub(super) fn token(&self) {
-        self.lines.generation_tokens.fetch_add(1, Ordering::Relaxed);
+        self.place.counts.generation_tokens.fetch_add(1, Ordering::Relaxed);
     }
 }
 
