@@ -15,14 +15,14 @@ use crate::hub_server::{COMMIT, Lies, Plan, Server, files_of};
 use crate::synth::{adapter_shape, tiny};
 
 /// Where the files of `org/model` and `org/adapter` come from, and a cache of its own.
-struct World {
-    source: TempDir,
-    cache: TempDir,
-    server: Server,
+pub struct World {
+    pub source: TempDir,
+    pub cache: TempDir,
+    pub server: Server,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let source = tempfile::tempdir().unwrap();
         let (model, adapter) = (source.path().join("model"), source.path().join("adapter"));
         synth_model(&model, &tiny(Family::Llama)).unwrap();
@@ -41,7 +41,7 @@ impl World {
         Self { source, cache: tempfile::tempdir().unwrap(), server: Server::start(plan) }
     }
 
-    fn settings(&self) -> HubSettings {
+    pub fn settings(&self) -> HubSettings {
         HubSettings {
             endpoint: self.server.url.clone(),
             cache_dir: self.cache.path().to_owned(),
@@ -50,19 +50,19 @@ impl World {
         }
     }
 
-    fn offline(&self) -> HubSettings {
+    pub fn offline(&self) -> HubSettings {
         // Nothing listens there: offline must not even ask.
         HubSettings { offline: true, endpoint: "http://127.0.0.1:9".into(), ..self.settings() }
     }
 
-    fn refused(&self, argument: &str, kind: Kind) -> String {
+    pub fn refused(&self, argument: &str, kind: Kind) -> String {
         let error = resolve(argument, kind, &self.settings()).unwrap_err().to_string();
         assert!(!error.contains('\n'), "{error}");
         error
     }
 
     /// Names in the snapshot and blobs of a repository.
-    fn names(&self, repository: &str, folder: &str) -> Vec<String> {
+    pub fn names(&self, repository: &str, folder: &str) -> Vec<String> {
         let dir = self.cache.path().join(format!("models--org--{repository}")).join(folder);
         let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
         let name = |e: std::io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
@@ -72,14 +72,14 @@ impl World {
     }
 }
 
-fn same_files(source: &Path, fetched: &Path, names: &[&str]) {
+pub fn same_files(source: &Path, fetched: &Path, names: &[&str]) {
     for name in names {
         let (a, b) = (fs::read(source.join(name)).unwrap(), fs::read(fetched.join(name)).unwrap());
         assert!(a == b, "{name} differs");
     }
 }
 
-const MODEL_FILES: [&str; 5] = [
+pub const MODEL_FILES: [&str; 5] = [
     "config.json",
     "generation_config.json",
     "model.safetensors",

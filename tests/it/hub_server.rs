@@ -57,6 +57,20 @@ pub struct Lies {
     pub commit: Option<String>,
     /// As the content of this file: other bytes of the same length.
     pub content: Option<String>,
+    /// As `X-Repo-Commit` of a content alone.
+    pub content_commit: Option<String>,
+    /// As the ETag of a content alone.
+    pub content_etag: Option<String>,
+    /// As the size of this file in the list.
+    pub size: Option<(String, u64)>,
+    /// As git's hash of this file in the list.
+    pub oid: Option<(String, String)>,
+    /// So many files more in the list.
+    pub entries: usize,
+    /// All of a file where a part was asked for.
+    pub whole: bool,
+    /// A content without its length, and after it so many bytes more.
+    pub tail: Option<usize>,
 }
 
 /// A running server; its thread ends with the process.
@@ -184,9 +198,15 @@ fn respond(request: &Seen, query: &str, plan: &mut Plan) -> Vec<u8> {
 fn tree(request: &Seen, query: &str, files: &BTreeMap<String, Vec<u8>>, plan: &Plan) -> Vec<u8> {
     let first: usize = query.strip_prefix("cursor=").map_or(0, |cursor| cursor.parse().unwrap());
     let page = plan.page.unwrap_or(files.len());
-    let entries = files.iter().skip(first).take(page).map(
-        |(path, bytes)| json!({ "type": "file", "oid": "0", "size": bytes.len(), "path": path }),
-    );
+    let Lies { size, oid, entries: more, .. } = &plan.lies;
+    let entry = |(path, bytes): (&String, &Vec<u8>)| {
+        let lie = size.as_ref().filter(|(of, _)| of == path);
+        let oid = oid.as_ref().filter(|(of, _)| of == path).map_or("0", |(_, oid)| oid);
+        let size = lie.map_or(bytes.len() as u64, |(_, size)| *size);
+        json!({ "type": "file", "oid": oid, "size": size, "path": path })
+    };
+    let more = (0..*more).map(|i| json!({ "type": "file", "size": 1, "path": format!("f{i}") }));
+    let entries = files.iter().skip(first).take(page).map(entry).chain(more);
     let body = json!(entries.collect::<Vec<_>>()).to_string();
     let next = format!("<{}?cursor={}>; rel=\"next\"", request.path, first + page);
     let mut headers = vec![("Content-Type", "application/json")];
@@ -206,6 +226,9 @@ fn send_file(request: &Seen, plan: &mut Plan, file: &str, bytes: &[u8]) -> Vec<u
     let commit = plan.lies.commit.as_deref().unwrap_or(COMMIT);
     let size = bytes.len().to_string();
     let get = request.method == "GET";
+    let other_commit = plan.lies.content_commit.clone().filter(|_| get);
+    let commit = other_commit.as_deref().unwrap_or(commit);
+    let etag = plan.lies.content_etag.clone().filter(|_| get).unwrap_or(etag);
     if get && plan.error_page.as_deref() == Some(file) {
         return reply(200, &[], b"<html>not today</html>", request);
     }
@@ -224,13 +247,18 @@ fn send_file(request: &Seen, plan: &mut Plan, file: &str, bytes: &[u8]) -> Vec<u
     if plan.lies.content.as_deref() == Some(file) {
         bytes[0] ^= 1;
     }
-    let range = format!("bytes {}-{}/{size}", request.from, bytes.len() - 1);
+    let from = if plan.lies.whole { 0 } else { request.from };
+    let range = format!("bytes {from}-{}/{size}", bytes.len() - 1);
     let mut headers = vec![("ETag", etag.as_str()), ("X-Repo-Commit", commit)];
-    if request.from > 0 {
+    if from > 0 {
         headers.push(("Content-Range", &range));
     }
-    let status = if request.from > 0 { 206 } else { 200 };
-    let part = &bytes[request.from..];
+    let status = if from > 0 { 206 } else { 200 };
+    let part = &bytes[from..];
+    if let Some(more) = plan.lies.tail.filter(|_| get) {
+        let head = "HTTP/1.1 200 X\r\nConnection: close\r\n\r\n".as_bytes();
+        return [head, part, &vec![b'x'; more]].concat();
+    }
     let mut response = reply(status, &headers, part, request);
     if let Some((_, left)) = plan.cut.as_mut().filter(|(cut, left)| get && cut == file && *left > 0)
     {

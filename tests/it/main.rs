@@ -67,6 +67,7 @@ mod http_streams;
 mod http_token_rules;
 mod http_wrong_values;
 mod hub;
+mod hub_lies;
 mod hub_server;
 mod kernels;
 mod keys_at_work;

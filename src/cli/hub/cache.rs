@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use ring::digest::{Context, SHA256};
+use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use tempfile::Builder;
 
 /// Longer than any hash, shorter than what file systems take as a name.
@@ -51,8 +51,37 @@ impl Etag {
     }
 
     fn is_sha256(&self) -> bool {
-        self.0.len() == 64 && self.0.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        is_hex(&self.0, 64)
     }
+}
+
+/// What a content is known by.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Hash {
+    /// SHA-256, in hexadecimal digits.
+    Sha256(String),
+    /// Git's of a file: SHA-1 of its length and its content.
+    Git(String),
+}
+
+impl Hash {
+    /// 64 hexadecimal digits.
+    pub fn sha256(text: &str) -> Option<Self> {
+        is_hex(text, 64).then(|| Self::Sha256(text.to_owned()))
+    }
+
+    /// 40 hexadecimal digits.
+    pub fn git(text: &str) -> Option<Self> {
+        is_hex(text, 40).then(|| Self::Git(text.to_owned()))
+    }
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn hex(hash: Context) -> String {
+    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether a file's name is nothing but a name, and not a hidden one.
@@ -121,7 +150,7 @@ impl Folders {
 
 /// The place of one content, which nobody else writes meanwhile.
 pub struct Blob {
-    etag: Etag,
+    pub etag: Etag,
     whole: PathBuf,
     partial: PathBuf,
     _lock: File,
@@ -198,9 +227,31 @@ impl Partial<'_> {
 
     /// Whether the content is the one that the name says, where the name says it.
     pub fn is_genuine(&self) -> bool {
-        let digest = self.hash.clone().finish();
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        !self.is_vouched_for() || hex == self.blob.etag.0
+        !self.is_vouched_for() || hex(self.hash.clone()) == self.blob.etag.0
+    }
+
+    /// Whether the content has a hash that was told beside its name.
+    pub fn has(&self, hash: &Hash) -> io::Result<bool> {
+        Ok(match hash {
+            Hash::Sha256(told) => hex(self.hash.clone()) == *told,
+            Hash::Git(told) => {
+                let mut hash = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+                hash.update(format!("blob {}\0", self.len).as_bytes());
+                let (mut file, mut bytes) = (File::open(&self.blob.partial)?, vec![0; 1 << 20]);
+                loop {
+                    match file.read(&mut bytes)? {
+                        0 => break hex(hash) == *told,
+                        n => hash.update(&bytes[..n]),
+                    }
+                }
+            }
+        })
+    }
+
+    /// Bytes that are free where it is written.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::fstatvfs(&self.file).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Makes it a whole one. It is on the disk before it has the name, so that a power cut leaves
@@ -259,6 +310,24 @@ mod tests {
         let mut partial = blob.partial().unwrap();
         partial.append(b"abd").unwrap();
         assert!(!partial.is_genuine());
+    }
+
+    #[test]
+    fn a_content_is_known_by_the_hash_of_a_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = Folders::new(dir.path(), "org", "name");
+        let blob = folders.blob(Etag::parse("x").unwrap()).unwrap();
+        let mut partial = blob.partial().unwrap();
+        partial.append(b"hello\n").unwrap();
+        // As `git hash-object` and `sha256sum` say it of the line "hello".
+        let git = "ce013625030ba8dba906f756967f9e9ca394464a";
+        let sha = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+        assert!(partial.has(&Hash::git(git).unwrap()).unwrap());
+        assert!(partial.has(&Hash::sha256(sha).unwrap()).unwrap());
+        partial.append(b"x").unwrap();
+        assert!(!partial.has(&Hash::git(git).unwrap()).unwrap());
+        assert!(!partial.has(&Hash::sha256(sha).unwrap()).unwrap());
+        assert!(Hash::git(sha).is_none() && Hash::sha256(git).is_none());
     }
 
     #[test]

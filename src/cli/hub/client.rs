@@ -1,7 +1,8 @@
 //! The Hub over HTTP: who is asked, who may see the token, and what an answer has to look like.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::io::Read;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +13,7 @@ use ureq::http::{HeaderMap, Method, Request, Response, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy, ProxyProtocol};
 
-use super::cache::{Commit, Etag, is_plain};
+use super::cache::{Commit, Etag, Hash, is_plain};
 use super::one_line;
 
 /// A connection that takes longer is given up.
@@ -27,8 +28,14 @@ const RETRY_DELAY: Duration = Duration::from_millis(250);
 const REDIRECTS_MAX: usize = 10;
 /// Pages of a list of files. The Hub puts a thousand on each.
 const PAGES_MAX: usize = 100;
+/// Entries on all of them.
+const ENTRIES_MAX: usize = 100_000;
 /// Bytes of one answer in JSON, so that no server can fill the memory.
 const JSON_BYTES_MAX: u64 = 16 << 20;
+/// One that takes longer to come is given up.
+const JSON_TIME_MAX: Duration = Duration::from_secs(60);
+/// Of one file: a petabyte, so that sums of some are numbers still.
+const FILE_BYTES_MAX: u64 = 1 << 50;
 /// What may stand in a part of a URL's path as it is (RFC 3986, "unreserved").
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// The name of a large file's content, told before its server is named.
@@ -92,19 +99,25 @@ impl Client {
         commit.ok_or_else(|| Problem::Answer(format!("it gives no commit for '{revision}'")))
     }
 
-    /// Bytes of each file at the top of the repository. Names that lead elsewhere are left out.
-    pub fn sizes(&self, commit: &Commit) -> Result<BTreeMap<String, u64>, Problem> {
+    /// The files at the top of the repository. Names that lead elsewhere are left out.
+    pub fn files(&self, commit: &Commit) -> Result<BTreeMap<String, Listed>, Problem> {
         let lost = || Problem::Answer("its list of files goes on nowhere".into());
-        let mut sizes = BTreeMap::new();
+        let (mut files, mut count) = (BTreeMap::new(), 0);
         let mut page = Some(format!("{}/tree/{commit}", self.api));
         for _ in 0..PAGES_MAX {
-            let Some(url) = page else { return Ok(sizes) };
+            let Some(url) = page else { return Ok(files) };
             let (headers, entries) = self.json(&url)?;
-            let entries = entries.as_array().into_iter().flatten();
-            sizes.extend(entries.filter(|entry| entry["type"] == "file").filter_map(|entry| {
-                let name = entry["path"].as_str().filter(|name| is_plain(name))?;
-                Some((name.to_owned(), entry["size"].as_u64()?))
-            }));
+            let entries = entries.as_array().map_or(&[][..], Vec::as_slice);
+            count += entries.len();
+            if count > ENTRIES_MAX {
+                let text = format!("its list of files has more than {ENTRIES_MAX} entries");
+                return Err(Problem::Answer(text));
+            }
+            files.extend(entries.iter().filter_map(listed));
+            if let Some((name, file)) = files.iter().find(|(_, file)| file.bytes > FILE_BYTES_MAX) {
+                let text = format!("it says that {name} has {} bytes", file.bytes);
+                return Err(Problem::Answer(text));
+            }
             page = match next_page(&headers) {
                 None => None,
                 Some(next) => Some(join(&self.endpoint, next).ok_or_else(lost)?.to_string()),
@@ -125,14 +138,27 @@ impl Client {
         etag.ok_or_else(|| Problem::Answer(format!("it gives no usable ETag for {name}")))
     }
 
-    /// A file's content from byte `from` on, or from its start: the status tells.
+    /// A file's content from byte `from` on, or from its start: the status tells. What calls itself
+    /// another content than `etag`, or of another commit, is none.
     pub fn content(
         &self,
         commit: &Commit,
         name: &str,
+        etag: &Etag,
         from: u64,
     ) -> Result<Response<Body>, Problem> {
-        self.ask(&Method::GET, &self.file(commit, name), from)
+        let response = self.ask(&Method::GET, &self.file(commit, name), from)?;
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        // A storage that was redirected to has other names for the same, and no commits.
+        let Some(answered) = header("x-repo-commit") else { return Ok(response) };
+        if Commit::parse(answered).as_ref() != Some(commit) {
+            return Err(Problem::Answer("it answers for another commit".into()));
+        }
+        let other = |found: &str| Etag::parse(found).as_ref() != Some(etag);
+        match header(LINKED_ETAG).or_else(|| header("etag")).is_some_and(other) {
+            true => Err(Problem::Answer("the file has changed meanwhile".into())),
+            false => Ok(response),
+        }
     }
 
     fn file(&self, commit: &Commit, name: &str) -> String {
@@ -140,8 +166,8 @@ impl Client {
     }
 
     fn json(&self, url: &str) -> Result<(HeaderMap, Value), Problem> {
-        let (parts, mut body) = self.ask(&Method::GET, url, 0)?.into_parts();
-        let bytes = body.with_config().limit(JSON_BYTES_MAX).read_to_vec().map_err(cause)?;
+        let (parts, body) = self.ask(&Method::GET, url, 0)?.into_parts();
+        let bytes = within(body.into_reader(), JSON_BYTES_MAX, Instant::now() + JSON_TIME_MAX)?;
         let value = serde_json::from_slice(&bytes);
         let value = value.map_err(|_| Problem::Answer("it answers with no JSON".into()))?;
         Ok((parts.headers, value))
@@ -184,6 +210,13 @@ impl Client {
                 let leaves = headers.contains_key(header::ETAG) && !same_origin(&uri, &next);
                 if method == Method::HEAD && (leaves || headers.contains_key(LINKED_ETAG)) {
                     return Ok(response);
+                }
+                if is_weaker(&uri, &next) {
+                    let text = format!(
+                        "{} redirects from https to http, where anybody may change what comes",
+                        host(&uri)
+                    );
+                    return Err(Problem::Answer(text));
                 }
                 uri = next;
                 continue;
@@ -239,6 +272,46 @@ impl Client {
             proxy = proxy.username(&user).password(&password);
         }
         proxy.build().map(Some).map_err(cause)
+    }
+}
+
+/// One file of a repository.
+#[derive(Debug, PartialEq)]
+pub struct Listed {
+    /// Its size.
+    pub bytes: u64,
+    /// The hash of its content, where the list has one.
+    pub hash: Option<Hash>,
+}
+
+/// A file of a page of the list.
+fn listed(entry: &Value) -> Option<(String, Listed)> {
+    let name = entry["path"].as_str().filter(|name| is_plain(name))?;
+    let bytes = entry["size"].as_u64().filter(|_| entry["type"] == "file")?;
+    // Where a large file is kept elsewhere, git's own hash is that of a note on it.
+    let hash = match &entry["lfs"] {
+        Value::Object(lfs) => lfs.get("oid").and_then(Value::as_str).and_then(Hash::sha256),
+        _ => entry["oid"].as_str().and_then(Hash::git),
+    };
+    Some((name.to_owned(), Listed { bytes, hash }))
+}
+
+/// A body that is at its end before it has more than `bytes_max`, and before `deadline`.
+fn within(body: impl Read, bytes_max: u64, deadline: Instant) -> Result<Vec<u8>, Problem> {
+    let (mut body, mut bytes, mut part) = (body.take(bytes_max + 1), Vec::new(), vec![0; 1 << 16]);
+    loop {
+        let read = body.read(&mut part);
+        let n = read.map_err(|error| Problem::Unreachable(one_line(&error.to_string())))?;
+        bytes.extend_from_slice(&part[..n]);
+        if bytes.len() as u64 > bytes_max {
+            return Err(Problem::Answer(format!("it answers with more than {bytes_max} bytes")));
+        }
+        if n == 0 {
+            return Ok(bytes);
+        }
+        if Instant::now() > deadline {
+            return Err(Problem::Unreachable("an answer comes too slowly".into()));
+        }
     }
 }
 
@@ -299,6 +372,11 @@ fn same_origin(a: &Uri, b: &Uri) -> bool {
     a.scheme_str() == b.scheme_str() && host(a).eq_ignore_ascii_case(host(b)) && port(a) == port(b)
 }
 
+/// Whether a way from one server to another gives up what keeps others from changing what comes.
+fn is_weaker(from: &Uri, to: &Uri) -> bool {
+    from.scheme_str() == Some("https") && to.scheme_str() != Some("https")
+}
+
 fn host(uri: &Uri) -> &str {
     uri.host().unwrap_or_default()
 }
@@ -317,9 +395,6 @@ fn encode(part: &str) -> String {
 /// What kept an answer from coming. The words of `ureq` around it repeat that I/O failed.
 fn cause(error: ureq::Error) -> Problem {
     match error {
-        ureq::Error::BodyExceedsLimit(bytes) => {
-            Problem::Answer(format!("it answers with more than {bytes} bytes"))
-        }
         ureq::Error::Io(error) => Problem::Unreachable(one_line(&error.to_string())),
         error => Problem::Unreachable(one_line(&error.to_string())),
     }
@@ -345,6 +420,16 @@ mod tests {
     }
 
     #[test]
+    fn no_way_leads_from_https_to_http() {
+        let weaker = |from, to| is_weaker(&parse(from).unwrap(), &parse(to).unwrap());
+        assert!(weaker("https://hub.co", "http://cdn.co") && weaker("https://a.co", "http://a.co"));
+        assert!(!weaker("http://hub.co", "http://cdn.co"));
+        assert!(
+            !weaker("http://hub.co", "https://cdn.co") && !weaker("https://a.co", "https://b.co")
+        );
+    }
+
+    #[test]
     fn redirects_lead_to_web_servers_only() {
         let base = parse("https://hub.co/a/b").unwrap();
         let join = |to| join(&base, to).map(|uri| uri.to_string());
@@ -356,6 +441,38 @@ mod tests {
         assert_eq!(join("?d=e").as_deref(), Some("https://hub.co/a/b?d=e"));
         for nowhere in ["file:///etc/passwd", "data:c", "", "https://", "ftp://hub.co/x"] {
             assert_eq!(join(nowhere), None, "{nowhere}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_endless_or_drips_is_given_up() {
+        let soon = Instant::now() + JSON_TIME_MAX;
+        assert_eq!(within(&b"abc"[..], 3, soon).unwrap(), b"abc");
+        let error = within(std::io::repeat(b'a'), 100_000, soon).unwrap_err();
+        assert!(matches!(error, Problem::Answer(text) if text.contains("more than 100000 bytes")));
+        let late = Instant::now() - Duration::from_secs(1);
+        let error = within(std::io::repeat(b'a').take(1 << 20), 1 << 30, late).unwrap_err();
+        assert!(matches!(error, Problem::Unreachable(text) if text.contains("too slowly")));
+    }
+
+    #[test]
+    fn a_list_names_files_their_sizes_and_what_hashes_they_have() {
+        let file = |entry: Value| listed(&entry).map(|(_, file)| file);
+        let (git, sha) = ("ab".repeat(20), "cd".repeat(32));
+        let entry = serde_json::json!({"type": "file", "path": "a", "size": 3, "oid": git,
+            "lfs": {"oid": sha}});
+        assert_eq!(file(entry.clone()).unwrap(), Listed { bytes: 3, hash: Hash::sha256(&sha) });
+        let mut small = entry.clone();
+        small["lfs"] = Value::Null;
+        assert_eq!(file(small.clone()).unwrap().hash, Hash::git(&git));
+        small["oid"] = "0".into();
+        assert_eq!(file(small).unwrap().hash, None);
+        for (field, bad) in
+            [("path", "../a"), ("path", "a/b"), ("type", "directory"), ("size", "3")]
+        {
+            let mut entry = entry.clone();
+            entry[field] = bad.into();
+            assert_eq!(file(entry), None, "{field} {bad}");
         }
     }
 

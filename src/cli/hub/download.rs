@@ -2,23 +2,29 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::Read;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
 
-use super::cache::{Blob, Commit, Partial, is_plain};
-use super::client::{Client, Problem};
+use super::cache::{Blob, Commit, Etag, Partial, is_plain};
+use super::client::{Client, Listed, Problem};
 use super::{Failure, Kind, MODEL_INDEX, MODEL_WEIGHTS, Repository, one_line};
 use crate::cli::progress;
 use crate::text::TEXT_FILES;
 
 /// Downloads of one file that may break off before the fetch is given up.
 const ATTEMPTS_MAX: u32 = 3;
+/// An index has a line for each tensor; more is none.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// A connection that brings less than so many bytes in so many seconds is given up, and the file
+/// gone on with on another.
+const SLOW_BYTES: u64 = 64 << 10;
+const SLOW_S: u64 = 60;
 /// Bytes that are read, hashed and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -30,8 +36,8 @@ pub struct Download<'a> {
     pub client: Client,
     /// What the revision stands for.
     pub commit: Commit,
-    /// Bytes of each file at the top of the repository.
-    pub sizes: BTreeMap<String, u64>,
+    /// The files at the top of the repository.
+    pub files: BTreeMap<String, Listed>,
     /// Where the files go.
     pub snapshot: PathBuf,
 }
@@ -40,9 +46,9 @@ impl Download<'_> {
     /// The files to have. A sharded model's index is fetched here, since it names the others.
     pub fn wanted(&self) -> Result<Vec<String>, Failure> {
         let id = &self.repository.id;
-        let has = |name: &str| self.sizes.contains_key(name);
+        let has = |name: &str| self.files.contains_key(name);
         let pickle = || {
-            let found = self.sizes.keys().find(|n| n.ends_with(".bin") || n.ends_with(".pt"));
+            let found = self.files.keys().find(|n| n.ends_with(".bin") || n.ends_with(".pt"));
             found.map_or(String::new(), |name| {
                 format!("; {name} is a pickle, which can run code when read, and is not fetched")
             })
@@ -61,10 +67,14 @@ impl Download<'_> {
         if has(MODEL_WEIGHTS) {
             wanted.push(MODEL_WEIGHTS.to_owned());
         } else if has(MODEL_INDEX) {
-            self.one(MODEL_INDEX, None)?;
-            let index = fs::read(self.snapshot.join(MODEL_INDEX));
-            let index = index.map_err(|error| self.repository.disk(&error))?;
             let bad = |name| Failure::Final(format!("{MODEL_INDEX} of {id} names {name}"));
+            if self.bytes(MODEL_INDEX) > INDEX_BYTES_MAX {
+                let text = format!("too much: it has more than {INDEX_BYTES_MAX} bytes");
+                return Err(bad(text));
+            }
+            self.one(MODEL_INDEX, None)?;
+            let index = read_index(&self.snapshot.join(MODEL_INDEX));
+            let index = index.map_err(|error| self.repository.disk(&error))?;
             let shards = shards(&index).map_err(bad)?;
             if let Some(absent) = shards.iter().find(|shard| !has(shard)) {
                 let text = format!("{absent}, which is not in the repository");
@@ -86,11 +96,11 @@ impl Download<'_> {
         if absent.is_empty() {
             return Ok(());
         }
-        let bytes = absent.iter().map(|name| self.sizes[*name]).sum();
+        let bytes = absent.iter().map(|name| self.bytes(name)).fold(0, u64::saturating_add);
         let bar = Bar::new(&self.repository.id, absent.len(), bytes);
         for name in absent {
             self.one(name, Some(&bar))?;
-            bar.finish_file(self.sizes[name]);
+            bar.finish_file(self.bytes(name));
         }
         bar.bar.finish_and_clear();
         Ok(())
@@ -99,7 +109,11 @@ impl Download<'_> {
     /// Whether the cache has all of a file. The size is the Hub's word on it.
     fn whole(&self, name: &str) -> bool {
         let size = self.snapshot.join(name).metadata().map(|found| found.len());
-        size.ok() == self.sizes.get(name).copied()
+        size.ok() == self.files.get(name).map(|file| file.bytes)
+    }
+
+    fn bytes(&self, name: &str) -> u64 {
+        self.files.get(name).map_or(0, |file| file.bytes)
     }
 
     /// Fetches one file's content and then gives it its name.
@@ -108,7 +122,7 @@ impl Download<'_> {
             return Ok(());
         }
         let disk = |error| self.repository.disk(&error);
-        let size = self.sizes.get(name).copied().unwrap_or_default();
+        let size = self.bytes(name);
         let etag = self.client.etag(&self.commit, name);
         let etag = etag.map_err(|problem| self.repository.explain(problem))?;
         let blob = self.repository.folders.blob(etag).map_err(disk)?;
@@ -123,8 +137,13 @@ impl Download<'_> {
         let disk = |error| self.repository.disk(&error);
         let mut reason = String::new();
         let mut partial = blob.partial().map_err(disk)?;
+        let missing = size.saturating_sub(partial.len());
+        if let Some(free) = partial.free_bytes().filter(|&free| free < missing) {
+            let text = format!("{name} needs {missing} bytes more and {free} are free");
+            return Err(disk(io::Error::other(text)));
+        }
         for attempt in 1..=ATTEMPTS_MAX {
-            match self.receive(&mut partial, name, size, bar) {
+            match self.receive(&blob.etag, &mut partial, name, bar) {
                 Ok(()) => return partial.finish().map_err(disk),
                 Err(Broken::Disk(error)) => return Err(disk(error)),
                 Err(Broken::Refused(problem)) => return Err(self.repository.explain(problem)),
@@ -146,17 +165,18 @@ impl Download<'_> {
     /// One try: `partial` is the whole file afterwards, or an error says why not.
     fn receive(
         &self,
+        etag: &Etag,
         partial: &mut Partial<'_>,
         name: &str,
-        size: u64,
         bar: Option<&Bar>,
     ) -> Result<(), Broken> {
+        let size = self.bytes(name);
         if partial.len() > size {
             partial.restart().map_err(Broken::Disk)?;
         }
         if partial.len() < size {
             let from = partial.len();
-            let response = match self.client.content(&self.commit, name, from) {
+            let response = match self.client.content(&self.commit, name, etag, from) {
                 // Another server's refusal: the Hub will name a place anew.
                 Err(Problem::Answer(text)) => return Err(Broken::Off(text)),
                 Err(problem) => return Err(Broken::Refused(problem)),
@@ -183,10 +203,16 @@ impl Download<'_> {
             std::cmp::Ordering::Greater => {
                 Err(Broken::Wrong(format!("more than {size} bytes came")))
             }
-            std::cmp::Ordering::Equal if !partial.is_genuine() => {
-                Err(Broken::Wrong("what came has not the hash that the Hub names".into()))
+            std::cmp::Ordering::Equal => {
+                let listed = self.files.get(name).and_then(|file| file.hash.as_ref());
+                let is_listed = listed.map_or(Ok(true), |hash| partial.has(hash));
+                match partial.is_genuine() && is_listed.map_err(Broken::Disk)? {
+                    true => Ok(()),
+                    false => {
+                        Err(Broken::Wrong("what came has not the hash that the Hub names".into()))
+                    }
+                }
             }
-            std::cmp::Ordering::Equal => Ok(()),
         }
     }
 }
@@ -201,6 +227,29 @@ enum Broken {
     Refused(Problem),
     /// It cannot be kept.
     Disk(std::io::Error),
+}
+
+/// How fast a file comes.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0 }
+    }
+
+    /// Counts bytes that have come; whether too few have, over a while.
+    fn is_slow(&mut self, bytes: u64, now: Instant) -> bool {
+        self.bytes += bytes;
+        if now.saturating_duration_since(self.since) < Duration::from_secs(SLOW_S) {
+            return false;
+        }
+        let is_slow = self.bytes < SLOW_BYTES;
+        *self = Self::new(now);
+        is_slow
+    }
 }
 
 /// The position in the file at which an answer begins, if it says so.
@@ -218,6 +267,7 @@ fn copy(
 ) -> Result<(), Broken> {
     let mut body = response.into_body().into_reader().take(size - partial.len() + 1);
     let mut bytes = vec![0; CHUNK_BYTES];
+    let mut pace = Pace::new(Instant::now());
     loop {
         let read = body.read(&mut bytes);
         let n = read.map_err(|error| Broken::Off(one_line(&error.to_string())))?;
@@ -225,6 +275,9 @@ fn copy(
             return Ok(());
         }
         partial.append(&bytes[..n]).map_err(Broken::Disk)?;
+        if pace.is_slow(n as u64, Instant::now()) {
+            return Err(Broken::Off(format!("less than {SLOW_BYTES} bytes came in {SLOW_S} s")));
+        }
         if let Some(bar) = bar {
             bar.bar.set_position(bar.done_bytes.get() + partial.len());
         }
@@ -254,6 +307,13 @@ impl Bar {
     }
 }
 
+/// The bytes of an index.
+pub fn read_index(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(INDEX_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The files that an index lists; what is wrong with it otherwise.
 pub fn shards(index: &[u8]) -> Result<BTreeSet<String>, String> {
     let index: serde_json::Value =
@@ -273,6 +333,18 @@ pub fn shards(index: &[u8]) -> Result<BTreeSet<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_drips_is_given_up_and_one_that_comes_is_not() {
+        let start = Instant::now();
+        let after = |s: u64| start + Duration::from_secs(s);
+        let mut pace = Pace::new(start);
+        assert!(!pace.is_slow(1, after(SLOW_S - 1)), "it has a while");
+        assert!(pace.is_slow(1, after(SLOW_S)));
+        let mut pace = Pace::new(start);
+        assert!((1..1000).all(|minute| !pace.is_slow(SLOW_BYTES, after(minute * SLOW_S))));
+        assert!(pace.is_slow(SLOW_BYTES - 1, after(1000 * SLOW_S)), "what came before is over");
+    }
 
     #[test]
     fn an_index_may_name_nothing_outside_its_directory() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use cache::{Commit, Folders};
 use client::{Client, Problem};
-use download::{Download, shards};
+use download::{Download, read_index, shards};
 
 /// What an argument names.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -182,7 +182,7 @@ impl Repository<'_> {
             return Err((*name).to_owned());
         }
         if self.kind == Kind::Model && absent(MODEL_WEIGHTS) {
-            let index = fs::read(snapshot.join(MODEL_INDEX));
+            let index = read_index(&snapshot.join(MODEL_INDEX));
             let index = index.map_err(|_| MODEL_WEIGHTS.to_owned())?;
             if let Some(shard) = shards(&index)?.into_iter().find(|shard| absent(shard)) {
                 return Err(shard);
@@ -207,9 +207,9 @@ impl Repository<'_> {
             let text = format!("asked for commit {}, it answers for {commit}", self.revision);
             return Err(self.explain(Problem::Answer(text)));
         }
-        let sizes = client.sizes(&commit).map_err(explain)?;
+        let files = client.files(&commit).map_err(explain)?;
         let snapshot = self.folders.snapshot(&commit);
-        let download = Download { repository: self, client, commit, sizes, snapshot };
+        let download = Download { repository: self, client, commit, files, snapshot };
         let wanted = download.wanted()?;
         download.all(&wanted)?;
         if pinned.is_none() {
