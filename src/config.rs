@@ -21,7 +21,10 @@ pub use file::with_file;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use network::NetworkConfig;
 pub use print::{FromFile, describe};
-pub use values::{NamedPlace, ROWS_MAX, THREADS_MAX, TOKENS_MAX, count_to, parse_bytes};
+pub use values::{
+    CONCURRENCY_MAX, NamedPlace, ROWS_MAX, THREADS_MAX, TOKENS_MAX, count_to, parse_bytes,
+    parse_port, parse_seconds, whole,
+};
 use values::{QUEUE_MAX, parse_adapter, parse_host, parse_share};
 
 /// Settings of `tessera serve`. Each is a flag, an environment variable and a key of the TOML file.
@@ -181,6 +184,7 @@ pub struct ServeConfig {
         env = "TESSERA_PORT",
         value_name = "PORT",
         default_value = "8000",
+        value_parser = parse_port,
         help_heading = "Server"
     )]
     pub port: u16,
@@ -265,6 +269,7 @@ pub struct ServeConfig {
         env = "TESSERA_DRAIN_SECONDS",
         value_name = "SECONDS",
         default_value = "30",
+        value_parser = parse_seconds,
         help_heading = "Server"
     )]
     pub drain_seconds: u64,
@@ -275,6 +280,7 @@ pub struct ServeConfig {
         env = "TESSERA_STEP_SECONDS_MAX",
         value_name = "SECONDS",
         default_value = "300",
+        value_parser = parse_seconds,
         help_heading = "Server"
     )]
     pub step_seconds_max: u64,

@@ -11,7 +11,7 @@ use tokio::task::block_in_place;
 
 use super::access::Access;
 use super::client::{Address, Client};
-use super::terminal::remark;
+use super::terminal::{complain, variable};
 use super::{CliError, serve};
 use crate::config::{LogConfig, LogLevel, ServeConfig};
 use crate::http::{self, Listener};
@@ -135,7 +135,7 @@ fn fitted(arg: Arg) -> Arg {
 /// Warnings alone, unless the user wants more: the log shares a terminal with the answers.
 fn quiet(log: &mut LogConfig) {
     log.no_access_log = true;
-    if std::env::var_os("RUST_LOG").is_none() {
+    if variable("RUST_LOG").is_none() {
         log.log_level.get_or_insert(LogLevel::Warn);
     }
 }
@@ -170,9 +170,9 @@ impl Answering {
             return Ok(Client::of_server(address.clone(), certificate, key)?);
         }
         let nobody = Access { keys: None, metrics_key: None, report: Vec::new(), warning: None };
-        let (app, report) = block_in_place(|| serve::start(&self.config, nobody, &remark))?;
+        let (app, report) = block_in_place(|| serve::start(&self.config, nobody, &complain))?;
         let is_told = |line: &&String| ["warning:", "skipped "].iter().any(|w| line.starts_with(w));
-        report.iter().filter(is_told).for_each(|line| remark(line));
+        report.iter().filter(is_told).for_each(|line| complain(line));
         let (listener, connect) = Listener::in_process();
         tokio::spawn(async move {
             if let Err(error) = http::serve(listener, app, pending()).await {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::CliError;
+use super::limits::{address_space, thread_limits};
 use super::memory::{available_bytes, human};
 use super::progress::loading;
 use crate::adapter::{Adapter, Catalog, Fits, NameOf};
@@ -14,6 +15,7 @@ use crate::backend::cuda::{Cuda, OpenError, StepLimits, kv_bytes, room};
 use crate::config::{Device, ServeConfig};
 use crate::delta::Delta;
 use crate::engine::{Engine, EngineHandle, GpuSettings, LoadedGpu, StartError};
+use crate::http::HttpSettings;
 use crate::model::{Checkpoint, Model};
 use crate::scheduler::SchedulerConfig;
 
@@ -349,13 +351,25 @@ impl Start<'_> {
             StartError::Limits(e) => {
                 CliError::Config(format!("{e}; see --max-num-seqs and --max-num-batched-tokens"))
             }
-            StartError::Thread(_) => CliError::General(format!(
-                "{e}; the system may limit threads (ulimit -u, or pids of a container)"
+            StartError::Thread(_) => CliError::General(format!("{e}; {}", thread_limits())),
+            StartError::Device(_) => CliError::Config(format!(
+                "{e}; see --kv-cache-bytes{}",
+                address_space().map_or(String::new(), |bytes| format!(
+                    ", and ulimit -v, by which this process may have {}",
+                    human(bytes)
+                ))
             )),
-            StartError::Device(_) => CliError::Config(format!("{e}; see --kv-cache-bytes")),
             StartError::Ended => CliError::General(format!("{e}. This is a bug")),
         })
     }
+}
+
+/// Threads that serving takes at most: those that compute, those of libraries that load and guide,
+/// the engine's, and one for each request or adapter that is read at a time, with a template's.
+pub fn threads_needed(config: &ServeConfig) -> usize {
+    let limits = HttpSettings::standard();
+    let computing = config.threads.unwrap_or_else(cores);
+    computing + 2 * cores() + 1 + 2 * (limits.text_tasks_max + limits.loads_max)
 }
 
 fn cores() -> usize {

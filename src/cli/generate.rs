@@ -14,6 +14,7 @@ use super::client::Client;
 use super::runtime::runtime;
 use super::sampling::{SamplingArgs, speed};
 use super::terminal::{Screen, remark};
+use crate::config::whole;
 
 /// Largest prompt that is read; a server takes no larger body.
 const PROMPT_BYTES_MAX: u64 = 32 << 20;
@@ -38,7 +39,7 @@ pub struct GenerateArgs {
         long,
         value_name = "N",
         default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..),
+        value_parser = whole(1, u32::MAX),
     )]
     n: u32,
     /// End each text with a zero byte in place of a line end.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use clap::Args;
 
 use super::base;
+use super::terminal::{harmless_json, line};
 use super::{CliError, print};
 use crate::adapter::{Adapter, AdapterFile, Allowed, FileLimits, lower, note_on_base};
 use crate::config::{ROWS_MAX, count_to, parse_bytes};
@@ -76,7 +77,7 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
         file.notes.push(note.to_owned());
     }
     let notes = &file.notes;
-    let json = || format!("{:#}\n", adapter.describe(notes));
+    let json = || harmless_json(&format!("{:#}\n", adapter.describe(notes)));
     print(&if args.json { json() } else { as_table(&adapter, notes) })
 }
 
@@ -102,13 +103,13 @@ fn as_table(adapter: &Adapter, notes: &[String]) -> String {
     let _ = writeln!(text, "rank max  {}", adapter.delta.rank_max());
     let _ = writeln!(text, "bytes     {} in the file, {served} as served", adapter.file_bytes());
     for note in notes {
-        let _ = writeln!(text, "note      {note}");
+        let _ = writeln!(text, "note      {}", line(note));
     }
     text.push('\n');
     let heading = ["tensor", "site", "part", "bytes"].map(str::to_owned);
-    let lines = adapter.report.lines.iter().map(|line| {
-        let site = if line.site.is_empty() { "(shared)" } else { &line.site };
-        [line.tensor.clone(), site.to_owned(), line.part.clone(), line.bytes.to_string()]
+    let lines = adapter.report.lines.iter().map(|row| {
+        let site = if row.site.is_empty() { "(shared)" } else { &row.site };
+        [line(&row.tensor), line(site), line(&row.part), row.bytes.to_string()]
     });
     let rows: Vec<_> = std::iter::once(heading).chain(lines).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();

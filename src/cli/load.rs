@@ -15,10 +15,12 @@ use super::client::{Address, Client, ClientError};
 use super::progress::counting;
 use super::runtime::runtime;
 use super::{CliError, print};
-use crate::config::Secret;
+use crate::config::{CONCURRENCY_MAX, Secret, TOKENS_MAX, count_to, whole};
 
 /// Every vocabulary has these: bytes and a few more.
 const TOKENS: u64 = 250;
+/// Of a run: more is a slip of the keyboard.
+const REQUESTS_MAX: usize = 1_000_000_000;
 
 /// Flags of `tessera load`.
 #[derive(Args, Clone, Debug)]
@@ -46,18 +48,33 @@ pub struct LoadArgs {
     #[arg(
         long,
         default_value_t = 64,
-        value_parser = clap::value_parser!(u32).range(1..=65_536),
+        value_parser = whole(1, CONCURRENCY_MAX),
         help_heading = "Requests"
     )]
     concurrency: u32,
     /// Requests in all.
-    #[arg(long, default_value_t = 512, help_heading = "Requests")]
+    #[arg(
+        long,
+        default_value_t = 512,
+        value_parser = count_to(REQUESTS_MAX),
+        help_heading = "Requests"
+    )]
     requests: usize,
     /// Tokens of a prompt, chosen at random: no two begin alike.
-    #[arg(long, default_value_t = 128, help_heading = "Requests")]
+    #[arg(
+        long,
+        default_value_t = 128,
+        value_parser = count_to(TOKENS_MAX),
+        help_heading = "Requests"
+    )]
     prompt_tokens: usize,
     /// Tokens of a completion.
-    #[arg(long, default_value_t = 128, help_heading = "Requests")]
+    #[arg(
+        long,
+        default_value_t = 128,
+        value_parser = count_to(TOKENS_MAX),
+        help_heading = "Requests"
+    )]
     max_tokens: usize,
     /// Also write the results here, as JSON.
     #[arg(long, value_name = "FILE", help_heading = "Output")]

@@ -16,6 +16,7 @@ mod healthcheck;
 mod help;
 pub mod hub;
 pub mod inspect;
+mod limits;
 mod listen;
 mod load;
 mod log;
@@ -31,12 +32,13 @@ mod serve;
 mod shutdown;
 pub mod synth;
 mod terminal;
+mod writer;
 
 pub use foreign::{FOREIGN, Foreign};
 pub use help::EXIT_CODES;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -170,7 +172,7 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::remark(&format!("error: {error}"));
+            terminal::complain(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
@@ -179,14 +181,14 @@ pub fn run() -> ExitCode {
 fn dispatch(command: Command) -> Result<(), CliError> {
     if command.settings().is_some() {
         for (name, near) in parse::unknown_variables() {
-            terminal::remark(&format!(
+            terminal::complain(&format!(
                 "warning: the variable {name} is read by no command; did you mean {near}?"
             ));
         }
     }
     let config = command.settings().map(|(_, config)| &config.log);
     let log = log::Log::start(config);
-    let log = log.map_err(|e| CliError::General(format!("the log cannot be started: {e}")))?;
+    let log = log.map_err(|e| limits::refused(0, 1, &e))?;
     match command {
         Command::Serve(config) => serve::run(&config, &log),
         Command::Doctor(args) => doctor::run(&args),
@@ -211,11 +213,20 @@ pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
     Dtype::from_name(text).ok_or_else(|| "expected f32, f16 or bf16".into())
 }
 
-/// Prints to stdout. A reader that has gone away (`tessera inspect | head`) is no failure.
+/// Prints to stdout, on a terminal without what steers it. A reader that has gone away (`tessera
+/// inspect | head`) is no failure.
 ///
 /// # Errors
 /// [`CliError::General`] when stdout cannot be written for another reason.
 pub fn print(text: &str) -> Result<(), CliError> {
+    match std::io::stdout().is_terminal() {
+        true => print_raw(&terminal::harmless(text)),
+        false => print_raw(text),
+    }
+}
+
+/// As [`print`], what is harmless already and may have colours.
+fn print_raw(text: &str) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

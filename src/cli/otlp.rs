@@ -60,7 +60,7 @@ impl Traces {
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches.build());
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let resource = Resource::builder().with_attribute(version);
-        let resource = match std::env::var_os("OTEL_SERVICE_NAME") {
+        let resource = match super::terminal::variable("OTEL_SERVICE_NAME") {
             Some(_) => resource,
             None => resource.with_service_name("tessera"),
         };

@@ -3,12 +3,16 @@
 use tokio::runtime::{Builder, Runtime};
 
 use super::CliError;
+use super::limits::check_threads;
 
 /// As many threads as the machine has cores.
 ///
 /// # Errors
 /// When the operating system refuses them.
 pub fn runtime() -> Result<Runtime, CliError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // They are started by a library that panics where they cannot be.
+    check_threads(cores + 1)?;
     built(Builder::new_multi_thread())
 }
 

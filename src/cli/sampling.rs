@@ -3,13 +3,15 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use crate::config::whole;
+
 /// How an answer is drawn.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Answer")]
 pub struct SamplingArgs {
     /// Tokens of an answer at most; default: the API's for generate, what is left of the context
     /// for chat.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole(0, u32::MAX))]
     max_tokens: Option<u32>,
     /// 0 takes the likeliest token each time; default: the model's own.
     #[arg(long, value_name = "NUMBER", value_parser = number, allow_negative_numbers = true)]
@@ -18,7 +20,12 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Equal seeds give equal answers; default: a random one.
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = whole(i64::MIN, i64::MAX),
+        allow_negative_numbers = true
+    )]
     seed: Option<i64>,
     /// Text that ends an answer and is no part of it. Repeatable.
     #[arg(long, value_name = "TEXT")]

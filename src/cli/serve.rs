@@ -1,17 +1,21 @@
 //! `tessera serve`: from settings to a listening server.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::access::{self, Access};
 use super::base::{BaseModel, find_adapter};
+use super::limits::{check_threads, raise_open_files, refused};
 use super::listen::listen;
 use super::log::Log;
 use super::memory::human;
 use super::otlp::Traces;
 use super::progress::counting;
 use super::runtime::runtime;
-use super::{CliError, demo, device, print, shutdown};
+use super::terminal::line;
+use super::writer::Writer;
+use super::{CliError, demo, device, shutdown};
 use crate::adapter::{Allowed, Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
 use crate::engine::CheckpointBase;
@@ -31,19 +35,23 @@ const LOGPROBS_MAX: u32 = 20;
 /// One line that says what is wrong and how to mend it.
 pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
     let runtime = runtime()?;
+    let few_files = raise_open_files(HttpSettings::standard().connections_max);
+    let report = Writer::start("report", std::io::stdout(), unwritten());
+    let out = report.map_err(|e| refused(0, 1, &e))?;
+    let say = |text: &str| out.lines().write_patiently(format!("{}\n", line(text)).into_bytes());
     // First of all: neither a wrong key nor a port in use should cost the loading of a model.
     let access = access::read(config)?;
     let endpoint = config.log.otlp_traces_endpoint.as_deref();
     let traces = endpoint.map(Traces::start).transpose()?;
     let served = runtime.block_on(async {
-        shutdown::outlive_hangup();
+        shutdown::outlive();
         let (listener, address) = listen(config).await?;
-        let warning = access.warning.clone();
+        let warnings: Vec<String> = access.warning.clone().into_iter().chain(few_files).collect();
         let (mut app, report) = tokio::task::block_in_place(|| start(config, access, &say))?;
         app.http.log_lines_lost = Some(log.lost().clone());
         app.http.spans = traces.as_ref().map(Traces::spans);
-        warning.iter().for_each(|warning| tracing::warn!("{warning}"));
-        report.iter().for_each(|line| say(line));
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        report.iter().for_each(|text| say(text));
         say(&format!("ready: {address}"));
         let served = http::serve(listener, app, shutdown::signal()).await;
         served.map_err(|e| CliError::General(format!("serving ended: {e}")))?;
@@ -55,10 +63,17 @@ pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
     served
 }
 
-/// A line of the start-up report. Whoever reads it may go away; serving goes on.
-fn say(line: &str) {
-    if let Err(error) = print(&format!("{line}\n")) {
-        tracing::warn!("{error}");
+/// What is done about the start-up report when it cannot be written. Whoever reads it may go away,
+/// or read no further; serving goes on.
+fn unwritten() -> impl FnMut(u64, Option<io::Error>) -> Option<Vec<u8>> + Send {
+    let mut is_told = false;
+    move |_, failed| {
+        if let Some(error) = failed.filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
+            && !std::mem::replace(&mut is_told, true)
+        {
+            tracing::warn!("stdout cannot be written: {error}");
+        }
+        None
     }
 }
 
@@ -72,6 +87,7 @@ pub(super) fn start(
     access: Access,
     say: &dyn Fn(&str),
 ) -> Result<(App, Vec<String>), CliError> {
+    check_threads(device::threads_needed(config))?;
     let mut report = vec![format!("tessera {}", env!("CARGO_PKG_VERSION"))];
     let base = BaseModel::open(config.model.as_deref(), config.dtype)?;
     let checkpoint = base.checkpoint.clone();

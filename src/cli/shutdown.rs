@@ -1,13 +1,18 @@
 //! When to stop.
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal as on};
 
-/// SIGHUP ends nothing from now on, whether or not there is something to read again: a terminal
-/// that is closed sends it, and so do service managers to reload.
-pub fn outlive_hangup() {
-    // Once it is asked for, the system's own action is never taken again.
-    if let Err(error) = on(SignalKind::hangup()) {
-        tracing::warn!(%error, "SIGHUP will end the server");
+/// Signals that end nothing from now on. SIGHUP, whether or not there is something to read again: a
+/// terminal that is closed sends it, and so do service managers to reload. SIGXFSZ, which a log
+/// that has reached the limit of its size (ulimit -f) brings: its lines are lost then.
+pub fn outlive() {
+    let too_large = SignalKind::from_raw(Signal::XFSZ.as_raw());
+    for (name, kind) in [("SIGHUP", SignalKind::hangup()), ("SIGXFSZ", too_large)] {
+        // Once it is asked for, the system's own action is never taken again.
+        if let Err(error) = on(kind) {
+            tracing::warn!(%error, "{name} will end the server");
+        }
     }
 }
 

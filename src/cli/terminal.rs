@@ -1,9 +1,11 @@
 //! What a model or a server says, on a terminal: text, and nothing that steers it.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 
 use super::CliError;
+use crate::http::shortened;
 
 /// Control characters are shown by their pictures, which begin here: U+241B for Escape.
 const PICTURES: u32 = 0x2400;
@@ -28,14 +30,35 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same, on one line.
+/// A line of ours about something that may come from a file or a request: it stays one line, and
+/// a short one.
+pub fn line(text: &str) -> String {
+    harmless(&shortened(text)).replace('\n', "␊").replace('\t', "␉")
+}
+
+/// A text of JSON in which harmful characters are written as JSON does it.
+pub fn harmless_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        match is_harmful(c) {
+            // All of them are in the first plane.
+            true => shown += &format!("\\u{:04x}", c as u32),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// The same as [`harmless`], on one line.
 pub fn one_line(text: &str) -> String {
     harmless(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn is_harmful(c: char) -> bool {
-    // Marks, embeddings, overrides and isolates: they make a text look like another.
-    let turns = ['\u{200e}', '\u{200f}', '\u{61c}'].contains(&c)
+/// Whether a character steers a terminal, or makes a text look like another. Line ends and tabs do
+/// not.
+pub fn is_harmful(c: char) -> bool {
+    // Line ends of Unicode; marks, embeddings, overrides and isolates.
+    let turns = ['\u{200e}', '\u{200f}', '\u{61c}', '\u{2028}', '\u{2029}'].contains(&c)
         || ('\u{202a}'..='\u{202e}').contains(&c)
         || ('\u{2066}'..='\u{2069}').contains(&c);
     turns || (c.is_control() && !['\n', '\t'].contains(&c))
@@ -96,6 +119,21 @@ impl Screen {
     }
 }
 
+/// What a variable of the environment says; an empty one counts as not set.
+pub fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Whether colours are wanted on a stream.
+pub fn has_colors(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && variable("NO_COLOR").is_none()
+}
+
+/// A line about an error or a warning on standard error.
+pub fn complain(text: &str) {
+    remark(&line(text));
+}
+
 /// A remark to the user on standard error, beside the results.
 pub fn remark(text: &str) {
     // Whoever closed it wants no remarks.
@@ -116,5 +154,20 @@ mod tests {
             harmless(&c.to_string()).chars().any(|c| c.is_control() && !"\n\t".contains(c))
         }));
         assert_eq!(one_line("a\n b\u{1b}"), "a b␛");
+    }
+
+    #[test]
+    fn a_line_about_something_is_one_and_short_and_keeps_its_end() {
+        assert_eq!(line("a\n\tb\r\u{2028}c"), "a␊␉b␍\\u{2028}c");
+        let long = line(&format!("no '{}'; see --help", "ü\n".repeat(1_000_000)));
+        assert!(long.len() < 10_000 && long.ends_with("'; see --help"), "{long}");
+    }
+
+    #[test]
+    fn json_stays_json_and_says_the_same() {
+        let value = serde_json::json!({"a\u{202e}b": "\u{9b}31m\u{7f}\u{1b}\n\u{2028} ü 🦊"});
+        let text = harmless_json(&format!("{value:#}\n"));
+        assert!(!text.chars().any(is_harmful), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 }

@@ -1,7 +1,11 @@
 //! Settings from a TOML file.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+/// More than any settings take.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Flags that say where settings are, or what to do with them.
 pub(super) const NO_SETTINGS: &[&str] = &["config", "help", "print_config", "version"];
 
@@ -15,11 +19,17 @@ pub fn with_file(
     path: &Path,
 ) -> Result<(clap::Command, Vec<String>), String> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| format!("the config file {shown} cannot be read: {e}"))?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| format!("{shown} is not TOML: {}", e.message()))?;
+    let text = read(path)?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let start = e.span().map_or(0, |span| span.start);
+        let line = text.as_bytes().iter().take(start).filter(|&&byte| byte == b'\n').count() + 1;
+        // The library's words for it are about its own types.
+        let what = match e.message().contains("i128") {
+            true => "a whole number has 63 bits at most",
+            false => e.message(),
+        };
+        format!("{shown} is not TOML: line {line}: {what}")
+    })?;
     table.into_iter().try_fold((command, Vec::new()), |(command, mut ids), (key, value)| {
         let id = key.replace('-', "_");
         let ids_known = command.get_arguments().map(|arg| arg.get_id().to_string());
@@ -28,7 +38,8 @@ pub fn with_file(
         if NO_SETTINGS.contains(&id.as_str()) {
             return Err(format!("{shown}: '{key}' is no setting; it is a flag alone"));
         }
-        if value.is_table() && id != "adapter" {
+        let of_tables = value.as_array().is_some_and(|list| list.iter().any(toml::Value::is_table));
+        if of_tables || value.is_table() && id != "adapter" {
             return Err(format!(
                 "{shown}: '{key}' is a table; settings stand at the top of the file, and [adapter] \
                  alone is a table"
@@ -44,6 +55,19 @@ pub fn with_file(
         ids.push(id.clone());
         Ok((command.mut_arg(id, |arg| arg.default_values(values)), ids))
     })
+}
+
+/// The text of a file, or of a pipe.
+fn read(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    let mut text = String::new();
+    let read =
+        File::open(path).and_then(|file| file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text));
+    read.map_err(|e| format!("the config file {shown} cannot be read: {e}"))?;
+    match text.len() as u64 > CONFIG_BYTES_MAX {
+        true => Err(format!("the config file {shown} has more than {CONFIG_BYTES_MAX} bytes")),
+        false => Ok(text),
+    }
 }
 
 /// A TOML value as flag values. A table is a list of `key=value`, as `--adapter` takes them.

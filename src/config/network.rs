@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 
-use super::values::parse_bytes;
+use super::values::{parse_bytes, parse_seconds};
 
 /// Who is heard, and how.
 #[derive(Args, Clone, Debug)]
@@ -29,6 +29,7 @@ pub struct NetworkConfig {
         env = "TESSERA_DRAIN_NOTICE_SECONDS",
         value_name = "SECONDS",
         default_value = "0",
+        value_parser = parse_seconds,
         help_heading = "Server"
     )]
     pub drain_notice_seconds: u64,

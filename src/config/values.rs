@@ -1,4 +1,8 @@
-//! Values of flags: counts, shares, bytes and hosts.
+//! Values of flags: counts, shares, bytes and hosts. What is wrong with one is said in words that
+//! have the range in them.
+
+use std::fmt::Display;
+use std::str::FromStr;
 
 /// More than 0, at most 1.
 ///
@@ -9,19 +13,45 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "expected a number above 0 and at most 1".into())
 }
 
+/// A whole number from `least` to `most`.
+pub fn whole<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync
+where
+    T: FromStr + PartialOrd + Display + Copy + Send + Sync,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|n| (least..=most).contains(n));
+        number.ok_or_else(|| format!("expected a whole number from {least} to {most}"))
+    }
+}
+
 /// A whole number from 1 to `max`. What it takes for each is taken at the start: beyond that it is
 /// a slip of the keyboard.
 pub fn count_to(max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
-    move |text| {
-        let count = text.parse().ok().filter(|n| (1..=max).contains(n));
-        count.ok_or_else(|| format!("expected a whole number from 1 to {max}"))
-    }
+    whole(1, max)
+}
+
+/// A port of this machine; 0 takes one that is free.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_port(text: &str) -> Result<u16, String> {
+    whole(0, u16::MAX)(text)
+}
+
+/// Seconds that something may take.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_seconds(text: &str) -> Result<u64, String> {
+    whole(0, u64::MAX)(text)
 }
 
 /// More threads than any machine has cores.
 pub const THREADS_MAX: usize = 1024;
 /// Of what runs in one batch.
 pub const ROWS_MAX: usize = 65_536;
+/// Of what a command asks for at once.
+pub const CONCURRENCY_MAX: u32 = 65_536;
 /// Of what waits.
 pub const QUEUE_MAX: usize = 1_000_000;
 /// Tokens of a step or a context.

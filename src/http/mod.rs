@@ -45,7 +45,7 @@ mod wire;
 pub use clock::unix_now_s;
 pub use connection::listener::{InProcess, Listener};
 pub use connection::tls::Tls;
-pub use error::{ERROR_CODES, Retry};
+pub use error::{ERROR_CODES, Retry, shortened};
 pub use keys::{KeyHash, Keys};
 pub use server::serve;
 pub use settings::{App, HttpSettings, ReasoningParser, ServedModel, ToolCallParser};

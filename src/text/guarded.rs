@@ -14,7 +14,7 @@ use super::error::TextError;
 /// Address space for what nests. A template has at most `TEMPLATE_BYTES_MAX` to nest expressions
 /// in, and its budget of steps to nest values in; a schema or a grammar is bounded in bytes. Only
 /// what is used takes memory.
-const STACK_BYTES: usize = 512 << 20;
+pub(crate) const STACK_BYTES: usize = 512 << 20;
 /// Seconds after which work is left behind. The budget of steps ends almost everything in one.
 pub(crate) const GUARDED_SECONDS_MAX: u64 = 10;
 /// Work of one guard that may be left behind and still run; with more, it is not begun.

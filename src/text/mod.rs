@@ -47,7 +47,7 @@ pub use defaults::{SamplingDefaults, not_applied};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use files::{TEXT_FILES, TextFiles};
-pub(crate) use guarded::{GUARDED_SECONDS_MAX, Guard, Stopped};
+pub(crate) use guarded::{GUARDED_SECONDS_MAX, Guard, STACK_BYTES as GUARDED_STACK_BYTES, Stopped};
 pub use infill::Infill;
 pub use limits::text_bytes_max;
 pub use served::{AdapterTexts, OwnText, ServedText, TextSettings};

@@ -123,3 +123,43 @@ fn numbers_that_overflow_are_the_adapters_fault_and_nobody_elses() {
     assert!(!page.contains("code=\"500\""), "{page}");
     fs::remove_dir_all(dir.path()).unwrap();
 }
+
+#[test]
+fn whatever_an_adapter_names_is_told_in_a_short_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let wild = "x\u{1b}[31m\u{9b}2J\u{202e}\nFORGED\r\u{7}";
+    let long = wild.repeat(50_000);
+    let draft = |name: &str, change: &dyn Fn(&mut Draft)| {
+        let mut draft = Draft::golden("llama", "lora_qv");
+        change(&mut draft);
+        let path = dir.path().join(name);
+        draft.write(&path);
+        path
+    };
+    let own = |name: &str, file: &str, text: String| {
+        let path = draft(name, &|_| {});
+        fs::write(path.join(file), text).unwrap();
+        path
+    };
+    let adapters = [
+        draft("key", &|draft| draft.set(&long, 1)),
+        draft("type", &|draft| draft.set("peft_type", wild)),
+        draft("target", &|draft| draft.set("target_modules", json!([long]))),
+        own("eos", "tokenizer_config.json", json!({"eos_token": long}).to_string()),
+        own("version", "tokenizer.json", json!({"version": long}).to_string()),
+        own("template", "chat_template.jinja", format!("{{{{ {wild} }}}}")),
+    ];
+    let root = text(dir.path());
+    let args = ["--allow-runtime-adapters", "--adapter-root", &root];
+    let server = Server::start(&[&[text(&golden()).as_str()][..], &args].concat());
+    for path in adapters {
+        let error = inspected(&path);
+        assert!(error.len() < 10_000 && error.lines().count() == 1, "{path:?}: {error}");
+        let steers = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+        assert!(!error.contains(steers), "{path:?}: {error:?}");
+        let body = json!({"lora_name": "a", "lora_path": path});
+        let (status, answer) = server.post("/v1/load_lora_adapter", &body);
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().len() < 10_000, "{path:?}");
+    }
+}

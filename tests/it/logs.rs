@@ -150,7 +150,8 @@ fn no_client_can_forge_a_line_of_the_log() {
         let address = logged.address();
         let body = json!({"model": "x\nFORGED", "prompt": "a", "f\nFORGED\u{1b}[31m": 1});
         assert_eq!(post(address, COMPLETIONS, &body).status, 404);
-        let body = json!({"model": "poet", "prompt": "a", "max_tokens": 1, "f\rFORGED\u{7}": 1});
+        let body = json!({"model": "poet", "prompt": "a", "max_tokens": 1, "f\rFORGED\u{7}": 1,
+            "f\u{9b}31m\u{202e}\u{2028}\u{7f}": 1});
         assert_eq!(post(address, COMPLETIONS, &body).status, 200);
         let head = "host: localhost\r\nx-request-id: a\tFORGED\r\nconnection: close\r\n\r\n";
         let long = "/".to_owned() + &"%0aFORGED".repeat(100);
@@ -168,7 +169,8 @@ fn no_client_can_forge_a_line_of_the_log() {
             assert!(line.starts_with(begins), "{line:?}");
             assert!(line.len() < 1500, "{line}");
         }
-        assert!(!text.contains(['\u{1b}', '\u{7}', '\r', '\t']), "{text:?}");
+        let harmful = ['\u{1b}', '\u{7}', '\r', '\t', '\u{9b}', '\u{202e}', '\u{2028}', '\u{7f}'];
+        assert!(!text.contains(harmful), "{text:?}");
     }
 }
 
@@ -205,6 +207,91 @@ fn a_log_that_nobody_reads_stops_no_request_and_what_is_lost_is_counted() {
     server.terminate();
     assert_eq!(server.wait().code(), Some(0));
     drop(reader);
+}
+
+#[test]
+fn lines_that_were_lost_are_told_once_somebody_reads_again() {
+    let mut command = tessera(&["serve", "--port", "0", "--log-level", "debug"]);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    command.env_remove("RUST_LOG").stderr(Stdio::from(writer));
+    let server = Server::start_command(command);
+    let address: SocketAddr = server.address.parse().unwrap();
+    let request = message("GET", "/v1/models", "", b"");
+    let mut keep = connect(address, b"");
+    let mut drain = keep.try_clone().unwrap();
+    let answered = std::thread::spawn(move || std::io::copy(&mut drain, &mut std::io::sink()));
+    for _ in 0..7000 {
+        keep.write_all(&request).unwrap();
+    }
+    keep.shutdown(std::net::Shutdown::Write).unwrap();
+    answered.join().unwrap().unwrap();
+    let (told, line) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(&mut reader));
+        let lost = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("were lost")));
+        // Nobody waits any more where it came too late.
+        let _ = told.send(lost);
+        lines.for_each(drop);
+    });
+    let line = line.recv_timeout(Duration::from_secs(60)).unwrap().unwrap().unwrap();
+    assert!(line.contains("WARN") && line.contains("lines="), "{line}");
+}
+
+/// A pipe that is full and that nobody reads.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'x'; 512]).is_ok() {}
+    while writer.write(b"x").is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn a_server_whose_outputs_are_stuck_full_or_closed_starts_serves_and_ends() {
+    for kind in ["stuck", "full", "closed", "none"] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let path = socket.to_str().unwrap();
+        let program = tessera(&["serve", "--uds", path, "--log-level", "debug"]);
+        let mut command = program;
+        let mut kept = Vec::new();
+        let mut output = || match kind {
+            "stuck" => {
+                let (reader, writer) = full_pipe();
+                kept.push(reader);
+                Stdio::from(writer)
+            }
+            "full" => Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap()),
+            "closed" => Stdio::from(std::io::pipe().unwrap().1),
+            _ => Stdio::null(),
+        };
+        let (out, error) = (output(), output());
+        let mut server = command.stdout(out).stderr(error).spawn().unwrap();
+        let healthy = || {
+            tessera(&["healthcheck", "--uds", path])
+                .stderr(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        };
+        wait_for(healthy, || format!("{kind}: not ready"));
+        for _ in 0..20 {
+            let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+            stream.write_all(&message("GET", "/v1/models", "connection: close\r\n", b"")).unwrap();
+            let mut answer = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{kind}: {answer}");
+        }
+        let start = Instant::now();
+        let pid = server.id().to_string();
+        assert!(
+            std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success()
+        );
+        assert_eq!(server.wait().unwrap().code(), Some(0), "{kind}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{kind}: {:?}", start.elapsed());
+    }
 }
 
 #[test]

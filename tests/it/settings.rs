@@ -88,6 +88,9 @@ fn a_wrong_value_is_told_with_the_place_where_it_stands() {
         ("adapter", "adapter = [\"nameless\"]", "NAME=DIR_OR_ID"),
         ("table", "[server]\nport = 1", "'server' is a table"),
         ("inner", "[port]\na = 1", "'port' is a table"),
+        ("tables", "[[server]]\nport = 1", "'server' is a table"),
+        ("twice", "[[adapter]]\na = 1", "'adapter' is a table"),
+        ("line", "port = 1\nhost = ", "line 2"),
         ("itself", "config = \"x\"", "'config' is no setting"),
         ("near", "confg = \"x\"", "unknown key 'confg'"),
     ] {

@@ -72,6 +72,15 @@ fn settings_are_the_same_text_on_a_terminal() {
 }
 
 #[test]
+fn no_setting_steers_the_terminal_that_shows_it() {
+    let args = ["serve", "--served-model-name", "a\u{9b}31m\u{202e}b", "--print-config"];
+    let (code, shown) = on_terminal(&args, &[]);
+    let harmful = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(code == Some(0) && !shown.contains(harmful), "{shown:?}");
+    assert!(shown.contains("31m"), "{shown}");
+}
+
+#[test]
 fn bench_says_how_long_it_takes_and_shows_how_far_it_is_on_a_terminal_alone() {
     let model = text(&golden());
     let shape = ["--rows", "1", "--rounds", "1", "--cases", "base,one", "--prefill", "4"];

@@ -31,6 +31,7 @@ use super::client::{Client, ClientError};
 use super::runtime::runtime;
 use super::terminal::one_line;
 use super::{CliError, print};
+use crate::config::{CONCURRENCY_MAX, parse_seconds, whole};
 
 /// Answers that wait for one before them; further lines wait.
 const AHEAD_LINES_MAX: usize = 4096;
@@ -58,15 +59,15 @@ pub struct BatchArgs {
         long,
         value_name = "N",
         default_value_t = 256,
-        value_parser = clap::value_parser!(u32).range(1..=65_536),
+        value_parser = whole(1, CONCURRENCY_MAX),
     )]
     concurrency: u32,
     /// Give up when the server answers nothing for so long. 429, 502, 503, 504 and lost connections
     /// are tried again until then.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
     retry_seconds: u64,
     /// Give up on one line that has no answer after so long.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_seconds)]
     request_seconds: u64,
     /// Who answers.
     #[command(flatten)]

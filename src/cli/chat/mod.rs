@@ -16,7 +16,7 @@ use super::CliError;
 use super::answering::Answering;
 use super::runtime::runtime;
 use super::sampling::{SamplingArgs, speed};
-use super::terminal::{Screen, harmless, one_line, remark};
+use super::terminal::{Screen, complain, harmless, one_line, remark};
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -115,7 +115,7 @@ impl Chat {
             return Err(error);
         }
         self.screen.end_line()?;
-        remark(&format!("error: {error}"));
+        complain(&format!("error: {error}"));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! browser shows, or a host and a port.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -41,6 +41,26 @@ impl Address {
     pub fn local(port: u16) -> Self {
         let at = At::Tcp { host: "127.0.0.1".to_owned(), port, tls: None };
         Self { at, prefix: String::new() }
+    }
+
+    /// A server of this machine that listens on a host, as its flag has it, and a port.
+    ///
+    /// # Errors
+    /// One line: it is no host.
+    pub fn listening(host: &str, port: u16) -> Result<Self, String> {
+        let host = host.trim_matches(['[', ']']);
+        let host = match host.split('%').next().unwrap_or(host).parse::<IpAddr>() {
+            // Every address of the machine: the one that leads nowhere else.
+            Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
+            Ok(IpAddr::V6(ip)) if ip.is_unspecified() => format!("[{}]", Ipv6Addr::LOCALHOST),
+            Ok(IpAddr::V6(_)) => format!("[{host}]"),
+            Ok(IpAddr::V4(_)) | Err(_) => host.to_owned(),
+        };
+        if !is_host(&host) {
+            return Err(format!("--host '{host}': expected an address or a name of this machine"));
+        }
+        let at = At::Tcp { host, port, tls: None };
+        Ok(Self { at, prefix: String::new() })
     }
 
     /// A Unix socket.
@@ -118,6 +138,9 @@ impl FromStr for Address {
             let port: u16 = authority.parse().map_err(|_| expected())?;
             return Ok(Self { prefix, ..Self::local(port) });
         }
+        if !authority.starts_with('[') && authority.matches(':').count() > 1 {
+            return Err(format!("{}; one of IPv6 has brackets, [::1]:{PORT}", expected()));
+        }
         let (host, given) = match authority.rsplit_once(':') {
             Some((host, given)) if !given.contains(']') => (host, Some(given)),
             _ => (authority, None),
@@ -191,6 +214,28 @@ mod tests {
         ] {
             assert_eq!(read(text), Address { at, prefix: String::new() }, "{text}");
         }
+    }
+
+    #[test]
+    fn a_server_is_asked_where_it_listens() {
+        let shown = |host: &str| Address::listening(host, 80).map(|address| address.to_string());
+        for (host, asked) in [
+            ("127.0.0.1", "127.0.0.1:80"),
+            ("0.0.0.0", "127.0.0.1:80"),
+            ("10.0.0.7", "10.0.0.7:80"),
+            ("::", "[::1]:80"),
+            ("[::]", "[::1]:80"),
+            ("::1", "[::1]:80"),
+            ("fe80::1%eth0", "[fe80::1%eth0]:80"),
+            ("localhost", "localhost:80"),
+        ] {
+            assert_eq!(shown(host).as_deref(), Ok(asked), "{host}");
+        }
+        for host in ["", "a b", "http://a", "::1%"] {
+            assert!(shown(host).is_err(), "{host}");
+        }
+        let error = "::1".parse::<Address>().unwrap_err();
+        assert!(error.contains("[::1]:8000"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, rustls};
 
 use super::address::{Address, At};
 use super::error::ClientError;
@@ -75,7 +75,19 @@ impl Connector {
             }
         };
         let Some(tls) = &self.tls else { return Ok(stream) };
-        Ok(Box::new(tls.connect(server_name(self.address.host())?, stream).await?))
+        let opened = tls.connect(server_name(self.address.host())?, stream).await;
+        Ok(Box::new(opened.map_err(no_tls)?))
+    }
+}
+
+/// Names what answers with something else than TLS.
+fn no_tls(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            io::Error::other(format!("what answers there speaks no TLS ({error}); try http://"))
+        }
+        _ => error,
     }
 }
 

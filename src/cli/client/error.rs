@@ -64,11 +64,21 @@ impl From<ClientError> for CliError {
 }
 
 impl From<hyper::Error> for ClientError {
-    /// With its cause, which its own text leaves out.
+    /// With its cause, which its own text leaves out, and with what it comes from most often.
     fn from(error: hyper::Error) -> Self {
-        Self::Broken(match std::error::Error::source(&error) {
+        let text = match std::error::Error::source(&error) {
             None => error.to_string(),
             Some(cause) => format!("{error}: {cause}"),
+        };
+        Self::Broken(if error.is_parse() {
+            format!(
+                "what answers there speaks no HTTP ({text}): it is another program, or a server \
+                 that speaks TLS (https://)"
+            )
+        } else if error.is_incomplete_message() {
+            format!("it ended the connection before its answer was whole ({text})")
+        } else {
+            text
         })
     }
 }

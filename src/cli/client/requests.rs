@@ -66,6 +66,16 @@ impl Client {
         matches!(self.server, Server::InProcess(_))
     }
 
+    /// Opens a connection, which the next request takes.
+    ///
+    /// # Errors
+    /// When there is no server.
+    pub async fn open(&self) -> Result<(), ClientError> {
+        let sender = self.connected().await?;
+        self.keep(sender);
+        Ok(())
+    }
+
     /// A whole answer, of any status.
     ///
     /// # Errors
@@ -120,8 +130,12 @@ impl Client {
             None => self.connected().await?,
         };
         let answer = read(sender.send_request(request).await?).await?;
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        self.keep(sender);
         Ok(answer)
+    }
+
+    fn keep(&self, sender: Sender) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
     }
 
     fn request(

@@ -4,17 +4,17 @@
 mod check;
 mod gpu;
 mod hub;
+mod limits;
 mod machine;
 mod port;
-
-use std::io::IsTerminal;
 
 use clap::Args;
 use serde::Serialize;
 
 use self::check::{Check, Verdict};
-use super::{CliError, print};
-use crate::config::{Device, parse_device};
+use super::terminal::{harmless_json, has_colors, line};
+use super::{CliError, print_raw};
+use crate::config::{Device, parse_device, parse_port};
 
 /// Flags of `tessera doctor`: of `serve`, those that say what is needed.
 #[derive(Args, Debug)]
@@ -27,7 +27,13 @@ pub struct DoctorArgs {
     #[arg(long, env = "TESSERA_HOST", value_name = "IP", default_value = "127.0.0.1")]
     host: String,
     /// Port to listen on.
-    #[arg(long, env = "TESSERA_PORT", value_name = "PORT", default_value = "8000")]
+    #[arg(
+        long,
+        env = "TESSERA_PORT",
+        value_name = "PORT",
+        default_value = "8000",
+        value_parser = parse_port
+    )]
     port: u16,
     /// Print JSON instead of lines.
     #[arg(long)]
@@ -51,6 +57,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
     checks.extend(gpu::checks(args.device));
     checks.push(hub::cache());
     checks.push(hub::token());
+    checks.extend([limits::open_files(), limits::threads()]);
     checks.push(port::check(&args.host, args.port));
     let verdict = checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok);
     let report = Report { version: env!("CARGO_PKG_VERSION"), verdict, checks };
@@ -58,12 +65,11 @@ pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
     match args.json {
         true => {
             let json = serde_json::to_string_pretty(&report);
-            print(&(json.map_err(|e| CliError::General(e.to_string()))? + "\n"))?;
+            let json = json.map_err(|e| CliError::General(e.to_string()))?;
+            print_raw(&(harmless_json(&json) + "\n"))?;
         }
         false => {
-            let has_colors =
-                std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            print(&lines(&report, has_colors))?;
+            print_raw(&lines(&report, has_colors(&std::io::stdout())))?;
         }
     }
     match count(Verdict::Problem) {
@@ -85,9 +91,9 @@ fn lines(report: &Report, has_colors: bool) -> String {
             true => format!("\x1b[{color}m{word:<8}\x1b[0m"),
             false => format!("{word:<8}"),
         };
-        text += &format!("{word} {name:<10} {found}\n");
+        text += &format!("{word} {name:<10} {}\n", line(found));
         if let Some(advice) = advice {
-            text += &format!("{:20}→ {advice}\n", "");
+            text += &format!("{:20}→ {}\n", "", line(advice));
         }
     }
     text

@@ -17,8 +17,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::base;
 use super::progress::waiting;
 use super::{CliError, at, parse_dtype, print};
+use crate::config::{ROWS_MAX, count_to, whole};
 use crate::dtype::Dtype;
 use crate::engine::CheckpointBase;
+
+/// Of anything that a model has some of.
+const SIZE_MAX: usize = 1 << 24;
 
 /// `tessera synth`.
 #[derive(Args, Debug)]
@@ -54,25 +58,25 @@ struct ModelArgs {
     #[arg(long)]
     preset: Option<Preset>,
     /// Decoder layers.
-    #[arg(long, required_unless_present = "preset")]
+    #[arg(long, required_unless_present = "preset", value_parser = count_to(SIZE_MAX))]
     layers: Option<usize>,
     /// Width of the residual stream.
-    #[arg(long, required_unless_present = "preset")]
+    #[arg(long, required_unless_present = "preset", value_parser = count_to(SIZE_MAX))]
     hidden: Option<usize>,
     /// Width inside the MLP.
-    #[arg(long, required_unless_present = "preset")]
+    #[arg(long, required_unless_present = "preset", value_parser = count_to(SIZE_MAX))]
     intermediate: Option<usize>,
     /// Query heads.
-    #[arg(long, required_unless_present = "preset")]
+    #[arg(long, required_unless_present = "preset", value_parser = count_to(SIZE_MAX))]
     heads: Option<usize>,
     /// Key/value heads [default: the preset's, or as many as --heads].
-    #[arg(long)]
+    #[arg(long, value_parser = count_to(SIZE_MAX))]
     kv_heads: Option<usize>,
     /// Tokens; at least 263, for the bytes and the special ones.
-    #[arg(long, required_unless_present = "preset")]
+    #[arg(long, required_unless_present = "preset", value_parser = count_to(SIZE_MAX))]
     vocab: Option<usize>,
     /// Width of a head [default: hidden / heads].
-    #[arg(long)]
+    #[arg(long, value_parser = count_to(SIZE_MAX))]
     head_dim: Option<usize>,
     /// Width of the weights: f32, f16 or bf16.
     #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
@@ -84,7 +88,7 @@ struct ModelArgs {
     #[arg(long)]
     tied: bool,
     /// Equal seeds give equal files.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole(0, u64::MAX))]
     seed: u64,
 }
 
@@ -99,20 +103,20 @@ struct AdapterArgs {
     #[arg(long)]
     kind: AdapterKind,
     /// Rank, where the method has one.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = count_to(ROWS_MAX))]
     rank: usize,
     /// `all`, or module names with commas between: q_proj,v_proj. For IA3, all means
     /// k_proj,v_proj,down_proj, as in its paper.
     #[arg(long, default_value = "all")]
     targets: String,
     /// MoS: shards in a row.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = count_to(ROWS_MAX))]
     shards: usize,
     /// Width of the tensors: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     dtype: Dtype,
     /// Equal seeds give equal files.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole(0, u64::MAX))]
     seed: u64,
 }
 

@@ -9,6 +9,7 @@ mod protocol;
 mod request;
 mod row;
 mod server;
+mod short;
 mod unread;
 
 pub(super) use access::AccessError;
@@ -19,6 +20,7 @@ pub(super) use protocol::ProtocolError;
 pub(super) use request::RequestError;
 pub(super) use row::shown;
 pub(super) use server::ServerError;
+pub use short::shortened;
 pub(super) use unread::UnreadError;
 
 use bytes::Bytes;
@@ -52,14 +54,15 @@ pub(super) enum ApiError {
 
 impl ApiError {
     fn row(&self) -> Row {
-        match self {
+        let row = match self {
             Self::Request(error) => error.row(),
             Self::Server(error) => error.row(),
             Self::Protocol(error) => error.row(),
             Self::Unread(error) => error.row(),
             Self::Load(error) => error.row(),
             Self::Access(error) => error.row(),
-        }
+        };
+        Row { message: shortened(&row.message).into_owned(), ..row }
     }
 
     /// OpenAI's error object, all four keys.
