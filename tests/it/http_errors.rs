@@ -332,6 +332,39 @@ fn what_the_engine_cannot_do_has_a_status_before_the_stream_and_an_event_within(
     assert_eq!(post(fake.address, COMPLETIONS, &body).error().1, "engine_stopped");
 }
 
+/// Longest message and `param`, with what says that they were cut.
+const MESSAGE_CHARS_MAX: usize = 2_003;
+const PARAM_CHARS_MAX: usize = 257;
+
+#[test]
+fn a_message_quotes_no_more_than_a_reader_can_use_and_keeps_its_end() {
+    let fake = Fake::new(Script::Echo(1), |app| app.http.strict_fields = true);
+    let long = "é".repeat(100_000);
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let cases = [
+        (COMPLETIONS, json!({"prompt": "x", &long: 1})),
+        (COMPLETIONS, json!({"prompt": "x", "model": long})),
+        (COMPLETIONS, json!({"prompt": "x", "logit_bias": {&long: 1}})),
+        (COMPLETIONS, json!({"prompt": "x", "guided_grammar": format!("root ::= {long}")})),
+        (CHAT, json!({"messages": messages, "response_format": {"type": long}})),
+        (CHAT, json!({"messages": messages, "tools": [tool], "tool_choice": long})),
+        ("/v1/load_lora_adapter", json!({"lora_name": long, "lora_path": "x"})),
+        ("/v1/messages", json!({"max_tokens": 1, "messages": [{"role": long, "content": "x"}]})),
+        ("/v1/responses", json!({"input": [{"type": long}]})),
+    ];
+    for (path, body) in cases {
+        let answer = post(fake.address, path, &body);
+        let error = &answer.json()["error"];
+        let chars = |key: &str| error[key].as_str().map_or(0, |text| text.chars().count());
+        assert!((400..500).contains(&answer.status), "{path}: {error}");
+        assert!((1..=MESSAGE_CHARS_MAX).contains(&chars("message")), "{path}: {error}");
+        assert!(chars("param") <= PARAM_CHARS_MAX, "{path}: {error}");
+    }
+    let unknown = post(fake.address, COMPLETIONS, &json!({"prompt": "x", &long: 1})).message();
+    assert!(unknown.ends_with("leave it out."), "{unknown}");
+}
+
 #[test]
 fn a_full_queue_is_429_for_all_prompts_of_a_request_or_none() {
     let fake = Fake::with_queue(Script::Hang(vec![]), 3, |_| {});

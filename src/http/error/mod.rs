@@ -62,7 +62,9 @@ impl ApiError {
             Self::Load(error) => error.row(),
             Self::Access(error) => error.row(),
         };
-        Row { message: shortened(&row.message).into_owned(), ..row }
+        // A client's own field may be at fault, of any length.
+        let param = row.param.as_deref().map(shown);
+        Row { message: shortened(&row.message).into_owned(), param, ..row }
     }
 
     /// OpenAI's error object, all four keys.
