@@ -13,6 +13,7 @@ mod doctor;
 mod foreign;
 mod generate;
 mod healthcheck;
+mod heap;
 mod help;
 pub mod hub;
 pub mod inspect;

@@ -40,7 +40,7 @@ class Server:
         command = [binary, "serve", "--port", "0", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         for line in self.process.stdout:
-            found = re.match(r"ready: (http://\S+)", line)
+            found = re.match(r"ready: (https?://\S+)", line)
             if found:
                 self.url = found[1]
                 return
