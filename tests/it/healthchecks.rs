@@ -24,7 +24,7 @@ fn listener(act: impl Fn(TcpStream) + Send + 'static) -> String {
 /// Answers a request with these bytes, and then nothing.
 fn answering(bytes: &'static [u8], ends: bool) -> String {
     let mut kept = Vec::new();
-    let mut sender = move |mut stream: TcpStream| {
+    let sender = move |mut stream: TcpStream| {
         let _ = stream.read(&mut [0; 4096]);
         let _ = stream.write_all(bytes);
         if !ends {
@@ -33,7 +33,7 @@ fn answering(bytes: &'static [u8], ends: bool) -> String {
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    thread::spawn(move || listener.incoming().flatten().for_each(|stream| sender(stream)));
+    thread::spawn(move || listener.incoming().flatten().for_each(sender));
     address
 }
 

@@ -188,7 +188,7 @@ fn connections_are_kept_for_further_requests() {
 #[test]
 fn a_shutdown_lets_requests_end_and_takes_no_new_ones() {
     let mut fake = Fake::new(Script::Hang(letters("a")), |app| {
-        app.http.drain_notice_ms = 400;
+        app.http.drain_notice_ms = 1_500;
         app.http.drain_timeout_ms = 1_000;
     });
     let stream = json!({"prompt": "x", "stream": true});

@@ -23,10 +23,25 @@ enum Next {
     Unknown,
 }
 
-/// A request whose head says `Transfer-Encoding` and `Content-Length`.
+/// What two programs in a row may read differently.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Fault {
+    /// A head says `Transfer-Encoding` and `Content-Length`.
+    FramedTwice,
+    /// A head says another `Transfer-Encoding` than `chunked`, once.
+    Coding,
+    /// A head is too long.
+    TooLong,
+    /// A line between chunks or behind the last ends with LF alone, which ends a head too.
+    BareLineFeed,
+}
+
+/// What is not read on.
 #[derive(Debug, PartialEq)]
-pub(super) struct FramedTwice {
-    /// Where its head begins in the bytes that were given last; 0 if it began before them.
+pub(super) struct Refusal {
+    pub fault: Fault,
+    /// Where the request's head, or the line, begins in the bytes that were given last; 0 if it
+    /// began before them.
     pub at: usize,
 }
 
@@ -63,8 +78,8 @@ impl Framing {
     /// Follows what came next.
     ///
     /// # Errors
-    /// [`FramedTwice`]: what is before it may still be read.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<(), FramedTwice> {
+    /// [`Refusal`]: what is before it may still be read.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let mut rest = bytes;
         let mut head_at = 0;
         while let Some(&byte) = rest.first() {
@@ -87,11 +102,12 @@ impl Framing {
                     let taken = line.map_or(rest.len(), |at| at + 1);
                     self.held.extend_from_slice(&rest[..taken]);
                     rest = &rest[taken..];
-                    if self.held.len() > self.held_bytes_max {
-                        self.next = Next::Unknown;
-                    } else if line.is_some() && !self.line() {
-                        return Err(FramedTwice { at: head_at });
-                    }
+                    let checked = match self.held.len() > self.held_bytes_max {
+                        true => Err(Fault::TooLong),
+                        false if line.is_some() => self.line(),
+                        false => Ok(()),
+                    };
+                    checked.map_err(|fault| Refusal { fault, at: head_at })?;
                 }
             }
         }
@@ -108,37 +124,39 @@ impl Framing {
         };
     }
 
-    /// A line is whole. False for a head that frames its body twice.
-    fn line(&mut self) -> bool {
+    /// A line is whole.
+    fn line(&mut self) -> Result<(), Fault> {
         let is_empty = self.held.ends_with(b"\n\n") || self.held.ends_with(b"\n\r\n");
         match self.next {
             Next::Head if is_empty => {
-                let Some(next) = after_head(&self.held) else { return false };
-                self.next = next;
+                self.next = after_head(&self.held)?;
                 self.held.clear();
+            }
+            Next::ChunkSize | Next::Trailers if !self.held.ends_with(b"\r\n") => {
+                return Err(Fault::BareLineFeed);
             }
             Next::ChunkSize => {
                 self.next = after_size(&self.held);
                 self.held.clear();
             }
             Next::Trailers => {
-                if matches!(&self.held[..], b"\r\n" | b"\n") {
+                if self.held == b"\r\n" {
                     self.next = Next::Head;
                 }
                 self.held.clear();
             }
             _ => {}
         }
-        true
+        Ok(())
     }
 }
 
-/// What follows a whole head; `None` if it says so twice.
-fn after_head(head: &[u8]) -> Option<Next> {
+/// What follows a whole head.
+fn after_head(head: &[u8]) -> Result<Next, Fault> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     if !request.parse(head).is_ok_and(|status| status.is_complete()) {
-        return Some(Next::Unknown);
+        return Ok(Next::Unknown);
     }
     let all = |name: &str| {
         let named = request.headers.iter().filter(|h| h.name.eq_ignore_ascii_case(name));
@@ -146,16 +164,17 @@ fn after_head(head: &[u8]) -> Option<Next> {
     };
     let (lengths, codings) = (all(CONTENT_LENGTH.as_str()), all(TRANSFER_ENCODING.as_str()));
     match (&lengths[..], &codings[..]) {
-        ([], []) => Some(Next::Head),
-        ([], _) => Some(Next::ChunkSize),
+        ([], []) => Ok(Next::Head),
+        ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Next::ChunkSize),
+        ([], _) => Err(Fault::Coding),
         ([length, ..], []) => {
             let bytes = str::from_utf8(length).ok().and_then(|text| text.trim().parse().ok());
-            Some(bytes.map_or(Next::Unknown, |bytes| match bytes {
+            Ok(bytes.map_or(Next::Unknown, |bytes| match bytes {
                 0 => Next::Head,
                 bytes => Next::Body(bytes),
             }))
         }
-        _ => None,
+        _ => Err(Fault::FramedTwice),
     }
 }
 
@@ -180,12 +199,12 @@ mod tests {
     const CHUNKED: &str = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
         a;x=y\r\nGET / HTTP\r\n2\r\n\r\n\r\n0\r\nwas: it\r\n\r\n";
 
-    /// Where the bytes frame a body twice when they come in such parts.
-    fn twice(bytes: &str, part: usize) -> Option<usize> {
+    /// What is refused, and where, when the bytes come in such parts.
+    fn refused(bytes: &str, part: usize) -> Option<(Fault, usize)> {
         let mut framing = Framing::new(1024);
         for (index, part_bytes) in bytes.as_bytes().chunks(part).enumerate() {
-            if let Err(FramedTwice { at }) = framing.take(part_bytes) {
-                return Some(index * part + at);
+            if let Err(Refusal { fault, at }) = framing.take(part_bytes) {
+                return Some((fault, index * part + at));
             }
         }
         assert!(framing.is_between(), "{framing:?}: {bytes}");
@@ -196,24 +215,61 @@ mod tests {
     fn requests_are_followed_however_they_are_cut() {
         let all = [GET, POST, CHUNKED, "\r\n\n", GET, CHUNKED, POST, GET].concat();
         for part in 1..=all.len() {
-            assert_eq!(twice(&all, part), None, "{part}");
+            assert_eq!(refused(&all, part), None, "{part}");
         }
     }
 
     #[test]
-    fn a_body_framed_twice_is_found_behind_others() {
-        for both in [
-            "POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-            "POST / HTTP/1.1\r\nTRANSFER-ENCODING: x\r\nhost: a\r\nContent-Length: 0\r\n\r\n",
-            "POST / HTTP/1.1\ntransfer-encoding:chunked\ncontent-length:\t6\n\n",
+    fn what_two_programs_read_differently_is_found_behind_others() {
+        let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1024));
+        for (bad, fault) in [
+            (
+                "POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n",
+                Fault::FramedTwice,
+            ),
+            (
+                "POST / HTTP/1.1\r\nTRANSFER-ENCODING: x\r\nhost: a\r\nContent-Length: 0\r\n\r\n",
+                Fault::FramedTwice,
+            ),
+            (
+                "POST / HTTP/1.1\ntransfer-encoding:chunked\ncontent-length:\t6\n\n",
+                Fault::FramedTwice,
+            ),
+            ("POST / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n", Fault::Coding),
+            ("POST / HTTP/1.1\r\ntransfer-encoding: chunked, chunked\r\n\r\n", Fault::Coding),
+            (
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\
+                 transfer-encoding: chunked\r\n\r\n",
+                Fault::Coding,
+            ),
+            (&long, Fault::TooLong),
         ] {
             for before in ["", GET, POST, CHUNKED] {
-                let all = [before, both, GET].concat();
+                let all = [before, bad, GET].concat();
                 for part in 1..=all.len() {
-                    let at = twice(&all, part);
-                    assert!(at.is_some_and(|at| at >= before.len()), "{part} {all}: {at:?}");
+                    let found = refused(&all, part);
+                    let is_it = |(other, at)| other == fault && at >= before.len();
+                    assert!(found.is_some_and(is_it), "{part} {all}: {found:?}");
                 }
-                assert_eq!(twice(&all, all.len()), Some(before.len()));
+                assert_eq!(refused(&all, all.len()), Some((fault, before.len())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_feed_alone_ends_no_line_of_chunks() {
+        let head = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        for body in [
+            "2\nab\r\n0\r\n\r\n",
+            "2\r\nab\r\n0\n\r\n",
+            "0\r\n\n",
+            "0\r\nX: y\n\r\n",
+            "0\r\nX: y\r\n\n",
+        ] {
+            let all = [head, body, GET].concat();
+            for part in 1..=all.len() {
+                let found = refused(&all, part);
+                assert!(found.is_some_and(|(f, _)| f == Fault::BareLineFeed), "{part} {body:?}");
             }
         }
     }

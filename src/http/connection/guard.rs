@@ -90,7 +90,11 @@ fn check_host(
     let port = &authority[name.len()..];
     let digits = port.strip_prefix(':').unwrap_or(port);
     let is_port = port.is_empty() || port.starts_with(':');
-    if !is_port || name.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    let is_number = digits.is_empty() || !digits.starts_with('+') && digits.parse::<u16>().is_ok();
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    // RFC 3986, section 3.2.2, and the zone of an address.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:".contains(&byte);
+    if !is_port || bare.is_empty() || !bare.bytes().all(is_name) || !is_number {
         return Err(ProtocolError::HostHeader);
     }
     match hosts {

@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::framing::Fault;
 use super::line::{Line, Ours, Refused};
 use super::listener::Opened;
 use super::seats::Seat;
@@ -31,7 +32,8 @@ use crate::http::sse::{Body, PING};
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// What the type of a stream of events begins with.
 const EVENTS: &[u8] = b"text/event-stream";
-/// After these a client that sends no more is asked whether it is still there; the last comes again.
+/// After these a client that sends no more is asked whether it is still there, and after the last
+/// again and again. One of HTTP/1.0 cannot be asked before its answer: then it counts as gone.
 const ASK_AFTER_MS: [u64; 5] = [0, 50, 100, 1_000, 5_000];
 /// Bytes behind the request that is served after which the client is asked too: the end of one that
 /// has left does not come through a full buffer. How often they are counted.
@@ -139,7 +141,15 @@ fn unread(line: &Line, error: Option<&hyper::Error>, limit: Duration) -> Option<
     let malformed = |error: &hyper::Error| UnreadError::Malformed { problem: error.to_string() };
     let error = match (line.refused(), error) {
         // To hyper this looks like the client's end.
-        (Some(Refused::FramedTwice), _) => UnreadError::FramedTwice,
+        (Some(Refused::Fault(fault)), _) => match fault {
+            Fault::FramedTwice => UnreadError::FramedTwice,
+            Fault::Coding => UnreadError::Coding,
+            Fault::TooLong => UnreadError::HeadTooLarge { bytes_max: HEAD_BYTES_MAX },
+            Fault::BareLineFeed => {
+                let problem = "a line between chunks ends with a line feed alone".to_owned();
+                UnreadError::Malformed { problem }
+            }
+        },
         (_, None) => return None,
         // A target alone cannot be too long before its head is.
         (Some(Refused::Unread(431 | 414)), _) => {
@@ -173,7 +183,8 @@ async fn left(line: &Line, socket: &Socket) {
             () = socket.broken() => return,
             () = sleep(Duration::from_millis(ms)) => {}
         }
-        if poll_fn(|cx| Poll::Ready(line.ask(cx))).await.is_err() {
+        let is_long = ms == last;
+        if poll_fn(|cx| Poll::Ready(line.ask(is_long, cx))).await.is_err() {
             return;
         }
     }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::framing::Framing;
+use super::framing::{Fault, Framing};
 use super::listener::Io;
 use super::seats::{Seat, Waits};
 
@@ -36,8 +36,8 @@ enum Stage {
 pub(super) enum Refused {
     /// hyper would have answered this status, with nothing in it.
     Unread(u16),
-    /// The length of a body is given in two ways.
-    FramedTwice,
+    /// What was not given to hyper.
+    Fault(Fault),
 }
 
 /// A connection.
@@ -56,6 +56,8 @@ struct Inner {
     is_at_end: bool,
     is_blocked: bool,
     refused: Option<Refused>,
+    /// Whether nothing more is read.
+    is_over: bool,
     /// Whether a stream of events should show that it goes on.
     wants_ping: bool,
     /// Of who asks the answer's body for more.
@@ -92,19 +94,28 @@ impl Inner {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.refused.is_some() {
+            // Within a body it is the request's to be told.
+            if matches!(self.stage, Stage::Serving { .. } | Stage::Answering { .. }) {
+                self.refused = None;
+                self.is_over = true;
+            }
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        if self.is_over {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         let before = buffer.filled().len();
         ready!(self.io.as_mut().poll_read(cx, buffer))?;
         let new = &buffer.filled()[before..];
         self.is_at_end |= new.is_empty() && buffer.remaining() > 0;
-        if let Err(twice) = self.framing.take(new) {
-            self.refused = Some(Refused::FramedTwice);
-            if twice.at == 0 {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        if let Err(refusal) = self.framing.take(new) {
+            self.refused = Some(Refused::Fault(refusal.fault));
+            if refusal.at == 0 {
+                buffer.set_filled(before);
+                return self.poll_read(cx, buffer);
             }
             // Requests before it are answered first.
-            buffer.set_filled(before + twice.at);
+            buffer.set_filled(before + refusal.at);
         }
         Poll::Ready(Ok(()))
     }
@@ -148,6 +159,7 @@ impl Line {
             is_at_end: false,
             is_blocked: false,
             refused: None,
+            is_over: false,
             wants_ping: false,
             writer: None,
         };
@@ -198,9 +210,13 @@ impl Line {
     /// will show it.
     ///
     /// # Errors
-    /// When it is known to have gone.
-    pub fn ask(&self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// When it is known to have gone, or, with `is_long`, has been silent for long and cannot be
+    /// asked.
+    pub fn ask(&self, is_long: bool, cx: &mut Context<'_>) -> io::Result<()> {
         self.change(|inner| match inner.stage {
+            Stage::Serving { is_http11: false } if is_long => {
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
             Stage::Serving { is_http11: true } if inner.own.is_empty() => {
                 inner.own = Bytes::from_static(STILL_THERE);
                 // What cannot be written now is before the next that is.

@@ -150,7 +150,10 @@ impl Table {
     /// but its connections are busy.
     fn victim(&mut self) -> Option<Arc<Seat>> {
         let still = |table: &mut Self| {
-            std::iter::from_fn(|| table.found.pop()).find(|seat| seat.waited().is_some())
+            // It may have gone by itself since it was found.
+            let is_here = |seat: &Arc<Seat>| table.seats.contains_key(&seat.number);
+            let found = std::iter::from_fn(|| table.found.pop());
+            found.into_iter().find(|seat| is_here(seat) && seat.waited().is_some())
         };
         if let Some(seat) = still(self) {
             return Some(seat);
@@ -318,6 +321,27 @@ mod tests {
         assert!(take(&seats, address(2)).is_none());
         drop(probe);
         assert!(take(&seats, address(2)).is_some());
+    }
+
+    #[test]
+    fn whoever_leaves_before_it_makes_room_gives_its_place_back_once() {
+        let seats = Seats::new(40);
+        for _ in 0..5 {
+            let idle: Vec<_> = (0..40).map(|_| take(&seats, address(1)).unwrap()).collect();
+            idle.iter().for_each(|taken| waited(taken, Waits::ForRequest, 200));
+            // One makes room, and others are found that could.
+            let new = take(&seats, address(2)).unwrap();
+            assert!(seats.lock().found.len() > 20);
+            drop(idle);
+            assert_eq!(seats.lock().ordinary, 1);
+            let more: Vec<_> = (0..39).map(|_| take(&seats, address(3)).unwrap()).collect();
+            more.iter().for_each(|taken| taken.seat.waits(Waits::Not));
+            new.seat.waits(Waits::Not);
+            assert!(take(&seats, address(2)).unwrap().seat.is_for_probes);
+            drop((new, more));
+            let table = seats.lock();
+            assert_eq!((table.ordinary, table.probes, table.seats.len()), (0, 0, 0));
+        }
     }
 
     #[test]

@@ -113,6 +113,12 @@ pub const ERROR_CODES: &[(&str, u16, Retry, &str)] = &[
     ),
     ("unsupported_media_type", 415, UNSAID, "`Content-Type` is not `application/json`."),
     ("unsupported_parameter", 400, UNSAID, "A field or value that is known and not built."),
+    (
+        "unsupported_transfer_encoding",
+        400,
+        UNSAID,
+        "`Transfer-Encoding` is neither absent nor `chunked`, once.",
+    ),
     ("watchers_full", 429, YES, "As many clients watch the batch as may; with `Retry-After`."),
 ];
 

@@ -13,6 +13,8 @@ pub(in crate::http) enum UnreadError {
     HeadTimeout { timeout_ms: u128 },
     /// A body whose length is given in two ways.
     FramedTwice,
+    /// Another transfer coding than `chunked` alone.
+    Coding,
 }
 
 impl UnreadError {
@@ -41,6 +43,13 @@ impl UnreadError {
                 "framed_twice",
                 "A request must not have both Transfer-Encoding and Content-Length: programs \
                  differ in which they follow.",
+            ),
+            Self::Coding => row(
+                400,
+                REQUEST,
+                "unsupported_transfer_encoding",
+                "Transfer-Encoding must be chunked, once, or absent; compress with \
+                 Content-Encoding.",
             ),
         }
     }
