@@ -3,7 +3,7 @@
 //! a string, at every depth. `8.0` is the integer 8, and what is wrong with a number is said in
 //! ranges.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -35,9 +35,9 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_js
 /// them.
 ///
 /// # Errors
-/// For the first that is none.
+/// For the first by name that is none.
 pub(crate) fn check_objects(bytes: &[u8]) -> Result<(), String> {
-    let values: HashMap<String, &RawValue> = from_slice(bytes).map_err(|e| e.to_string())?;
+    let values: BTreeMap<String, &RawValue> = from_slice(bytes).map_err(|e| e.to_string())?;
     match values.iter().find(|(_, value)| !value.get().starts_with(['{', 'n'])) {
         None => Ok(()),
         Some((key, _)) => Err(format!("what stands under {key:?} is no object")),

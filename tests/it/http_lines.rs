@@ -1,5 +1,5 @@
-//! Connections of HTTP/1 where the library leaves something open: who has left, who only has no more
-//! to say, what is no request, and who makes room for whom.
+//! Connections of HTTP/1 where the library leaves something open: who has left and who only says no
+//! more, what is no request, and who makes room for whom.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
