@@ -12,8 +12,8 @@ FROM ${RUST_IMAGE} AS dependencies
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 # Cargo wants every target that Cargo.toml names to be there.
-RUN mkdir -p src tests/it benches \
- && touch src/lib.rs tests/it/main.rs benches/kernels.rs benches/masks.rs \
+RUN mkdir -p src tests/it tests/fuzz benches \
+ && touch src/lib.rs tests/it/main.rs tests/fuzz/main.rs benches/kernels.rs benches/masks.rs \
  && echo 'fn main() {}' > src/main.rs \
  && cargo build --release --locked --bin tessera \
  && cargo clean --release --package tessera
