@@ -13,7 +13,6 @@ mod doctor;
 mod foreign;
 mod generate;
 mod healthcheck;
-mod heap;
 mod help;
 pub mod hub;
 pub mod inspect;

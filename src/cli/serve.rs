@@ -15,7 +15,7 @@ use super::progress::counting;
 use super::runtime::runtime;
 use super::terminal::line;
 use super::writer::Writer;
-use super::{CliError, demo, device, heap, shutdown};
+use super::{CliError, demo, device, shutdown};
 use crate::adapter::{Allowed, Catalog, FileLimits, LoadAdapter, Loader, NewName, Source};
 use crate::config::{AdapterTemplate, GenerationConfig, ServeConfig};
 use crate::engine::CheckpointBase;
@@ -34,7 +34,6 @@ const LOGPROBS_MAX: u32 = 20;
 /// # Errors
 /// One line that says what is wrong and how to mend it.
 pub fn run(config: &ServeConfig, log: &Log) -> Result<(), CliError> {
-    heap::give_back_what_is_freed().map_err(|e| refused(0, 1, &e))?;
     let runtime = runtime()?;
     let few_files = raise_open_files(HttpSettings::standard().connections_max);
     let report = Writer::start("report", std::io::stdout(), unwritten());

@@ -13,7 +13,8 @@
 //! An input is text of one or more parts between lines of `=====`. What is new to a target is kept
 //! and mutated again: a new kind of answer or, where the code was compiled with counters
 //! (`coverage.rs` says how), a new path through it. Whatever the target, an input must cost little
-//! time and memory, nothing may panic, and an error is no longer than what it is about. Each target says what else must hold.
+//! time and memory, nothing may panic, and an error is no longer than what it is about.
+//! Each target says what else must hold.
 
 mod coverage;
 mod fuzz;

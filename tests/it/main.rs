@@ -44,7 +44,6 @@ mod golden;
 mod harness;
 mod health;
 mod healthchecks;
-mod heap;
 mod hostile_adapters;
 mod http;
 mod http2;

@@ -89,13 +89,6 @@ impl Server {
         stream
     }
 
-    /// What the process has in memory.
-    pub fn memory_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-    }
-
     pub fn terminate(&self) {
         self.signal("-TERM");
     }

@@ -34,7 +34,6 @@ const UNSAFE_FILES: &[&str] = &[
     "backend/cuda/launch/library.rs",
     "backend/cuda/launch/nvrtc.rs",
     "backend/cuda/launch/stream.rs",
-    "cli/heap.rs",
 ];
 const FILE_LINES_MAX: usize = 500;
 const LINE_COLUMNS_MAX: usize = 100;

@@ -33,7 +33,8 @@ fn seeds() -> Vec<Vec<u8>> {
     });
     let choices = json!(["yes", "no", "maybe \"so\"", "é\n"]).to_string();
     let gbnf = "# sums\nroot ::= sum\nsum ::= term (ws [-+] ws term)*\n\
-                term ::= digit+ | \"(\" sum \")\"\ndigit ::= [0-9] | \"\\x41\"\nws ::= \" \"{0,2}\n";
+                term ::= digit+ | \"(\" sum \")\"\n\
+                digit ::= [0-9] | \"\\x41\"\nws ::= \" \"{0,2}\n";
     let lark = "start: sum\nsum: TERM (\"+\" TERM)*\nTERM: /[0-9]+/ | \"x\"i\n%ignore / +/\n";
     [
         joined(&["json", &schema.to_string()]),

@@ -21,7 +21,8 @@ fn seeds() -> Vec<Vec<u8>> {
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": "hi"}]},
             {"role": "assistant", "content": null, "reasoning_content": "so", "tool_calls": [
-                {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
+                {"id": "c1", "type": "function",
+                 "function": {"name": "f", "arguments": {"a": 1}}}]},
             {"role": "tool", "tool_call_id": "c1", "content": "2"},
         ],
         "add_generation_prompt": true,
