@@ -55,7 +55,7 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    /// A larger head than `head_bytes_max` is not followed.
+    /// A larger head than `head_bytes_max` is [`Fault::TooLong`].
     pub fn new(head_bytes_max: usize) -> Self {
         Self { next: Next::Head, held: Vec::new(), held_bytes_max: head_bytes_max }
     }

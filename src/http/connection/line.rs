@@ -149,7 +149,7 @@ impl Inner {
 }
 
 impl Line {
-    /// Heads above `head_bytes_max` are hyper's to refuse.
+    /// Heads above `head_bytes_max` are refused.
     pub fn new(io: Io, seat: Arc<Seat>, head_bytes_max: usize) -> Arc<Self> {
         let inner = Inner {
             io,

@@ -152,8 +152,8 @@ impl Table {
         let still = |table: &mut Self| {
             // It may have gone by itself since it was found.
             let is_here = |seat: &Arc<Seat>| table.seats.contains_key(&seat.number);
-            let found = std::iter::from_fn(|| table.found.pop());
-            found.into_iter().find(|seat| is_here(seat) && seat.waited().is_some())
+            let mut found = std::iter::from_fn(|| table.found.pop());
+            found.find(|seat| is_here(seat) && seat.waited().is_some())
         };
         if let Some(seat) = still(self) {
             return Some(seat);

@@ -113,9 +113,7 @@ impl ApiError {
         }
         response
     }
-}
 
-impl ApiError {
     /// The whole answer as bytes of HTTP/1.1, for a connection that ends with it.
     pub fn to_http1(&self) -> Vec<u8> {
         let (head, json) = (self.respond().into_parts().0, self.to_json());
